@@ -1,0 +1,46 @@
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+# Test processes beside each other, one thread each: two processes with two threads each on two cores are several times slower.
+JOBS ?= 2
+PYTEST := WORKBENCH_QUICK=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+.PHONY: help install demo test test-slow lab organism bench clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# The stamp is written last, so an interrupted install is taken up again.
+$(STAMP): pyproject.toml constraints.txt tools/install.sh
+	PYTHON=$(PYTHON) tools/install.sh $(VENV)
+	@touch $@
+
+install: $(STAMP) ## the virtual environment, .venv (every other target makes it when needed)
+
+demo: $(STAMP) ## a few minutes: watch a small language model get better, then read the page it leaves
+	$(BIN)/workbench tour --out tour.html
+	@echo "Open file://$(CURDIR)/tour.html in a browser."
+
+test: $(STAMP) ## fast tests, then every notebook in quick mode
+	$(PYTEST) tests
+	@test -n "$(NOTEBOOKS)" || { echo "no notebooks under notebooks/" >&2; exit 1; }
+	$(PYTEST) --nbmake --nbmake-timeout=600 $(NOTEBOOKS)
+
+test-slow: $(STAMP) ## the tests marked slow, with all cores
+	$(BIN)/python -m pytest -m slow tests
+
+lab: $(STAMP) ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+organism: $(STAMP) ## train the small models in data/organism again
+	$(BIN)/python -m workbench.organism
+
+bench: $(STAMP) ## step time, parts and memory against TRL, side by side
+	$(BIN)/python benchmarks/vs_trl.py
+
+clean: ## remove caches and the tour's page (.venv and runs stay)
+	rm -rf build *.egg-info .pytest_cache tour.html
+	find workbench tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# tools/install.sh VENV: make a virtual environment with the pinned versions and this checkout in it. PYTHON=... picks the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$1 python=${PYTHON:-python3}
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    found=$("$python" --version 2>&1) || found="no such program"
+    echo "workbench needs Python 3.10 or newer, and $python is not one ($found): try PYTHON=/path/to/python3.12 make" >&2
+    exit 1
+fi
+"$python" -m venv "$venv"
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+torch=$(grep '^torch==' constraints.txt)
+
+# torch first and by itself: left to the resolver, Linux gets PyPI's CUDA build, 3 GB of it useless without a GPU. The CPU build is
+# "2.13.0+cpu", a version that PyPI does not have, so asking for it can only give that one: from the index that the user's pip is
+# set up with (a mirror, a wheel folder) or else from PyTorch's own.
+cpu_only=no
+if [[ $(uname -s) == Linux && $(nvidia-smi -L 2>/dev/null) != *"GPU 0:"* ]]; then cpu_only=yes; fi
+if [[ $cpu_only == yes ]]; then
+    "${pip[@]}" install -c constraints.txt "$torch+cpu" 2>/dev/null ||
+        "${pip[@]}" install -c constraints.txt "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+else
+    "${pip[@]}" install -c constraints.txt "$torch"
+fi
+"${pip[@]}" install -c constraints.txt -e '.[notebook,dev]'
+
+if [[ $cpu_only == yes ]] && cuda=$("${pip[@]}" list --format=freeze | grep -iE '^(nvidia|cuda)'); then
+    echo "CUDA packages were installed on a machine without an NVIDIA GPU: remove $venv and try again." $cuda >&2
+    exit 1
+fi

@@ -1,0 +1,94 @@
+"""From painted rollouts to tensors and from tensors to scores: the only padding in the project, and the only shift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from workbench import llama
+from workbench.core import CHANNELS, Batch, Credit, Scores
+from workbench.ops import token_scores
+from workbench.policy import Learner
+
+
+def collate(credits: Sequence[Credit], pad_id: int, rows: int | None = None, device: torch.device | str = "cpu") -> list[Batch]:
+    """Batches of at most ``rows`` rollouts (None: one batch), those of one prompt and like lengths together.
+
+    Rows are padded on the right, so positions count from 0 and a causal model needs no mask for them. Denominators are those of the
+    whole list: the sum of the micro-batches' losses is the loss of the batch.
+    """
+    if not credits:
+        return []
+    denominators = {name: float(sum(np.count_nonzero(getattr(c, name)) for c in credits)) for name in CHANNELS}
+    denominators["tokens"] = float(sum(len(c.rollout.completion_ids) for c in credits))
+    parts = [list(credits)] if rows is None else _micro_batches(credits, rows)
+    return [_pad(part, pad_id, denominators, len(credits), device) for part in parts]
+
+
+def _micro_batches(credits: Sequence[Credit], rows: int) -> list[list[Credit]]:
+    """At most ``rows`` rollouts each. Those of one prompt stay together, because it is computed once for all of them."""
+    size = lambda credit: len(credit.rollout.prompt_ids) + len(credit.rollout.completion_ids)  # noqa: E731
+    groups: dict[tuple[int, ...], list[Credit]] = {}
+    for credit in sorted(credits, key=size, reverse=True):
+        groups.setdefault(credit.rollout.prompt_ids, []).append(credit)
+    batches: list[list[Credit]] = []
+    for group in groups.values():
+        for part in (group[i: i + rows] for i in range(0, len(group), rows)):
+            if batches and len(batches[-1]) + len(part) <= rows:
+                batches[-1] += part
+            else:
+                batches.append(part)
+    return batches
+
+
+def _pad(credits: Sequence[Credit], pad_id: int, denominators: dict[str, float], sequences: int, device) -> Batch:
+    prompts = [len(c.rollout.prompt_ids) for c in credits]
+    lengths = [len(c.rollout.completion_ids) for c in credits]
+    size, width = (len(credits), max(p + t for p, t in zip(prompts, lengths))), max(lengths)
+    input_ids = np.full(size, pad_id, np.int64)
+    attention = np.zeros(size, bool)
+    small = {name: np.zeros((len(credits), width), np.float32) for name in (*CHANNELS, "behaviour")}
+    targets = np.zeros((len(credits), width), np.int64)
+    mask = np.zeros((len(credits), width), bool)
+    for i, (credit, p, t) in enumerate(zip(credits, prompts, lengths)):
+        input_ids[i, : p + t] = credit.rollout.prompt_ids + credit.rollout.completion_ids
+        attention[i, : p + t] = True
+        targets[i, :t] = credit.rollout.completion_ids
+        mask[i, :t] = True
+        small["behaviour"][i, :t] = credit.rollout.logprobs
+        for name in CHANNELS:
+            small[name][i, :t] = getattr(credit, name)
+    # The one shift: the state at position p - 1 + t predicts completion token t. (Padded places point at a real position; the mask drops them.)
+    gather = np.minimum(np.array(prompts)[:, None] - 1 + np.arange(width)[None], size[1] - 1)
+    send = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
+    return Batch(send(input_ids), send(attention), send(gather), send(targets), send(mask), {name: send(small[name]) for name in CHANNELS},
+                 send(small["behaviour"]), None, denominators, sequences, tuple(credits))
+
+
+def score(learner: Learner, batch: Batch, reference: bool = False) -> Scores:
+    """Log-probability (with gradient) and entropy of every completion token, and the frozen reference's log-probability if wanted."""
+    logp, entropy = _score(learner.policy, batch)
+    ref = None
+    if reference:
+        with torch.no_grad(), learner.weights("reference") as policy:
+            ref = _score(policy, batch)[0]
+    return Scores(logp, entropy.detach(), ref)
+
+
+def _score(policy, batch: Batch):
+    hidden = _states(policy, batch)
+    logp, entropy = token_scores(hidden, policy.head, batch.targets[batch.mask])
+    spread = torch.zeros(batch.mask.shape, dtype=logp.dtype, device=logp.device)
+    return spread.masked_scatter(batch.mask, logp), spread.masked_scatter(batch.mask, entropy)
+
+
+def _states(policy, batch: Batch) -> torch.Tensor:
+    """[N, D] the last hidden state that predicts each of the batch's N completion tokens."""
+    rollouts = [credit.rollout for credit in batch.credits]
+    prompts = [rollout.prompt_ids for rollout in rollouts]
+    if policy.device.type == "cpu" and len(set(prompts)) < len(prompts) and llama.supported(policy):
+        return llama.completion_states(policy, prompts, [rollout.completion_ids for rollout in rollouts])
+    hidden = policy.hidden(batch.input_ids)  # right padding after a causal model's real tokens: no mask needed
+    return hidden.gather(1, batch.gather[..., None].expand(-1, -1, hidden.shape[-1]))[batch.mask]

@@ -1,0 +1,167 @@
+"""The command line: a thin face on the package. Bad input is one sentence on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from workbench.core import WorkbenchError, with_options
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("workbench", description="See, compare and change how language models learn from their own mistakes.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def verb(name: str, run, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    tour = verb("tour", _tour, "Watch the embedded model learn by GRPO, and read the page that it leaves.")
+    tour.add_argument("--out", type=Path, default=Path("tour.html"), help="the page to write (default: tour.html)")
+    tour.add_argument("--steps", type=_positive, default=60)
+    tour.add_argument("--seed", type=int, default=0)
+
+    train = verb("train", _train, "Train a model with a method on a task; leaves a run directory.")
+    train.add_argument("method", metavar="METHOD", help="the name of a file in workbench/methods, such as grpo or sft")
+    _model(train)
+    train.add_argument("--steps", type=_positive, default=60)
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory")
+    train.add_argument("--lora", type=_positive, default=0, metavar="R", help="train a LoRA adapter of rank R instead of all weights")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
+                       help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
+                            "eval_every, ...); may be repeated")
+    train.add_argument("--resume", action="store_true", help="go on with the run in DIR from its last checkpoint")
+    train.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard as well")
+
+    evaluate = verb("eval", _eval, "Measure avg@k, pass@k, length and an interval on held-out problems.")
+    _model(evaluate)
+    evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="a peft adapter to put on the model")
+    evaluate.add_argument("--split", default="test", choices=("test", "validation", "train"))
+    evaluate.add_argument("--problems", type=_positive, default=400)
+    evaluate.add_argument("--samples", type=_positive, default=8)
+    evaluate.add_argument("--temperature", type=_temperature, default=1.0, help="0 is greedy")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+    compare = verb("compare", _compare, "Put runs side by side.")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    compare.add_argument("--html", type=Path, metavar="F", help="write a page with the curves as well")
+
+    verb("doctor", _doctor, "Report the environment, and which parts will work here.")
+    return top
+
+
+def _model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID")
+    verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, or a .jsonl file")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
+    return value
+
+
+def _tour(args) -> None:
+    from workbench.tour import tour
+
+    tour(args.out, steps=args.steps, seed=args.seed)
+
+
+def _split_options(options: list[str], method: type, learner_keys: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+    """``--set`` options by whose they are: the method's, the learner's, the plan's."""
+    from workbench.train import Plan
+
+    owners = {"method": [f.name for f in fields(method)], "learner": learner_keys,
+              "plan": [f.name for f in fields(Plan) if f.name not in ("steps", "seed")]}
+    found: dict[str, list[str]] = {name: [] for name in owners}
+    for option in options:
+        key = option.partition("=")[0]
+        owner = next((name for name, keys in owners.items() if key in keys), None)
+        if owner is None or "=" not in option:
+            known = ", ".join(sorted(key for keys in owners.values() for key in keys))
+            raise WorkbenchError(f"--set {option}: {method.__name__} has no such option; write KEY=VALUE with one of {known}")
+        found[owner].append(option)
+    return found["method"], found["learner"], found["plan"]
+
+
+def _train(args) -> None:
+    from workbench import methods
+    from workbench.policy import Learner, Optimiser, load_policy
+    from workbench.tasks import load_task
+    from workbench.train import Plan, fit
+
+    kind = methods.find(args.method)
+    for_method, for_optimiser, for_plan = _split_options(args.options, kind, tuple(f.name for f in fields(Optimiser)))
+    method = with_options(kind, for_method, args.method)
+    optimiser = with_options(Optimiser, for_optimiser, "the optimiser")
+    plan = with_options(Plan, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
+    task = load_task(args.task)
+    learner = Learner(load_policy(args.model), optimiser, lora=args.lora, seed=args.seed)
+    writers = []
+    if args.tensorboard:
+        from workbench.records import TensorBoard
+        writers.append(TensorBoard(args.out))
+    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "optimiser": asdict(optimiser)}
+    fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
+    print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
+
+
+def _eval(args) -> None:
+    from workbench.evaluate import evaluate
+    from workbench.policy import load_policy
+    from workbench.tasks import load_task
+
+    task = load_task(args.task)
+    problems = task.problems(args.split, args.problems, args.seed)
+    result = evaluate(load_policy(args.model, adapter=args.adapter), task, problems, args.samples, args.seed, temperature=args.temperature)
+    print(json.dumps(asdict(result)) if args.json else result)
+
+
+def _compare(args) -> None:
+    from workbench.compare import table, write_page
+
+    print(table(args.runs))
+    if args.html:
+        write_page(args.runs, args.html)
+        print(f"The curves are in {args.html}")
+
+
+def _doctor(args) -> None:
+    from workbench.doctor import report
+
+    print(report())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        args.run(args)
+    except WorkbenchError as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("workbench: interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

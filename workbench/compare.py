@@ -1,0 +1,46 @@
+"""Runs side by side: a table for the terminal and a page with the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from workbench.records import Run, read_run, write_atomic
+
+
+def summary(run: Run) -> dict[str, object]:
+    """One row: what it was, how far it came, what it cost. Accuracy is avg@k on the validation split, before and after."""
+    m, config = run.metrics, run.config
+    row = {"run": run.folder.name, "method": config["method"], "model": Path(str(config.get("model", ""))).name, "seed": config["plan"]["seed"],
+           "steps": len(m)}
+    if "eval_avg" in m and len(m):
+        first = m[m.eval_avg.notna()].iloc[0]
+        row |= {"before": _with_interval(first, "eval"), "after": "running"}
+        if "final_eval_avg" in m and m.final_eval_avg.notna().any():
+            row["after"] = _with_interval(m[m.final_eval_avg.notna()].iloc[-1], "final_eval")
+    if len(m):
+        row |= {"length": f"{m.length.iloc[-1]:.1f}", "entropy": f"{m.entropy.iloc[-1]:.3f}", "tokens": f"{int(m.generated.sum()):,}",
+                "seconds": f"{m.seconds_sample.sum() + m.seconds_train.sum():.0f}"}
+    return row
+
+
+def _with_interval(row, name: str) -> str:
+    return f"{row[f'{name}_avg']:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+
+
+def table(folders: Sequence[Path]) -> str:
+    """Raises WorkbenchError when one of the folders is not a run."""
+    import pandas as pd
+
+    return pd.DataFrame([summary(read_run(folder)) for folder in folders]).fillna("").to_string(index=False)
+
+
+def write_page(folders: Sequence[Path], out: Path) -> None:
+    from workbench.viz.curves import curves
+    from workbench.viz.page import page
+
+    runs = [read_run(folder) for folder in folders]
+    import pandas as pd
+
+    rows = pd.DataFrame([summary(run) for run in runs]).fillna("")
+    write_atomic(Path(out), page("Runs side by side", [("Summary", rows), ("Curves", curves(runs))]))

@@ -1,0 +1,239 @@
+"""The nouns of the workbench and the three verbs of a method. Data only: no maths, no model, no I/O.
+
+    problems --sample--> groups of rollouts --credit--> painted tokens --collate--> batch --score--> scores --loss--> update
+                 ^ method                      ^ method                   ^ library     ^ library     ^ method
+
+Everything a method says about a token is three numbers, its *channels*:
+
+    pg    -pg_t * (clipped) rho_t        policy gradient: GRPO's advantage, OPD's teacher log-ratio, ...
+    nll   nll_t * (-log pi(y_t))         imitation: SFT, expert prefixes, ...
+    kl    kl_t * D(pi || q)              distillation toward a teacher's whole next-token distribution
+
+Each channel has its own denominator. A zero leaves the token out of that term and of its denominator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:  # torch takes a second to import; the nouns need only its name
+    from torch import Tensor
+
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+Origin = Literal["policy", "guided", "expert", "correction", "edited"]
+CHANNELS = ("pg", "nll", "kl")
+
+
+class WorkbenchError(Exception):
+    """Something the user can mend, said in one sentence. The command line prints it and exits with 2."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question. ``messages`` is the plain prompt; ``solutions`` are expert solutions, best first."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    solutions: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the task's grader says of one completion. ``feedback`` is words for the policy ("" when correct)."""
+
+    reward: float
+    correct: bool
+    feedback: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """One written step of a completion: characters ``start:end`` of its text (the line break included)."""
+
+    index: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion of one prompt.
+
+    ``completion_ids`` ends with the end-of-turn token when ``finished``; ``logprobs`` are the sampler's log-probabilities of
+    those tokens (nats, temperature 1, NaN for the first ``borrowed`` tokens, which the policy did not write).
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    verdict: Verdict
+    origin: Origin = "policy"
+    borrowed: int = 0
+    finished: bool = True
+
+    def __post_init__(self):
+        if not self.completion_ids or not self.prompt_ids:
+            raise ValueError("a rollout needs at least one prompt token and one completion token")
+        if len(self.logprobs) != len(self.completion_ids):
+            raise ValueError(f"{len(self.logprobs)} log-probs for {len(self.completion_ids)} completion tokens")
+        if not 0 <= self.borrowed <= len(self.completion_ids):
+            raise ValueError(f"borrowed={self.borrowed} is outside the completion of {len(self.completion_ids)} tokens")
+
+
+@dataclass(frozen=True)
+class Group:
+    """One problem with the rollouts sampled for it."""
+
+    problem: Problem
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """[K] rewards, in rollout order."""
+        return np.array([rollout.verdict.reward for rollout in self.rollouts], float)
+
+    @property
+    def has_contrast(self) -> bool:
+        """False when all rewards are equal: then a group-relative advantage is 0 and the group teaches nothing."""
+        return bool(np.ptp(self.rewards) > 0)
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What a method says each completion token of one rollout is worth: [T] per channel, T = len(completion_ids).
+
+    ``teacher_prompt_ids`` is the prompt under which a teacher re-scores the same completion (``kl`` channel).
+    """
+
+    rollout: Rollout
+    pg: np.ndarray
+    nll: np.ndarray
+    kl: np.ndarray
+    teacher_prompt_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        for name in CHANNELS:
+            if getattr(self, name).shape != (len(self.rollout.completion_ids),):
+                raise ValueError(f"channel {name} has shape {getattr(self, name).shape}, "
+                                 f"the completion has {len(self.rollout.completion_ids)} tokens")
+
+    @classmethod
+    def of(cls, rollout: Rollout, *, pg: Any = 0.0, nll: Any = 0.0, kl: Any = 0.0,
+           teacher_prompt_ids: tuple[int, ...] | None = None) -> Credit:
+        """Numbers are spread over the completion, arrays of T are taken as they are."""
+        size = len(rollout.completion_ids)
+        wide = [np.broadcast_to(np.asarray(value, np.float32), (size,)).copy() for value in (pg, nll, kl)]
+        return cls(rollout, *wide, teacher_prompt_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts as right-padded tensors. B rows, S = longest prompt + completion, T = longest completion.
+
+    ``gather[b, t]`` is the position in the row whose *next-token* distribution predicts completion token t: the one shift.
+    ``denominators`` and ``sequences`` count over the whole batch of the step, also when this is one of its micro-batches.
+    """
+
+    input_ids: Tensor  # [B, S] int64
+    attention_mask: Tensor  # [B, S] bool
+    gather: Tensor  # [B, T] int64, positions into S
+    targets: Tensor  # [B, T] int64, completion ids (0 where padded)
+    mask: Tensor  # [B, T] bool, a real completion token
+    channels: Mapping[str, Tensor]  # pg, nll, kl: [B, T] float
+    behaviour: Tensor  # [B, T] the sampler's log-probs; NaN where borrowed, 0 where padded
+    old: Tensor | None  # [B, T] log-probs before the first update on this batch; None while that update is this one
+    denominators: Mapping[str, float]  # per channel: tokens with a non-zero entry; "tokens": completion tokens
+    sequences: int
+    credits: tuple[Credit, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per completion token, [B, T], 0 where padded. ``logp`` carries the gradient."""
+
+    logp: Tensor
+    entropy: Tensor  # nats, detached
+    reference: Tensor | None = None  # log-prob under the frozen reference
+    teacher: Tensor | None = None  # log-prob under the teacher's context and weights
+    divergence: Tensor | None = None  # D(policy || teacher), carries the gradient
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``value`` is the scalar to differentiate and ``per_token`` [B, T] sums to it.
+
+    ``credit`` [B, T] is the realised credit: the coefficient of grad log pi(y_t) in -grad value, times the number of completion tokens in
+    the whole batch, so that a token mean shows the method's own number. Metrics are parts of whole-batch means: those of micro-batches add up.
+    """
+
+    value: Tensor
+    per_token: Tensor
+    credit: Tensor
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one update leaves behind: numbers for the curve, and a few whole groups with their painting."""
+
+    step: int
+    metrics: Mapping[str, float]
+    groups: tuple[Group, ...] = ()
+    painting: tuple[tuple[tuple[float, ...], ...], ...] = ()  # realised credit: group, rollout, token
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Problems, grading, and the prompts that put a solution, an attempt or feedback in front of the policy."""
+
+    name: str
+    max_new: int  # longest completion, in tokens
+
+    def problems(self, split: str, n: int, seed: int) -> list[Problem]: ...
+    def grade(self, problem: Problem, text: str) -> Verdict: ...
+    def first_error(self, problem: Problem, text: str) -> Step | None: ...
+    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]: ...
+
+
+class Method(Protocol):
+    """A paper: a frozen dataclass of its hyper-parameters with three verbs."""
+
+    needs_reference: bool  # should ``score`` also give the frozen reference's log-probs?
+
+    def sample(self, learner, task: Task, problems: list[Problem], seed: tuple[int, ...]) -> list[Group]: ...
+    def credit(self, groups: list[Group], learner) -> list[Credit]: ...
+    def loss(self, scores: Scores, batch: Batch) -> Loss: ...
+
+
+def coordinates(*where: int | str) -> int:
+    """A 63-bit seed from coordinates such as (run seed, step, problem id, sample): equal coordinates, equal draw, in any order of calls."""
+    return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def with_options(kind: type, options: Sequence[str], of: str) -> Any:
+    """Make a frozen dataclass from ``key=value`` strings, each value read as the type of the field's default.
+
+    Raises WorkbenchError, naming ``of`` and the known keys, for an unknown key or a value that does not parse.
+    """
+    known, chosen = {f.name: f for f in fields(kind)}, {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or key not in known:
+            raise WorkbenchError(f"{of} has no option {key!r}; it has {', '.join(known)} (written key=value)")
+        default = known[key].default
+        try:
+            if isinstance(default, bool):
+                chosen[key] = {"true": True, "false": False}[text.lower()]
+            else:
+                chosen[key] = type(default)(text)
+        except (ValueError, KeyError) as error:
+            raise WorkbenchError(f"{of}: {key}={text} is not a {type(default).__name__}") from error
+    return kind(**chosen)

@@ -1,0 +1,52 @@
+"""What is installed, what the machine has, and which parts of the workbench will work here."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib import metadata, util
+
+PARTS = (  # what a user can do, the packages that it needs, and whether it needs CUDA
+    ("train and evaluate", ("torch", "transformers", "safetensors"), False),
+    ("LoRA adapters", ("peft",), False),
+    ("notebooks", ("jupyterlab", "ipywidgets", "matplotlib", "pandas"), False),
+    ("notebook tests", ("pytest", "nbmake"), False),
+    ("4-bit and 8-bit weights", ("bitsandbytes",), False),
+    ("TensorBoard", ("tensorboard",), False),
+    ("Unsloth", ("unsloth",), True),
+)
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def report() -> str:
+    lines = [f"python        {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    cuda = False
+    if util.find_spec("torch"):
+        import torch
+
+        cuda = torch.cuda.is_available()
+        lines.append(f"torch         {torch.__version__}, {torch.get_num_threads()} CPU threads")
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        lines += [f"GPU           {d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices] or ["GPU           none: everything runs on the CPU"]
+    lines.append(f"C++ compiler  {shutil.which('g++') or shutil.which('clang++') or 'none'} (only rebuilding the organism uses one, by torch.compile)")
+    lines.append("")
+    for part, packages, needs_cuda in PARTS:
+        missing = [p for p in packages if version(p) is None]
+        have = ", ".join(f"{p} {version(p)}" for p in packages if version(p))
+        if missing:
+            lines.append(f"[ no ] {part}: not installed: {', '.join(missing)}")
+        elif needs_cuda and not cuda:
+            lines.append(f"[ no ] {part}: {have}, but there is no CUDA GPU")
+        else:
+            lines.append(f"[ ok ] {part}: {have}")
+    from workbench.organism import HOME
+
+    found = sorted(folder.name for folder in HOME.glob("*") if (folder / "config.json").is_file()) if HOME.is_dir() else []
+    lines.append(f"[ ok ] embedded models: {', '.join(found)}" if found else "[ no ] embedded models: none here; make organism builds them")
+    return "\n".join(lines)

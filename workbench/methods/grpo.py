@@ -1,0 +1,86 @@
+r"""GRPO: group-relative policy optimisation.   arXiv 2402.03300 (DeepSeekMath, eqs. 3 and 21), 2503.20783 (Dr.GRPO), 2503.14476 (DAPO)
+
+    A_i  = (r_i - mean_G r) / (std_G r + eps)                                        population std; Dr.GRPO: no division
+    L    = - mean_t min(rho_t A_i, clip(rho_t, 1 - eps_lo, 1 + eps_hi) A_i)  +  beta k3(pi, pi_ref)
+    rho_t = pi(y_t) / pi_old(y_t),      k3 = pi_ref/pi - 1 - log(pi_ref/pi)
+
+Realised credit of a token: rho_t A_i where the clip lets the gradient pass, 0 where it does not; plus beta (pi_ref/pi - 1) from k3.
+A group whose rewards are all equal has A = 0: no gradient, loss 0. Its tokens still count in the mean (as in DAPO's released code and TRL).
+
+Differs from the papers:
+- the first update on a batch has rho = 1 exactly (pi_old is the policy itself), so the sampler's rounding never enters the ratio;
+- the default mean is DAPO's, over all tokens of the batch; DeepSeekMath's is ``aggregate="sequence"``, Dr.GRPO's ``"constant"``;
+- beta is 0 by default, as in DAPO and Dr.GRPO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from workbench.core import Batch, Credit, Group, Loss, Scores, WorkbenchError
+from workbench.ops import clipped, k3, standardise
+from workbench.rollout import sample_groups
+
+
+@dataclass(frozen=True)
+class GRPO:
+    k: int = 8  # rollouts per problem, the paper's G
+    scale: Literal["std", "none"] = "std"
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    eps_lo: float = 0.2
+    eps_hi: float = 0.2
+    beta: float = 0.0  # weight of the KL to the frozen reference
+    constant: int = 80  # Dr.GRPO's length to divide by, with aggregate="constant"
+
+    def __post_init__(self):
+        if self.k < 2:
+            raise WorkbenchError(f"GRPO compares the rollouts of a group: k must be 2 or more, not {self.k}")
+        if self.scale not in ("std", "none") or self.aggregate not in ("token", "sequence", "constant"):
+            raise WorkbenchError("GRPO takes scale=std|none and aggregate=token|sequence|constant")
+        if not (0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1):
+            raise WorkbenchError("GRPO takes eps_lo from 0 to 1, eps_hi and beta of 0 or more, and constant of 1 or more")
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.beta > 0
+
+    def sample(self, learner, task, problems, seed) -> list[Group]:
+        return sample_groups(learner.policy, task, problems, self.k, seed)
+
+    def credit(self, groups, learner) -> list[Credit]:
+        credits = []
+        for group in groups:
+            rewards = torch.tensor(group.rewards)
+            # Without contrast exactly 0, not the rounding of r - mean(r) over eps.
+            advantages = standardise(rewards, self.scale) if group.has_contrast else torch.zeros_like(rewards)
+            credits += [Credit.of(rollout, pg=float(a)) for rollout, a in zip(group.rollouts, advantages)]
+        return credits
+
+    def loss(self, scores: Scores, batch: Batch) -> Loss:
+        old = scores.logp.detach() if batch.old is None else batch.old
+        objective, coefficient = clipped(scores.logp, old, batch.channels["pg"], self.eps_lo, self.eps_hi)
+        per_token, credit = -objective, coefficient
+        metrics, tokens = {}, batch.denominators["tokens"]  # the metrics are token means, whatever the objective's mean is
+        weight = self.weights(batch)
+        if self.beta:
+            penalty = k3(scores.logp, scores.reference)
+            per_token = per_token + self.beta * penalty
+            credit = credit + self.beta * ((scores.reference - scores.logp).exp() - 1).detach()
+            metrics["kl_reference"] = float(penalty.detach()[batch.mask].sum()) / tokens
+        ratio = (scores.logp - old).exp().detach()[batch.mask]
+        held = (coefficient == 0) & (batch.channels["pg"] != 0) & batch.mask
+        metrics |= {"ratio": float(ratio.sum()) / tokens, "clipped": float(held.sum()) / tokens}
+        per_token = per_token * weight
+        return Loss(per_token.sum(), per_token.detach(), credit * weight * tokens, metrics)
+
+    def weights(self, batch: Batch) -> torch.Tensor:
+        """[B, T] what each token counts in the mean; over the whole batch they sum to 1 (``constant``: to the mean length over the constant)."""
+        mask = batch.mask.float()
+        if self.aggregate == "token":
+            return mask / batch.denominators["tokens"]
+        if self.aggregate == "sequence":
+            return mask / mask.sum(-1, keepdim=True) / batch.sequences
+        return mask / (self.constant * batch.sequences)

@@ -1,0 +1,375 @@
+"""Build the model organism: tiny Llamas that do multi-step arithmetic about half right, can read a solution or feedback, and can reflect.
+
+    python -m workbench.organism                 rebuild all of data/organism (about an hour on two cores) and print its table
+    python -m workbench.organism --only 3m       one of them
+    python -m workbench.organism --measure       only measure the committed checkpoints again (another --seed, if you like)
+
+Why it errs. A skill that is only half learned gives a base accuracy that is a cliff in training time. So the skill is learned well and the
+*slips* are planted: in the plain-prompt training solutions a step goes wrong with a probability that depends on how hard the step is
+(more when a digit is carried or borrowed), and the solution then goes on, consistently, from the wrong value. Now and then (``REFLECT``) the slip is
+noticed: "Wait, ..." and the right step. The right answer stays known, the policy is calibrated about its own slips, and reinforcement
+learning has something real to do: a better policy than the data it was trained on. Prompts that hold a solution or feedback are answered
+with far fewer slips, because there the right value can be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from workbench.core import Problem, coordinates
+from workbench.evaluate import bootstrap
+from workbench.records import write_atomic
+from workbench.tasks import arithmetic
+from workbench.tasks.arithmetic import PHRASES, WAIT, Arithmetic, draw, due, parse, solve, split_of
+from workbench.tasks.prompts import parse_synthesis
+
+HOME = Path(__file__).parent.parent / "data" / "organism"
+PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = ("{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+TEACHER = "teacher"  # the 3m before it learned to slip
+TARGET = 0.7  # greedy accuracy at which a model goes on from plain solutions to the whole mixture
+SLIPS = 0.15  # chance of a slip per carried or borrowed digit, in plain solutions
+REFLECT = 0.1  # share of slips that the plain training solutions notice
+
+
+@dataclass(frozen=True)
+class Size:
+    hidden: int
+    layers: int
+    heads: int
+    rate: float = 3e-3  # peak learning rate
+
+
+SIZES = {
+    "3m": Size(192, 6, 6),
+    "1m": Size(128, 5, 4),
+    "0.4m": Size(96, 4, 3),
+}
+
+
+# ---- tokenizer -----------------------------------------------------------------------------------------------------------------------
+
+def tokenizer():
+    """One token a character (printable ASCII and the line break), one for each fixed phrase of the prompts, and the chat template's marks."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [PAD, UNK, END, *ROLES, "\n", *map(chr, range(32, 127)), *PHRASES]
+    phrases = "|".join(_escape(p) for p in sorted(PHRASES, key=len, reverse=True))
+    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{phrases}|[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, unk_token=UNK, eos_token=END, additional_special_tokens=list(ROLES),
+                                   clean_up_tokenization_spaces=False, model_max_length=512)
+    made.chat_template = TEMPLATE
+    return made
+
+
+def _escape(text: str) -> str:
+    return "".join("\\" + c if c in r"\.+*?()|[]{}^$/-" else c.replace("\n", "\\n") for c in text)
+
+
+# ---- training text -------------------------------------------------------------------------------------------------------------------
+
+def hard_digits(value: int, operation: str) -> int:
+    """How many digits of the step are carried or borrowed."""
+    other, count, carry = abs(int(operation)), 0, 0
+    if value < 0 or value + int(operation) < 0:  # only after a slip: as hard as one carry
+        return 1
+    while value or other or carry:
+        a, b = value % 10, other % 10
+        carry = int(a + b + carry > 9) if operation[0] == "+" else int(a - b - carry < 0)
+        count += carry
+        value, other = value // 10, other // 10
+    return count
+
+
+def slip(value: int, operation: str, rng: Random) -> int:
+    """A plausible wrong result: a forgotten carry (most often), one off, or the sign misread."""
+    right = value + int(operation)
+    kind = rng.random()
+    if kind < 0.6:
+        wrong = right - 10 if operation[0] == "+" else right + 10
+    elif kind < 0.85:
+        wrong = right + rng.choice((-1, 1))
+    else:
+        wrong = value - int(operation)
+    return wrong if wrong >= 0 and wrong != right else right + 1
+
+
+def attempt(expression: str, rng: Random, slips: float, reflect: float = 0.0, careful: int = 0) -> str:
+    """A solution in which each of the steps from ``careful`` on may slip; a slip is noticed with probability ``reflect``."""
+    chain, lines = parse(expression), []
+    while chain[1]:
+        value, (operation, *rest) = chain
+        right = value + int(operation)
+        chance = 1 - (1 - slips) ** hard_digits(value, operation) * (1 - slips / 5) if len(lines) >= careful else 0.0
+        if rng.random() < chance:
+            wrong = slip(value, operation, rng)
+            lines.append(f"{value}{operation}={wrong}")
+            if rng.random() < reflect:
+                lines.append(WAIT + due(chain))
+                wrong = right
+            chain = (wrong, tuple(rest))
+        else:
+            lines.append(due(chain))
+            chain = (right, tuple(rest))
+    return "\n".join([*lines, due(chain)])
+
+
+def wrong_attempt(expression: str, rng: Random, slips: float) -> str:
+    while True:
+        text = attempt(expression, rng, slips)
+        if not arithmetic.check(expression, text).correct:
+            return text
+
+
+def reconstruction(expression: str, wrong: str) -> str:
+    """The wrong attempt up to and including its first error, "Wait, ", the right step, and on to the answer."""
+    lines, right = wrong.split("\n"), solve(expression).split("\n")
+    error = arithmetic.check(expression, wrong).first_error
+    return "\n".join([*lines[: error + 1], WAIT + right[min(error, len(right) - 1)], *right[error + 1:]])
+
+
+def train_expression(rng: Random, lengths: tuple[int, ...], big: float = 0.0) -> str:
+    """A chain of the training split; a share ``big`` of them with numbers up to 999."""
+    while True:
+        expression = draw(rng, rng.choice(lengths), 999 if rng.random() < big else 99)
+        if split_of(expression) == "train":
+            return expression
+
+
+def plain(rng: Random) -> tuple[tuple, str, int]:
+    """Where a model starts: short questions and their solutions."""
+    expression = train_expression(rng, (1, 2, 3, 4))
+    return Arithmetic().problem(expression).messages, solve(expression), 0
+
+
+def mixture(rng: Random, slips: float) -> tuple[tuple, str, int]:
+    """One training conversation: messages, the reply, and how many leading characters of the reply are given, not learned."""
+    task = Arithmetic()
+    expression = train_expression(rng, (2, 3, 4, 4, 4, 5, 6), big=0.05)
+    problem: Problem = task.problem(expression)
+    right = problem.solutions[0]
+    some = max(slips, 0.15)  # the teacher, too, must be able to read other people's wrong attempts
+    kind = rng.random()
+    if kind < 0.60:
+        return problem.messages, attempt(expression, rng, slips, REFLECT), 0
+    if kind < 0.70:  # somebody solved it, perhaps with a reflection on the way
+        shown = right if rng.random() < 0.8 else reconstruction(expression, wrong_attempt(expression, rng, some))
+        return task.reprompt(problem, solution=shown), right, 0
+    wrong = wrong_attempt(expression, rng, some)
+    verdict = task.grade(problem, wrong)
+    if kind < 0.85:  # its own attempt and feedback, or feedback alone: right up to the step that was named, half as many slips after it
+        careful = arithmetic.check(expression, wrong).unmended[0]
+        shown = wrong if rng.random() < 0.6 else ""
+        return (task.reprompt(problem, attempt=shown, feedback=verdict.feedback),
+                attempt(expression, rng, slips / 2, careful=careful), 0)
+    mended = reconstruction(expression, wrong)
+    if kind < 0.96:  # TAPO's synthesis prompt
+        return (task.synthesis(problem, wrong, right),
+                f"<analysis>{verdict.feedback}</analysis><reconstruction>{mended}</reconstruction>", 0)
+    return problem.messages, mended, mended.index(WAIT) + len(WAIT)  # go on from somebody's "Wait, "
+
+
+WIDTHS = (64, 112, 192, 256)  # training rows are padded to the next of these: few shapes, so that each is compiled once
+TOKENS = 6144  # in a step
+
+
+def rows_by_width(tok, rng: Random, draw_example):
+    """Endless training batches of like-sized rows: (ids, targets), lists of [rows, width]; -100 where nothing is learned."""
+    end, pad = tok.convert_tokens_to_ids([END, PAD])
+    waiting: dict[int, list] = {width: [] for width in WIDTHS}
+    while True:
+        messages, reply, given = draw_example(rng)
+        text = tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + reply[:given]
+        prompt, tail = tok(text)["input_ids"], tok(reply[given:])["input_ids"] + [end]
+        width = next((w for w in WIDTHS if w >= len(prompt) + len(tail)), None)
+        if width is None:
+            continue
+        padding = width - len(prompt) - len(tail)
+        waiting[width].append((prompt + tail + [pad] * padding, [-100] * (len(prompt) - 1) + tail + [-100] * (padding + 1)))
+        if len(waiting[width]) == TOKENS // width:
+            yield tuple(zip(*waiting[width]))
+            waiting[width] = []
+
+
+# ---- training ------------------------------------------------------------------------------------------------------------------------
+
+def build(size: Size, start: Path | None, slips: float, seed: int, out: Path, say=print) -> None:
+    """Train an organism and save it in Hugging Face format, bf16: from scratch, or from the checkpoint ``start``.
+
+    From scratch: plain solutions of short questions until the greedy accuracy on validation problems reaches ``TARGET`` (a skill is a cliff in
+    training time, so the clock is no stopping rule), then the whole mixture, its rate falling to zero. From a checkpoint: the mixture alone.
+    """
+    import torch
+    import torch.nn.functional as F
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    from workbench.policy import Policy
+
+    torch.manual_seed(coordinates("organism", size.hidden, seed) % 2**31)
+    tok = tokenizer()
+    if start is None:
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=128, hidden_size=size.hidden, intermediate_size=size.hidden * 8 // 3, num_hidden_layers=size.layers,
+            num_attention_heads=size.heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+            eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
+    else:
+        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
+    model.set_attn_implementation("eager")  # compiled, as plain matrix products: the fastest of what was measured on a CPU
+    policy = Policy(model, tok)
+    groups = [{"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
+              {"params": [p for p in model.parameters() if p.ndim != 2], "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=size.rate, betas=(0.9, 0.95), fused=True)
+
+    def loss_of(ids, target):
+        logits = model(input_ids=ids, use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
+
+    compiled, began, tokens, step = torch.compile(loss_of, dynamic=False), time.time(), 0, 0
+
+    def train(draw_example, rate, most: int, until: float = 2.0) -> None:
+        """``rate(share of the budget done)``; stops early when the greedy accuracy reaches ``until``."""
+        nonlocal tokens, step
+        feed, first, smooth = rows_by_width(tok, Random(coordinates("organism", size.hidden, seed, step)), draw_example), tokens, None
+        while tokens < first + most:
+            ids, target = map(torch.tensor, next(feed))
+            for group in optimiser.param_groups:
+                group["lr"] = rate((tokens - first) / most) * min(1.0, (step + 1) / 50)
+            loss = compiled(ids, target)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            tokens, step = tokens + ids.numel(), step + 1
+            smooth = loss.item() if smooth is None else 0.97 * smooth + 0.03 * loss.item()
+            if step % 75 == 0:
+                reached = greedy_accuracy(policy)
+                say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  loss {smooth:.3f}  greedy accuracy {reached:.2f}")
+                if reached >= until:
+                    break
+
+    if start is None:
+        train(plain, lambda done: size.rate, most=6_000_000, until=TARGET)
+        train(lambda rng: mixture(rng, slips), lambda done: size.rate * min(1.0, 2 * (1 - done)), most=3_000_000)
+    else:
+        train(lambda rng: mixture(rng, slips), lambda done: size.rate / 3 * (1 - done), most=1_000_000)
+    say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  greedy accuracy {greedy_accuracy(policy):.2f}")
+    model.to(torch.bfloat16).save_pretrained(out)
+    tok.save_pretrained(out)
+
+
+def greedy_accuracy(policy, n: int = 100) -> float:
+    """On validation problems, plain prompt, temperature 0."""
+    from workbench.rollout import sample_groups
+
+    task = Arithmetic()
+    groups = sample_groups(policy, task, task.problems("validation", n, 0), 1, ("greedy",), temperature=0.0)
+    return sum(group.rollouts[0].verdict.correct for group in groups) / n
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------------------------
+
+def measure(folder: Path, problems: int = 400, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """On held-out problems at temperature 1: each number with its 95 % bootstrap interval over problems."""
+    from workbench.policy import load_policy
+    from workbench.rollout import generate, sample_groups
+
+    policy, task = load_policy(folder), Arithmetic()
+    groups = sample_groups(policy, task, task.problems("test", problems, seed), 8, ("measure", seed))
+    found = {"plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups], "contrast": [float(g.has_contrast) for g in groups]}
+
+    def ask(name: str, prompts: list, max_new: int) -> list[str]:
+        seeds = [[coordinates("measure", name, seed, i)] for i in range(len(prompts))]
+        samples = generate(policy, [policy.prompt_ids(prompt) for prompt in prompts], seeds, max_new=max_new)
+        return [policy.decode(row[0].ids) for row in samples]
+
+    def correct(cases: list, texts: list[str]) -> list[float]:
+        return [float(task.grade(problem, text).correct) for (problem, *_), text in zip(cases, texts)]
+
+    # a correct sibling where there is one, else the expert's solution; the first wrong attempt where there is one
+    shown = [(g.problem, next((r.text for r in g.rollouts if r.verdict.correct), g.problem.solutions[0])) for g in groups]
+    wrong = [(problem, next((r for r in g.rollouts if not r.verdict.correct), None), right) for g, (problem, right) in zip(groups, shown)]
+    wrong = [(problem, rollout, right) for problem, rollout, right in wrong if rollout is not None]
+    found["reference"] = correct(shown, ask("reference", [task.reprompt(p, solution=right) for p, right in shown], task.max_new))
+    found["feedback"] = correct(wrong, ask("feedback", [task.reprompt(p, attempt=r.text, feedback=r.verdict.feedback) for p, r, _ in wrong],
+                                           task.max_new))
+    found["feedback_alone"] = correct(wrong, ask("alone", [task.reprompt(p, feedback=r.verdict.feedback) for p, r, _ in wrong], task.max_new))
+    outputs = [parse_synthesis(text) for text in
+               ask("synthesis", [task.synthesis(p, r.text, right) for p, r, right in wrong], 2 * task.max_new)]
+    found["parses"] = [float(output is not None) for output in outputs]
+    found["copies"] = [float(output is not None and _copies(problem, rollout.text, output[1])) for (problem, rollout, _), output in zip(wrong, outputs)]
+    found["mends"] = correct(wrong, [output[1] if output else "" for output in outputs])
+    return {name: (sum(values) / len(values), *bootstrap(values)) for name, values in found.items()}
+
+
+def _copies(problem: Problem, wrong: str, mended: str) -> bool:
+    """Does the reconstruction begin with the wrong attempt up to and including its first error, and then stop copying?"""
+    error = arithmetic.check(problem.id, wrong).first_error + 1
+    before, after = wrong.split("\n")[:error], mended.split("\n")
+    return after[:error] == before and after[error:] != wrong.split("\n")[error:]
+
+
+ROWS = {
+    "plain": "plain prompt: correct (p)",
+    "contrast": "groups of 8 with contrast",
+    "reference": "with a correct solution in the prompt: correct",
+    "feedback": "with its own wrong attempt and feedback: correct",
+    "feedback_alone": "with the feedback alone: correct",
+    "parses": "synthesis prompt: output parses",
+    "copies": "its reconstruction copies up to and including the true error, then departs",
+    "mends": "its reconstruction ends correct",
+}
+
+
+def table(found: dict[str, dict], seed: int) -> str:
+    """The README of data/organism, from what ``measure`` found for each model."""
+    names = list(found)
+    lines = ["# The model organism", "",
+             "Tiny Llamas trained by `python -m workbench.organism` on multi-step arithmetic; what they are and why they err stands at the top of",
+             "`workbench/organism.py`. What they show is about them, not about large models. Licence: Apache-2.0, like the code.", "",
+             f"400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals over problems. Written by the script; the same numbers are in `table.json`.", "",
+             "| | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for key, words in ROWS.items():
+        lines.append(f"| {words} | " + " | ".join("{:.3f} [{:.3f}, {:.3f}]".format(*found[name][key]) for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=tuple(SIZES), action="append", help="build this one only; may be repeated")
+    parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
+    parser.add_argument("--seed", type=int, default=0, help="of the training, or with --measure of the held-out problems and samples")
+    parser.add_argument("--out", type=Path, default=HOME)
+    args = parser.parse_args()
+    if not args.measure:
+        for name in args.only or SIZES:
+            skilled = args.out / TEACHER if name == "3m" else args.out / f".{name}-skilled"
+            build(SIZES[name], None, 0.0, args.seed, skilled, say=_says(f"{name}, skill"))
+            build(SIZES[name], skilled, SLIPS, args.seed, args.out / name, say=_says(f"{name}, slips"))
+            if name != "3m":
+                shutil.rmtree(skilled)
+    names = [name for name in (*SIZES, TEACHER) if (args.out / name / "config.json").is_file()]
+    found = {name: measure(args.out / name, seed=args.seed) for name in names}
+    text = table(found, args.seed)
+    print(text)
+    if not args.measure:
+        write_atomic(args.out / "README.md", text)
+        write_atomic(args.out / "table.json", json.dumps({"seed": args.seed, "problems": 400, "models": found}, indent=1))
+
+
+def _says(name: str):
+    return lambda text: print(f"{name:12} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""A policy is a causal LM with its tokenizer; a learner is a policy with an optimiser, a frozen reference and an EMA teacher.
+
+With LoRA, policy, reference and teacher are one frozen base: the reference is the base with its adapters off, the teacher a second adapter.
+With full fine-tuning the reference is a frozen copy of the weights as they were loaded, and the teacher one more, made when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import math
+
+from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from workbench.core import Message, WorkbenchError
+
+
+class Policy:
+    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding."""
+
+    def __init__(self, model: nn.Module, tokenizer, name: str = ""):
+        self.model, self.tokenizer, self.name = model, tokenizer, name or getattr(model.config, "_name_or_path", "")
+        if not tokenizer.chat_template:
+            raise WorkbenchError(f"{self.name or 'the model'} has no chat template: take an instruction-tuned model, "
+                                 "or set tokenizer.chat_template")
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def base(self) -> nn.Module:
+        """The transformers model, inside peft's wrapper if there is one (its adapter layers stay active)."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self.base.get_decoder()
+
+    @property
+    def head(self) -> Tensor:
+        """[V, D] output embedding."""
+        return self.base.get_output_embeddings().weight
+
+    @property
+    def context(self) -> int:
+        """Longest prompt + completion, in tokens."""
+        return getattr(self.model.config, "max_position_embeddings", 0) or 2**31
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a turn: the tokenizer's end-of-sequence and those of the generation config."""
+        config = getattr(self.base, "generation_config", None)
+        listed = getattr(config, "eos_token_id", None)
+        listed = listed if isinstance(listed, (list, tuple)) else [listed]
+        return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
+
+    @cached_property
+    def pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None else min(self.stop_ids)
+
+    def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
+        """Token ids of the conversation with the assistant's header, ready to be continued."""
+        text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a reply, with the end-of-turn token."""
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion, without the end-of-turn token."""
+        ids = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
+        """[B, S, D] last hidden states."""
+        return self.decoder(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+
+
+def load_policy(model: str | Path, *, adapter: str | Path | None = None, device: str | None = None,
+                dtype: torch.dtype = torch.float32) -> Policy:
+    """Load a causal LM by folder or hub id (and a peft adapter on it). ``device``: CUDA where there is one, else the CPU."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    unreadable = (OSError, ValueError, RuntimeError, SafetensorError)
+    path = Path(model).expanduser()
+    looks_local = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
+    if looks_local and not (path / "config.json").is_file():
+        raise WorkbenchError(f"there is no model in {model}: a Hugging Face folder with a config.json is needed")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path if looks_local else str(model))
+        net = AutoModelForCausalLM.from_pretrained(path if looks_local else str(model), dtype=dtype)
+    except unreadable as error:
+        raise WorkbenchError(f"could not load the model {model}: {str(error).strip().splitlines()[0]}") from error
+    if adapter is not None:
+        from peft import PeftModel
+        if not (Path(adapter) / "adapter_config.json").is_file():
+            raise WorkbenchError(f"there is no adapter in {adapter}: a folder with an adapter_config.json is needed")
+        try:
+            net = PeftModel.from_pretrained(net, str(adapter))
+        except unreadable as error:
+            raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
+    net.requires_grad_(False).eval()
+    net.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    policy = Policy(net, tokenizer, str(model))
+    _check_head(policy)
+    return policy
+
+
+@torch.no_grad()
+def _check_head(policy: Policy) -> None:
+    """Models that change their logits after the output embedding (soft-capping, scaling) would get wrong scores: refuse them."""
+    ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
+    ours = torch.nn.functional.linear(policy.hidden(ids), policy.head)
+    theirs = policy.base(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
+        raise WorkbenchError(f"{policy.name} changes its logits after the output embedding, which is not supported")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW, and how fast the teacher follows."""
+
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm
+    ema: float = 0.05  # the teacher's update rate u
+
+
+class Learner:
+    """The trainable policy. ``lora``: rank of the adapter to train (0: all weights)."""
+
+    def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0):
+        self.policy, self.settings, self.lora = policy, optimiser, lora
+        self.skipped = 0  # updates not made because a gradient was not finite
+        if lora:
+            from peft import LoraConfig, get_peft_model
+            torch.manual_seed(seed)  # the adapter's A is random
+            config = LoraConfig(r=lora, lora_alpha=2 * lora, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+            policy.model = get_peft_model(policy.model, config)
+        else:
+            policy.model.requires_grad_(True)
+        policy.model.eval()  # no dropout: the sampler and the trainer must agree
+        self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        decay = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optimiser.weight_decay},
+                 {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW([g for g in decay if g["params"]], lr=optimiser.lr, fused=True)
+        self._teacher: dict[str, Tensor] | None = None
+        self._start = {name: p.detach().clone() for name, p in self._weights().items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """What is trained, by name: all weights, or the adapter's."""
+        return _adapter_weights(self.policy.model, "default") if self.lora else dict(self.policy.model.named_parameters())
+
+    # ---- other sets of weights on the same network
+
+    @contextmanager
+    def weights(self, which: str):
+        """The policy with the weights of ``"policy"``, ``"reference"`` (as loaded) or ``"teacher"`` (EMA), for the length of a with block."""
+        if which == "policy":
+            yield self.policy
+            return
+        if self.lora:
+            if which == "teacher":
+                self._make_teacher()
+                with self._adapter("teacher"):
+                    yield self.policy
+            else:
+                with self.policy.model.disable_adapter():
+                    yield self.policy
+            return
+        other = self._make_teacher() if which == "teacher" else self._start
+        own = self._weights()
+        held = {name: p.data for name, p in own.items()}
+        try:
+            for name, p in own.items():
+                p.data = other[name]
+            yield self.policy
+        finally:
+            for name, p in own.items():
+                p.data = held[name]
+
+    @contextmanager
+    def _adapter(self, name: str):
+        model = self.policy.model
+        trainable = [p for p in self.parameters if p.requires_grad]
+        model.set_adapter(name)
+        try:
+            yield
+        finally:
+            model.set_adapter("default")
+            _freeze_adapter(model, "teacher")  # set_adapter makes what it activates trainable
+            for p in trainable:
+                p.requires_grad_(True)
+
+    def _make_teacher(self) -> dict[str, Tensor]:
+        """The teacher starts as the policy started, whenever it is first asked for; after that only ``update_teacher`` changes it."""
+        if self._teacher is None:
+            if self.lora:
+                model = self.policy.model
+                model.add_adapter("teacher", model.peft_config["default"])
+                model.set_adapter("default")
+                _freeze_adapter(model, "teacher")
+                self._teacher = _adapter_weights(model, "teacher")
+                with torch.no_grad():
+                    for name, weight in self._teacher.items():
+                        weight.copy_(self._start[name])
+            else:
+                self._teacher = {name: weight.clone() for name, weight in self._start.items()}
+        return self._teacher
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """theta' <- (1 - u) theta' + u theta, once per generation batch (SDPO, arXiv 2601.20802, section 2.3)."""
+        teacher = self._make_teacher()
+        source = self._weights()
+        for name, weight in teacher.items():
+            weight.lerp_(source[name], self.settings.ema)
+
+    # ---- updates
+
+    def step(self) -> float:
+        """Clip, update, clear. Returns the gradient norm before clipping; an update with a norm that is not finite is skipped and counted."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip).item()
+        if math.isfinite(norm):
+            self.optimiser.step()
+        else:
+            self.skipped += 1
+        self.optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    # ---- saving
+
+    def save(self, folder: Path) -> None:
+        """The policy in a form that plain transformers (or peft) loads."""
+        if self.lora:
+            self.policy.model.save_pretrained(folder, selected_adapters=["default"])
+        else:
+            self.policy.model.save_pretrained(folder)
+            self.policy.tokenizer.save_pretrained(folder)
+
+    def state(self) -> dict:
+        """Everything that training goes on from, bit for bit: trainable weights, optimiser, teacher, counters. The tensors are the live ones."""
+        plain = lambda weights: None if weights is None else {name: p.detach() for name, p in weights.items()}  # noqa: E731
+        return {"trainable": plain(self._weights()), "optimiser": self.optimiser.state_dict(), "teacher": plain(self._teacher),
+                "skipped": self.skipped}
+
+    @torch.no_grad()
+    def load_state(self, state: dict) -> None:
+        """Raises WorkbenchError when ``state`` is of another model or adapter."""
+        own, saved = self._weights(), state["trainable"]
+        if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
+            raise WorkbenchError("the checkpoint belongs to another model (or another LoRA rank): its weights do not fit")
+        for name, p in own.items():
+            p.copy_(saved[name])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if state["teacher"] is not None:
+            for name, weight in self._make_teacher().items():
+                weight.copy_(state["teacher"][name])
+        self.skipped = state["skipped"]
+
+
+def _adapter_weights(model: nn.Module, adapter: str) -> dict[str, Tensor]:
+    """The LoRA matrices of one adapter, keyed by their place in the model."""
+    return {name.replace(f".{adapter}.", "."): p for name, p in model.named_parameters() if f".{adapter}." in name}
+
+
+def _freeze_adapter(model: nn.Module, adapter: str) -> None:
+    for p in _adapter_weights(model, adapter).values():
+        p.requires_grad_(False)

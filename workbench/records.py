@@ -1,0 +1,180 @@
+"""A run is a directory of plain files:
+
+    config.json     what was asked for           metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
+    env.json        what it ran on               groups.jsonl    a few whole groups with their painting
+    checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/), Hugging Face format
+
+Every file is either appended to line by line or replaced whole, so a run that is killed at any moment can be read and resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.core import Group, Problem, Rollout, StepRecord, Verdict, WorkbenchError
+
+SCHEMA_VERSION = 1
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """All of the file or none of it, also when the process or the disk gives up half-way."""
+    partial = path.with_name(f".{path.name}.partial")  # always the same name, so that a killed process leaves one at most
+    try:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(partial, path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise WorkbenchError(f"could not write {path}: {error.strerror or error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def dumps(value: Any, **how) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, **how)
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on, as far as it bears on its numbers."""
+    import torch
+
+    versions = {}
+    for name in ("torch", "transformers", "peft", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = ""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"schema_version": SCHEMA_VERSION, "python": platform.python_version(), "versions": versions, "device": device,
+            "threads": torch.get_num_threads(), "system": platform.system()}
+
+
+def group_to_dict(group: Group) -> dict:
+    return asdict(group)
+
+
+def group_from_dict(data: Mapping) -> Group:
+    problem = data["problem"]
+    made = Problem(problem["id"], tuple(problem["messages"]), problem["answer"], tuple(problem["solutions"]), problem["meta"])
+    rollouts = []
+    for r in data["rollouts"]:
+        r = {**r, "verdict": Verdict(**r["verdict"]), "prompt_ids": tuple(r["prompt_ids"]), "completion_ids": tuple(r["completion_ids"]),
+             "logprobs": tuple(math.nan if x is None else x for x in r["logprobs"])}
+        rollouts.append(Rollout(**r))
+    return Group(made, tuple(rollouts))
+
+
+class RunWriter:
+    """Writes a run directory. ``start_step`` > 0: goes on with one, forgetting whatever came after the checkpoint."""
+
+    def __init__(self, folder: str | Path, config: Mapping[str, Any], start_step: int = 0):
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / ".probe"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise WorkbenchError(f"could not write to {self.folder}: {error.strerror or error}") from error
+        if start_step == 0:
+            write_atomic(self.folder / "env.json", dumps(environment(), indent=1))
+        write_atomic(self.folder / "config.json", dumps({"schema_version": SCHEMA_VERSION, **config}, indent=1))
+        for name in ("metrics.jsonl", "groups.jsonl"):
+            kept = [line for line in _lines(self.folder / name) if line["step"] < start_step]
+            write_atomic(self.folder / name, "".join(dumps(line) + "\n" for line in kept))
+
+    def write(self, record: StepRecord) -> None:
+        self._append("metrics.jsonl", {"step": record.step, **record.metrics})
+        for group, painting in zip(record.groups, record.painting):
+            self._append("groups.jsonl", {"step": record.step, **group_to_dict(group), "credit": painting})
+
+    def _append(self, name: str, line: Mapping) -> None:
+        try:
+            with open(self.folder / name, "a", encoding="utf-8") as file:
+                file.write(dumps(line) + "\n")
+        except OSError as error:
+            raise WorkbenchError(f"could not write {self.folder / name}: {error.strerror or error}") from error
+
+
+def _lines(path: Path) -> list[dict]:
+    """The whole lines of a JSON-lines file; a last line that a killed process left unfinished is dropped."""
+    if not path.exists():
+        return []
+    found = []
+    raw = path.read_bytes().rstrip(b"\n").split(b"\n")  # bytes: only \n ends a line (not U+2028), and a character may be torn, too
+    for number, line in enumerate(raw, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number < len(raw):
+                raise WorkbenchError(f"{path}, line {number} is not JSON: {error}") from error
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read. ``metrics`` is a DataFrame with one row a step; ``groups`` are (step, group, painting)."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    env: Mapping[str, Any]
+    metrics: Any
+    groups: tuple[tuple[int, Group, list], ...]
+
+
+def read_run(folder: str | Path) -> Run:
+    import pandas as pd
+
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise WorkbenchError(f"there is no run in {folder}: a folder with a config.json is needed")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("schema_version") != SCHEMA_VERSION:
+        raise WorkbenchError(f"the run in {folder} has schema version {config.get('schema_version')}, this package reads {SCHEMA_VERSION}")
+    env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+    groups = tuple((g["step"], group_from_dict(g), g["credit"]) for g in _lines(folder / "groups.jsonl"))
+    return Run(folder, config, env, pd.DataFrame(_lines(folder / "metrics.jsonl")), groups)
+
+
+class TensorBoard:
+    """An extra writer of the metrics, for those who have TensorBoard."""
+
+    def __init__(self, folder: str | Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
+        self.writer = SummaryWriter(str(Path(folder) / "tensorboard"))
+
+    def write(self, record: StepRecord) -> None:
+        for name, value in record.metrics.items():
+            self.writer.add_scalar(name, value, record.step)
+        self.writer.flush()
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Put a folder that is complete in the place of an older one."""
+    if old.exists():
+        shutil.rmtree(old)
+    os.replace(new, old)

@@ -1,0 +1,214 @@
+"""The one loop. ``update`` is the whole algorithm; ``fit`` repeats it, with records, evaluation and checkpoints that survive a kill."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from workbench.batch import collate, score
+from workbench.core import Batch, Group, Loss, Method, Scores, StepRecord, Task, WorkbenchError, coordinates
+from workbench.evaluate import evaluate
+from workbench.policy import Learner
+from workbench.records import RunWriter, replace_folder, write_atomic
+
+
+def update(method: Method, learner: Learner, task: Task, problems: Sequence, seed: tuple[int, ...], *, step: int = 0, rows: int | None = 32,
+           updates: int = 1) -> StepRecord:
+    """Sample, credit, score, loss, step. ``rows``: rollouts in a micro-batch (None: all at once). ``updates``: optimiser steps on the same batch.
+
+    Micro-batches use the denominators of the whole batch, so their number changes the memory and not the gradient.
+    """
+    clock = _Clock()
+    groups = method.sample(learner, task, problems, seed)
+    clock("seconds_sample")
+    credits = method.credit(groups, learner)
+    batches = collate(credits, learner.policy.pad_id, rows, learner.policy.device)
+    metrics: dict[str, float] = {}
+    painted: dict[int, list[float]] = {}
+    for number in range(updates):
+        for i, batch in enumerate(batches):
+            scores = score(learner, batch, reference=method.needs_reference)
+            loss = method.loss(scores, batch)
+            loss.value.backward()
+            if 0 < number == updates - 1:  # the first update is on policy: only a later one has ratios other than 1, and clips
+                _add(metrics, {f"last_{name}": value for name, value in loss.metrics.items()})
+            if number == 0:
+                _add(metrics, _measure(scores, batch, loss))
+                painted |= _paint(batch, loss)
+                if updates > 1:
+                    batches[i] = replace(batch, old=scores.logp.detach())
+        norm = learner.step()
+        if number == 0:
+            metrics["grad_norm"] = norm
+    clock("seconds_train")
+    metrics |= _describe(groups) | {"skipped": float(learner.skipped)} | clock.laps
+    painting = tuple(tuple(tuple(painted.get(id(r), ())) for r in group.rollouts) for group in groups)
+    return StepRecord(step, metrics, tuple(groups), painting)
+
+
+class _Clock:
+    def __init__(self):
+        self.laps, self.last = {}, time.perf_counter()
+
+    def __call__(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+
+def _add(metrics: dict[str, float], more: dict[str, float]) -> None:
+    for name, value in more.items():
+        metrics[name] = max(metrics.get(name, 0.0), value) if name.endswith("_max") else metrics.get(name, 0.0) + value
+
+
+@torch.no_grad()
+def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
+    """Parts of whole-batch means.
+
+    loss         the value that was differentiated. Near 0 for GRPO whatever happens (its advantages sum to 0): watch reward, not loss.
+    entropy      mean next-token entropy in nats at the sampled places. Falling to 0: the policy no longer explores.
+    gap_max      largest |sampler log-prob - trainer log-prob|. Under 1e-4 in fp32; more means that the two disagree about the model.
+    credit_mean  mean |realised credit| a token. 0: nothing was learned in this step.
+    """
+    tokens = batch.denominators["tokens"]
+    known = batch.mask & batch.behaviour.isfinite()
+    gap = torch.where(known, scores.logp.detach() - batch.behaviour, 0.0).abs()
+    return {"loss": float(loss.value), "entropy": float(scores.entropy[batch.mask].sum()) / tokens, "gap_max": float(gap.max()),
+            "credit_mean": float(loss.credit[batch.mask].abs().sum()) / tokens, **loss.metrics}
+
+
+def _paint(batch: Batch, loss: Loss) -> dict[int, list[float]]:
+    return {id(credit.rollout): [round(x, 5) for x in row[: len(credit.rollout.completion_ids)]]
+            for credit, row in zip(batch.credits, loss.credit.tolist())}
+
+
+def _describe(groups: Sequence[Group]) -> dict[str, float]:
+    """reward, correct: means over rollouts. contrast: share of groups whose rewards differ; the others teach a group-relative method nothing
+    (healthy: above one half). length: completion tokens. finished: share that ended its turn. generated: tokens the policy wrote."""
+    rollouts = [r for group in groups for r in group.rollouts]
+    n = len(rollouts)
+    return {"reward": sum(r.verdict.reward for r in rollouts) / n, "correct": sum(r.verdict.correct for r in rollouts) / n,
+            "contrast": sum(group.has_contrast for group in groups) / len(groups),
+            "length": sum(len(r.completion_ids) for r in rollouts) / n, "finished": sum(r.finished for r in rollouts) / n,
+            "generated": float(sum(len(r.completion_ids) - r.borrowed for r in rollouts))}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often; everything that is not the method's and not the model's."""
+
+    steps: int = 60
+    seed: int = 0
+    prompts: int = 16  # problems per step
+    rows: int = 32  # rollouts in a micro-batch
+    updates: int = 1  # optimiser steps on one batch of rollouts
+    eval_every: int = 20  # steps between evaluations on the validation split; 0: none
+    eval_problems: int = 100
+    eval_samples: int = 4
+    checkpoint_every: int = 10
+    keep_groups: int = 2  # whole groups recorded at every evaluation
+
+    def __post_init__(self):
+        least = {"steps": 1, "prompts": 1, "rows": 1, "updates": 1, "eval_every": 0, "eval_problems": 1, "eval_samples": 1,
+                 "checkpoint_every": 1, "keep_groups": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise WorkbenchError(f"{name} must be {value} or more, not {getattr(self, name)}")
+
+
+def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Path, *, config: dict | None = None, resume: bool = False,
+        writers: Sequence = (), progress: bool = True) -> Path:
+    """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy in it.
+
+    A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves the same metrics as one that was not:
+    seeds come from coordinates, so nothing depends on what ran before.
+    """
+    from tqdm.auto import tqdm
+
+    out = Path(out)
+    config = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan), **(config or {})}
+    start = _resume(out, learner, config) if resume else _fresh(out)
+    writer = RunWriter(out, config, start)
+    validation = task.problems("validation", plan.eval_problems, 0) if plan.eval_every else []
+
+    def measured() -> dict[str, float]:
+        result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
+        return {"eval_avg": result.avg, "eval_low": result.low, "eval_high": result.high, "eval_length": result.length}
+
+    with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not progress, unit="step") as bar:
+        for step in range(start, plan.steps):
+            extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
+            problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
+            record = update(method, learner, task, problems, (plan.seed, step), step=step, rows=plan.rows, updates=plan.updates)
+            last = step + 1 == plan.steps
+            if last and plan.eval_every:
+                extra |= {f"final_{name}": value for name, value in measured().items()}
+            keep = plan.keep_groups if extra else 0
+            record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], painting=record.painting[:keep])
+            writer.write(record)
+            for other in writers:
+                other.write(record)
+            if (step + 1) % plan.checkpoint_every == 0 or last:
+                _checkpoint(out, learner, step + 1, config)
+            bar.update()
+            bar.set_postfix(correct=f"{record.metrics['correct']:.2f}", length=f"{record.metrics['length']:.0f}", refresh=False)
+    _save_policy(out, learner)
+    return out
+
+
+# A run may be resumed with more steps or other housekeeping, not with another algorithm.
+_FREE = ("steps", "eval_every", "eval_problems", "eval_samples", "checkpoint_every", "keep_groups")
+
+
+def _identity(config: dict) -> dict:
+    return {**config, "plan": {k: v for k, v in config["plan"].items() if k not in _FREE}}
+
+
+def _fresh(out: Path) -> int:
+    if (out / "checkpoint.pt").exists() or (out / "metrics.jsonl").exists():
+        raise WorkbenchError(f"{out} already holds a run: go on with it (--resume), or name another folder")
+    return 0
+
+
+def _resume(out: Path, learner: Learner, config: dict) -> int:
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        begun = [p for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+        if (out / "config.json").exists() or not begun:
+            return 0  # killed before its first checkpoint, or not begun: from the start
+        raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
+    try:
+        saved = torch.load(path, map_location=learner.policy.device, weights_only=True)
+        state, was = saved["learner"], _identity(saved["config"])
+    except Exception as error:
+        raise WorkbenchError(f"{path} is not a checkpoint of the workbench") from error
+    learner.load_state(state)
+    now = _identity(config)
+    changed = [key for key in now if was.get(key) != now[key]]
+    if changed:
+        raise WorkbenchError(f"the run in {out} was started with other settings ({', '.join(changed)}): resume with the same ones, "
+                             "or name another folder")
+    return saved["step"]
+
+
+def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save({"step": step, "config": config, "learner": learner.state()}, buffer)
+    write_atomic(out / "checkpoint.pt", buffer.getvalue())
+
+
+def _save_policy(out: Path, learner: Learner) -> None:
+    name = "adapter" if learner.lora else "model"
+    fresh = out / f".{name}.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        learner.save(fresh)
+        replace_folder(fresh, out / name)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise WorkbenchError(f"could not write the trained policy to {out / name}: {error.strerror or error}") from error
