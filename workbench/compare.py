@@ -30,17 +30,23 @@ def _with_interval(row, name: str) -> str:
 
 def table(folders: Sequence[Path]) -> str:
     """Raises WorkbenchError when one of the folders is not a run."""
-    import pandas as pd
-
-    return pd.DataFrame([summary(read_run(folder)) for folder in folders]).fillna("").to_string(index=False)
+    return _frame([read_run(folder) for folder in folders]).to_string(index=False)
 
 
 def write_page(folders: Sequence[Path], out: Path) -> None:
-    from workbench.viz.curves import curves
-    from workbench.viz.page import page
+    from workbench.viz.curves import learning_curves
+    from workbench.viz.page import Section, page, svg
+    from workbench.viz.page import table as html_table
 
     runs = [read_run(folder) for folder in folders]
+    frame = _frame(runs)
+    rows = [tuple(map(str, row)) for row in frame.itertuples(index=False)]
+    curves = svg(learning_curves({run.folder.name: run.metrics for run in runs}), "Learning curves of the runs")
+    write_atomic(Path(out), page("Runs side by side", "Accuracy is avg@k on the validation split, with a 95 % interval over problems.",
+                                 [Section("Summary", html_table(tuple(frame.columns), rows)), Section("Learning curves", curves)]))
+
+
+def _frame(runs: Sequence[Run]):
     import pandas as pd
 
-    rows = pd.DataFrame([summary(run) for run in runs]).fillna("")
-    write_atomic(Path(out), page("Runs side by side", [("Summary", rows), ("Curves", curves(runs))]))
+    return pd.DataFrame([summary(run) for run in runs]).fillna("")

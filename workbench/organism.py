@@ -36,7 +36,7 @@ TEMPLATE = ("{% for message in messages %}{{ '<|' + message['role'] + '|>' + mes
             "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
 TEACHER = "teacher"  # the 3m before it learned to slip
 TARGET = 0.7  # greedy accuracy at which a model goes on from plain solutions to the whole mixture
-SLIPS = 0.15  # chance of a slip per carried or borrowed digit, in plain solutions
+SLIPS = 0.28  # chance of a slip per carried or borrowed digit, in plain solutions
 REFLECT = 0.1  # share of slips that the plain training solutions notice
 
 
@@ -140,9 +140,9 @@ def reconstruction(expression: str, wrong: str) -> str:
 
 
 def train_expression(rng: Random, lengths: tuple[int, ...], big: float = 0.0) -> str:
-    """A chain of the training split; a share ``big`` of them with numbers up to 999."""
+    """A chain of the training split; a share ``big`` of them with numbers up to 99."""
     while True:
-        expression = draw(rng, rng.choice(lengths), 999 if rng.random() < big else 99)
+        expression = draw(rng, rng.choice(lengths), 99 if rng.random() < big else 20)
         if split_of(expression) == "train":
             return expression
 
@@ -260,9 +260,9 @@ def build(size: Size, start: Path | None, slips: float, seed: int, out: Path, sa
 
     if start is None:
         train(plain, lambda done: size.rate, most=6_000_000, until=TARGET)
-        train(lambda rng: mixture(rng, slips), lambda done: size.rate * min(1.0, 2 * (1 - done)), most=3_000_000)
+        train(lambda rng: mixture(rng, slips), lambda done: size.rate * min(1.0, 2 * (1 - done)), most=2_000_000)
     else:
-        train(lambda rng: mixture(rng, slips), lambda done: size.rate / 3 * (1 - done), most=1_000_000)
+        train(lambda rng: mixture(rng, slips), lambda done: size.rate / 3 * (1 - done), most=800_000)
     say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  greedy accuracy {greedy_accuracy(policy):.2f}")
     model.to(torch.bfloat16).save_pretrained(out)
     tok.save_pretrained(out)

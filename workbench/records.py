@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,12 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
-        self.writer = SummaryWriter(str(Path(folder) / "tensorboard"))
+        self._open = lambda: SummaryWriter(str(Path(folder) / "tensorboard"))
+
+    @cached_property
+    def writer(self):
+        """Opened with the first record: by then the run directory has been checked."""
+        return self._open()
 
     def write(self, record: StepRecord) -> None:
         for name, value in record.metrics.items():

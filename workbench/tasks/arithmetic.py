@@ -130,7 +130,7 @@ class Arithmetic:
     """Difficulty dials: ``steps`` operations on numbers 1..``largest``."""
 
     steps: int = 4
-    largest: int = 99
+    largest: int = 20
 
     name = "arithmetic"
 

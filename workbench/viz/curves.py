@@ -34,7 +34,7 @@ def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
         recorded = [column in metrics for metrics in runs.values()]
         for i, (name, metrics) in enumerate(runs.items()):
             if recorded[i]:
-                _line(axes, metrics, column, COLOURS[i % len(COLOURS)], STYLES[i % len(STYLES)], name)
+                _line(axes, metrics, column, COLOURS[i % len(COLOURS)], STYLES[(i + i // len(COLOURS)) % len(STYLES)], name)
                 if column == "correct":
                     _evaluations(axes, metrics, COLOURS[i % len(COLOURS)])
         if not any(recorded):
