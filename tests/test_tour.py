@@ -33,7 +33,7 @@ def test_tour_twice(tiny_folder, tmp_path, capsys):
     out = tmp_path / "new" / "tour.html"
     tour(out, model=str(tiny_folder), **SMALL)
     first = out.read_text()
-    tour(out, model=str(tiny_folder), **SMALL)
+    assert tour(out, model=str(tiny_folder), **SMALL) == out.parent / "runs" / "tour-2"
     assert sorted(p.name for p in out.parent.iterdir()) == ["runs", "tour.html"], "nothing half-written is left"
     assert sorted(p.name for p in (out.parent / "runs").iterdir()) == ["tour-1", "tour-2"]
     assert "runs/tour-1" in first and "runs/tour-2" in out.read_text()

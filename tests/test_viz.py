@@ -116,7 +116,16 @@ def test_scale_is_robust_and_never_zero():
     assert heat.robust_limit([0.0, math.nan]) == 1.0
     assert heat.robust_limit([]) == 1.0
     assert heat.robust_limit([-3.0] * 3 + [0.0] * 50) == 3.0
-    assert heat.robust_limit([1.0] * 999 + [1000.0]) == 1.0
+    assert heat.robust_limit([2.0] * 8 + [4.0] * 2) == 4.0
+    assert heat.robust_limit([1.0] * 999 + [20.0]) == pytest.approx(3 * math.sqrt(1.399))
+
+
+def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
+    caption = lambda values, **how: next(e["text"] for e in read(heat.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
+                                         if e["tag"] == "figcaption")
+    assert "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0])) and "+2.00: made more likely, line above ▲" in both
+    assert "▲" not in caption([0.0, -2.0]) and "▼" not in caption([0.0, 2.0])
+    assert "≤ −1.00" in caption([1.0, -2.0], limit=1.0)
 
 
 def test_sign_has_a_second_carrier():

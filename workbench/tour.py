@@ -30,7 +30,7 @@ HEADER = ("on held-out problems", "before", "after", "change")
 
 def tour(out: str | Path, *, model: str = "data/organism/3m", task: str = "arithmetic", steps: int = 60, seed: int = 0, problems: int = 400,
          samples: int = 8, k: int = GRPO.k, progress: bool = True, **plan) -> Path:
-    """Evaluate, train by GRPO, evaluate again on the same held-out problems; print a table and write the page ``out``.
+    """Evaluate, train by GRPO, evaluate again on the same held-out problems; print a table and write the page ``out``. Returns the run's folder.
 
     ``model`` is a hub id, a path, or a path inside this checkout. ``plan`` are further fields of train.Plan.
     """
@@ -52,7 +52,7 @@ def tour(out: str | Path, *, model: str = "data/organism/3m", task: str = "arith
     print("\n" + plain_table(HEADER, rows) + "\n")
     write_atomic(out, _page(before, after, rows, read_run(folder), policy, model, task, method, plan, folder.relative_to(out.parent)))
     print(f"The page is {out}")
-    return out
+    return folder
 
 
 def _fresh_folder(out: Path) -> Path:

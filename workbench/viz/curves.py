@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench.viz.page import INK
 
@@ -70,6 +71,7 @@ def _frame(axes: Axes, title: str, unit: str) -> None:
     axes.set_ylabel(unit, color=INK)
     axes.set_xlabel("updates", color=INK)
     axes.tick_params(colors=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.grid(axis="y", color=INK, alpha=0.15)

@@ -90,9 +90,10 @@ def step_sums(row: Sequence[Token]) -> list[float]:
 
 
 def robust_limit(values: Iterable[float]) -> float:
-    """Where the symmetric scale ends: the 98th percentile of the sizes of the non-zero numbers, so that one outlier does not pale the rest."""
+    """Where the symmetric scale ends: the largest size, or three times the root mean square of the non-zero numbers if that is less, so
+    that a few outliers do not pale the rest. 1 when there is nothing to scale."""
     sizes = np.abs(np.fromiter((v for v in values if math.isfinite(v) and v), float))
-    return float(np.quantile(sizes, 0.98)) if len(sizes) else 1.0
+    return float(min(sizes.max(), 3 * np.sqrt(np.mean(sizes**2)))) if len(sizes) else 1.0
 
 
 def level(value: float, limit: float) -> int:
@@ -184,12 +185,14 @@ def _legend(values: Sequence[float], limit: float, channel: Channel) -> str:
     if not any(known):
         return f'<figcaption>{escape(channel.name)}: {"0 on every token" if known else "no numbers"}</figcaption>'
     beyond = any(abs(v) > limit for v in known)
+    sides = [sign for sign in (-1, 1) if any(v * sign > 0 for v in known)]
+    shades = [s for s in range(-LEVELS, LEVELS + 1) if s == 0 or math.copysign(1, s) in sides]
     bar = "".join(f'<span class="wb-t wb-{"u" if s > 0 else "d"}{abs(s)}" style="{_paint(s, LIGHT)}">&nbsp;</span>' if s else
-                  '<span class="wb-t wb-0">0</span>' for s in range(-LEVELS, LEVELS + 1))
-    low, high = (f"{'≤ ' if beyond else ''}{signed(-limit)}", f"{'≥ ' if beyond else ''}{signed(limit)}")
-    return (f'<figcaption><b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>'
-            f'▼ line below, {escape(channel.down)}: {low} <span class="wb-bar" aria-hidden="true">{bar}</span> '
-            f'{high}: {escape(channel.up)}, line above ▲. At the right of each step: the sum over its tokens.</figcaption>')
+                  '<span class="wb-t wb-0">0</span>' for s in shades)
+    low = f"▼ line below, {channel.down}: {'≤ ' if beyond else ''}{signed(-limit)} " if -1 in sides else ""
+    high = f" {'≥ ' if beyond else ''}{signed(limit)}: {channel.up}, line above ▲" if 1 in sides else ""
+    return (f'<figcaption><b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}'
+            f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}. At the right of each step: the sum over its tokens.</figcaption>')
 
 
 def _box(theme: Theme) -> str:
