@@ -108,7 +108,8 @@ def test_colours_match_the_sign_and_grow(theme):
 
 
 def test_levels():
-    assert [heat.level(v, 2.0) for v in (0, 1e-9, 2.0, 99, -1e-9, -2.0, -99, math.nan)] == [0, 1, 8, 8, -1, -8, -8, 0]
+    assert [heat.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [0, 1, 8, 8, -1, -8, -8, 0]
+    assert heat.level(0.0099, 2.0) == heat.level(-1e-12, 2.0) == 0
     assert heat.level(0.25, 2.0) == 1 and heat.level(0.2501, 2.0) == 2
 
 
@@ -126,6 +127,7 @@ def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
     assert "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0])) and "+2.00: made more likely, line above ▲" in both
     assert "▲" not in caption([0.0, -2.0]) and "▼" not in caption([0.0, 2.0])
     assert "≤ −1.00" in caption([1.0, -2.0], limit=1.0)
+    assert "No line: smaller than 0.5% of the scale" in caption([1.0, -0.004]) and "No line" not in caption([1.0, 0.0])
 
 
 def test_sign_has_a_second_carrier():

@@ -18,6 +18,7 @@ import numpy as np
 from workbench.core import Group, Rollout
 
 LEVELS = 8  # shades on each side of zero
+FAINT = 1 / 200  # of the scale's end: a smaller number is drawn like 0 (its tooltip still has it)
 MARKS = {1: "▲", -1: "▼", 0: "·"}
 _SHOWN = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
@@ -97,8 +98,8 @@ def robust_limit(values: Iterable[float]) -> float:
 
 
 def level(value: float, limit: float) -> int:
-    """-LEVELS ... LEVELS. Every non-zero number is at least one shade away from zero."""
-    if not math.isfinite(value) or value == 0:
+    """-LEVELS ... LEVELS. Every number that is not faint is at least one shade away from zero."""
+    if not math.isfinite(value) or abs(value) < FAINT * limit:
         return 0
     return int(math.copysign(min(LEVELS, max(1, math.ceil(abs(value) / limit * LEVELS))), value))
 
@@ -185,6 +186,7 @@ def _legend(values: Sequence[float], limit: float, channel: Channel) -> str:
     if not any(known):
         return f'<figcaption>{escape(channel.name)}: {"0 on every token" if known else "no numbers"}</figcaption>'
     beyond = any(abs(v) > limit for v in known)
+    faint = f" No line: smaller than {FAINT:.1%} of the scale." if any(0 < abs(v) < FAINT * limit for v in known) else ""
     sides = [sign for sign in (-1, 1) if any(v * sign > 0 for v in known)]
     shades = [s for s in range(-LEVELS, LEVELS + 1) if s == 0 or math.copysign(1, s) in sides]
     bar = "".join(f'<span class="wb-t wb-{"u" if s > 0 else "d"}{abs(s)}" style="{_paint(s, LIGHT)}">&nbsp;</span>' if s else
@@ -192,7 +194,7 @@ def _legend(values: Sequence[float], limit: float, channel: Channel) -> str:
     low = f"▼ line below, {channel.down}: {'≤ ' if beyond else ''}{signed(-limit)} " if -1 in sides else ""
     high = f" {'≥ ' if beyond else ''}{signed(limit)}: {channel.up}, line above ▲" if 1 in sides else ""
     return (f'<figcaption><b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}'
-            f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}. At the right of each step: the sum over its tokens.</figcaption>')
+            f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}.{faint} At the right of each step: the sum over its tokens.</figcaption>')
 
 
 def _box(theme: Theme) -> str:
