@@ -135,6 +135,36 @@ class Credit:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What one model, under one prompt, says of the completion of one rollout. T completion tokens; arrays of [T] and [T, k].
+
+    ``top_ids`` are the k likeliest tokens at each place, most likely first, and ``top_logprobs`` their log-probabilities (nats, temperature 1).
+    """
+
+    prompt_ids: tuple[int, ...]
+    logprobs: np.ndarray
+    entropy: np.ndarray
+    rank: np.ndarray  # 1: the token was the model's first choice
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A group and everything known of its tokens: what the viewer draws and the locators read. Tuples run over the group's rollouts.
+
+    ``layers`` are named numbers per token, one [T] array a rollout (NaN where there is none): realised credit of a method, a channel, delta, ...
+    ``teacher`` is the self-teacher's reading of the same tokens, under a prompt that holds a solution or feedback; None where it had nothing to show.
+    """
+
+    group: Group
+    layers: Mapping[str, tuple[np.ndarray, ...]]
+    student: tuple[Reading, ...] = ()
+    teacher: tuple[Reading | None, ...] = ()
+    first_errors: tuple[Step | None, ...] = ()  # the task's truth, where it knows
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rollouts as right-padded tensors. B rows, S = longest prompt + completion, T = longest completion.
 
