@@ -7,6 +7,7 @@ import torch
 from workbench import llama
 from workbench.batch import collate, score
 from workbench.core import Credit, Rollout, Verdict
+from workbench.methods.grpo import GRPO
 from workbench.policy import Learner
 
 SHARED = {(30, 31, 32): (5, 1, 9), (40, 41, 42, 43, 44): (4, 4), (50,): (1,), (33, 34): (1, 1)}  # prompt: completion lengths
@@ -106,7 +107,7 @@ def test_reference_scores_are_those_of_the_weights_as_loaded():
         with torch.no_grad():
             for p in learner.parameters:
                 p.add_(0.05)
-        scores = score(learner, batch, reference=True)
+        scores = score(learner, batch, GRPO(beta=0.1))
         for row, reference, logp in zip(start, scores.reference, scores.logp):
             torch.testing.assert_close(reference[: len(row)], row, rtol=0, atol=1e-4)
             assert (logp[: len(row)] - row).abs().max() > 1e-3

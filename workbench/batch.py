@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from workbench import llama
-from workbench.core import CHANNELS, Batch, Credit, Scores
+from workbench.core import CHANNELS, Batch, Credit, Method, Rollout, Scores
 from workbench.ops import token_scores
-from workbench.policy import Learner
+from workbench.policy import Learner, Policy
 
 
 def collate(credits: Sequence[Credit], pad_id: int, rows: int | None = None, device: torch.device | str = "cpu") -> list[Batch]:
@@ -67,24 +67,36 @@ def _pad(credits: Sequence[Credit], pad_id: int, denominators: dict[str, float],
                  send(small["behaviour"]), None, denominators, sequences, tuple(credits))
 
 
-def score(learner: Learner, batch: Batch, reference: bool = False) -> Scores:
-    """Log-probability (with gradient) and entropy of every completion token, and the frozen reference's log-probability if wanted."""
+def score(learner: Learner, batch: Batch, method: Method | None = None) -> Scores:
+    """Log-probability and entropy of every completion token, and the frozen reference's log-probability if the method wants it."""
     logp, entropy = _score(learner.policy, batch)
     ref = None
-    if reference:
+    if method is not None and method.needs_reference:
         with torch.no_grad(), learner.weights("reference") as policy:
             ref = _score(policy, batch)[0]
-    return Scores(logp, entropy.detach(), ref)
+    return Scores(logp, entropy, ref)
+
+
+@torch.no_grad()
+def rescore(policy: Policy, rollouts: Sequence[Rollout], rows: int = 64) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What any policy says of these completions under their own prompts: (log-probs [T], entropy [T]) in nats for each, temperature 1, no gradient."""
+    found = {}
+    for batch in collate([Credit.of(rollout) for rollout in rollouts], policy.pad_id, rows, policy.device):
+        logp, entropy = _score(policy, batch)
+        for credit, a, b in zip(batch.credits, logp.float().cpu().numpy(), entropy.float().cpu().numpy()):
+            size = len(credit.rollout.completion_ids)
+            found[id(credit.rollout)] = a[:size], b[:size]
+    return [found[id(rollout)] for rollout in rollouts]
 
 
 def _score(policy, batch: Batch):
-    hidden = _states(policy, batch)
+    hidden = states(policy, batch)
     logp, entropy = token_scores(hidden, policy.head, batch.targets[batch.mask])
     spread = torch.zeros(batch.mask.shape, dtype=logp.dtype, device=logp.device)
     return spread.masked_scatter(batch.mask, logp), spread.masked_scatter(batch.mask, entropy)
 
 
-def _states(policy, batch: Batch) -> torch.Tensor:
+def states(policy, batch: Batch) -> torch.Tensor:
     """[N, D] the last hidden state that predicts each of the batch's N completion tokens."""
     rollouts = [credit.rollout for credit in batch.credits]
     prompts = [rollout.prompt_ids for rollout in rollouts]

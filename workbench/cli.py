@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory")
     train.add_argument("--lora", type=_positive, default=0, metavar="R", help="train a LoRA adapter of rank R instead of all weights")
+    train.add_argument("--teacher", metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                        help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
                             "eval_every, ...); may be repeated")
@@ -113,12 +114,12 @@ def _train(args) -> None:
     optimiser = with_options(Optimiser, for_optimiser, "the optimiser")
     plan = with_options(Plan, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
     task = load_task(args.task)
-    learner = Learner(load_policy(args.model), optimiser, lora=args.lora, seed=args.seed)
+    learner = Learner(load_policy(args.model), optimiser, lora=args.lora, seed=args.seed, expert=load_policy(args.teacher) if args.teacher else None)
     writers = []
     if args.tensorboard:
         from workbench.records import TensorBoard
         writers.append(TensorBoard(args.out))
-    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "optimiser": asdict(optimiser)}
+    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "teacher": args.teacher, "optimiser": asdict(optimiser)}
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
 

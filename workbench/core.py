@@ -90,10 +90,17 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Group:
-    """One problem with the rollouts sampled for it."""
+    """One problem with the rollouts sampled for it. ``notes``: counts of what happened while sampling (added up over groups in the metrics);
+    ``generated`` among them are tokens that the policy wrote and that are in no rollout."""
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
+    notes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def own(self) -> tuple[Rollout, ...]:
+        """The rollouts that the policy wrote alone; all, where it wrote none alone."""
+        return tuple(r for r in self.rollouts if r.origin == "policy") or self.rollouts
 
     @property
     def rewards(self) -> np.ndarray:
@@ -187,13 +194,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Scores:
-    """Per completion token, [B, T], 0 where padded. ``logp`` carries the gradient."""
+    """Per completion token, [B, T], 0 where padded. ``logp``, ``entropy`` and ``divergence`` carry gradients."""
 
     logp: Tensor
-    entropy: Tensor  # nats, detached
+    entropy: Tensor  # nats
     reference: Tensor | None = None  # log-prob under the frozen reference
     teacher: Tensor | None = None  # log-prob under the teacher's context and weights
-    divergence: Tensor | None = None  # D(policy || teacher), carries the gradient
+    divergence: Tensor | None = None  # D(policy || teacher); 0 where a credit has no teacher's prompt
 
 
 @dataclass(frozen=True)
@@ -233,14 +240,34 @@ class Task(Protocol):
     def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]: ...
 
 
-class Method(Protocol):
-    """A paper: a frozen dataclass of its hyper-parameters with three verbs."""
+@dataclass(frozen=True)
+class Distil:
+    """What the ``kl`` channel compares with (METHODS: arXiv 2601.20802): D_a(pi || q), q a teacher that re-scores the policy's own tokens.
 
-    needs_reference: bool  # should ``score`` also give the frozen reference's log-probs?
+    ``a`` 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m), m = (1-a) pi + a q.
+    ``k``: over the policy's k likeliest tokens and one bucket for the rest; 0: over the whole vocabulary.
+    ``weights``: the teacher's. ``trust``: with "mixed", log q is (1 - trust) log reference + trust log policy, normalised.
+    """
+
+    a: float = 0.5
+    k: int = 100
+    weights: Literal["teacher", "reference", "policy", "mixed"] = "teacher"
+    trust: float = 0.01
+
+
+class Method(Protocol):
+    """A paper: a frozen dataclass of its hyper-parameters, ``class GRPO(Method)``, with three verbs."""
+
+    needs_reference: bool = False  # should ``score`` also give the frozen reference's log-probs?
+    distil: Distil | None = None  # should ``score`` also compare with a teacher, where a credit has a teacher's prompt?
 
     def sample(self, learner, task: Task, problems: list[Problem], seed: tuple[int, ...]) -> list[Group]: ...
     def credit(self, groups: list[Group], learner) -> list[Credit]: ...
     def loss(self, scores: Scores, batch: Batch) -> Loss: ...
+
+    def diagnose(self, groups: Sequence[Group], credits: Sequence[Credit]) -> Mapping[str, float]:
+        """More metrics of the step. None unless a method says otherwise."""
+        return {}
 
 
 def coordinates(*where: int | str) -> int:

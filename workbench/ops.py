@@ -95,6 +95,16 @@ def top_k(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int) -> t
     return torch.cat([values for values, _ in parts]), torch.cat([ids for _, ids in parts])
 
 
+@torch.no_grad()
+def ranks(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+    """1 + the number of tokens more likely than the target: 1 where it is the first choice."""
+    parts = []
+    for rows in _chunks(len(hidden), len(head)):
+        logits = _logits(hidden[rows], head)
+        parts.append(1 + (logits > logits.gather(-1, targets[rows, None])).sum(-1))
+    return torch.cat(parts)
+
+
 def k3(logp: Tensor, reference: Tensor) -> Tensor:
     """Schulman's k3 estimator of KL(pi || reference) from y ~ pi: r - 1 - log r with r = reference/pi. Its expectation under pi is the KL."""
     log_ratio = reference - logp

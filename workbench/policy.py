@@ -136,10 +136,12 @@ class Optimiser:
 
 
 class Learner:
-    """The trainable policy. ``lora``: rank of the adapter to train (0: all weights)."""
+    """The trainable policy. ``lora``: rank of the adapter to train (0: all weights). ``expert``: another, stronger policy to learn from."""
 
-    def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0):
-        self.policy, self.settings, self.lora = policy, optimiser, lora
+    def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None):
+        self.policy, self.settings, self.lora, self.expert = policy, optimiser, lora, expert
+        if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+            raise WorkbenchError(f"the teacher {expert.name} has another vocabulary than {policy.name}: it cannot score its tokens")
         self.skipped = 0  # updates not made because a gradient was not finite
         if lora:
             from peft import LoraConfig, get_peft_model

@@ -83,7 +83,7 @@ def group_from_dict(data: Mapping) -> Group:
         r = {**r, "verdict": Verdict(**r["verdict"]), "prompt_ids": tuple(r["prompt_ids"]), "completion_ids": tuple(r["completion_ids"]),
              "logprobs": tuple(math.nan if x is None else x for x in r["logprobs"])}
         rollouts.append(Rollout(**r))
-    return Group(made, tuple(rollouts))
+    return Group(made, tuple(rollouts), data.get("notes", {}))
 
 
 class RunWriter:

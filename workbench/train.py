@@ -33,7 +33,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
     painted: dict[int, list[float]] = {}
     for number in range(updates):
         for i, batch in enumerate(batches):
-            scores = score(learner, batch, reference=method.needs_reference)
+            scores = score(learner, batch, method)
             loss = method.loss(scores, batch)
             loss.value.backward()
             if 0 < number == updates - 1:  # the first update is on policy: only a later one has ratios other than 1, and clips
@@ -47,7 +47,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
         if number == 0:
             metrics["grad_norm"] = norm
     clock("seconds_train")
-    metrics |= _describe(groups) | {"skipped": float(learner.skipped)} | clock.laps
+    metrics |= _describe(groups) | dict(method.diagnose(groups, credits)) | {"skipped": float(learner.skipped)} | clock.laps
     painting = tuple(tuple(tuple(painted.get(id(r), ())) for r in group.rollouts) for group in groups)
     return StepRecord(step, metrics, tuple(groups), painting)
 
@@ -88,14 +88,18 @@ def _paint(batch: Batch, loss: Loss) -> dict[int, list[float]]:
 
 
 def _describe(groups: Sequence[Group]) -> dict[str, float]:
-    """reward, correct: means over rollouts. contrast: share of groups whose rewards differ; the others teach a group-relative method nothing
-    (healthy: above one half). length: completion tokens. finished: share that ended its turn. generated: tokens the policy wrote."""
-    rollouts = [r for group in groups for r in group.rollouts]
-    n = len(rollouts)
-    return {"reward": sum(r.verdict.reward for r in rollouts) / n, "correct": sum(r.verdict.correct for r in rollouts) / n,
-            "contrast": sum(group.has_contrast for group in groups) / len(groups),
-            "length": sum(len(r.completion_ids) for r in rollouts) / n, "finished": sum(r.finished for r in rollouts) / n,
-            "generated": float(sum(len(r.completion_ids) - r.borrowed for r in rollouts))}
+    """reward, correct, length (completion tokens), finished (share that ended its turn): means over the rollouts that the policy wrote alone.
+    contrast: share of groups in which their rewards differ; the others teach a group-relative method nothing (healthy: above one half).
+    generated: tokens the policy wrote, also those that are in no rollout. Any other note of the groups is summed."""
+    own = [r for group in groups for r in group.own]
+    n = len(own)
+    notes: dict[str, float] = {"generated": float(sum(len(r.completion_ids) - r.borrowed for group in groups for r in group.rollouts))}
+    for group in groups:
+        for name, value in group.notes.items():
+            notes[name] = notes.get(name, 0.0) + value
+    return {"reward": sum(r.verdict.reward for r in own) / n, "correct": sum(r.verdict.correct for r in own) / n,
+            "contrast": sum(len({r.verdict.reward for r in group.own}) > 1 for group in groups) / len(groups),
+            "length": sum(len(r.completion_ids) for r in own) / n, "finished": sum(r.finished for r in own) / n, **notes}
 
 
 @dataclass(frozen=True)

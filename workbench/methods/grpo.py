@@ -20,13 +20,13 @@ from typing import Literal
 
 import torch
 
-from workbench.core import Batch, Credit, Group, Loss, Scores, WorkbenchError
+from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
 from workbench.ops import clipped, k3, standardise
 from workbench.rollout import sample_groups
 
 
 @dataclass(frozen=True)
-class GRPO:
+class GRPO(Method):
     k: int = 8  # rollouts per problem, the paper's G
     scale: Literal["std", "none"] = "std"
     aggregate: Literal["token", "sequence", "constant"] = "token"

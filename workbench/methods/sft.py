@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.core import Batch, Credit, Group, Loss, Rollout, Scores, WorkbenchError
+from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Method):
     k: int = 1  # expert solutions per problem
-
-    needs_reference = False
 
     def __post_init__(self):
         if self.k < 1:
