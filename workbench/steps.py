@@ -1,0 +1,97 @@
+"""Where the tokens and the steps of a completion are in its text. Nothing here knows a model: only ids and a function that decodes them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from workbench.core import Rollout, Step
+
+Decode = Callable[[Sequence[int]], str]
+_STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")  # a line with its line breaks; blank lines go with the line before
+
+
+def steps(text: str) -> list[Step]:
+    """The written steps of a text: its lines, each with the line breaks after it. They cover the text without gaps."""
+    spans = [match.span() for match in _STEP.finditer(text) if match.end() > match.start()]
+    return [Step(i, start, end) for i, (start, end) in enumerate(spans)]
+
+
+def token_starts(decode: Decode, ids: Sequence[int]) -> list[int]:
+    """[T] the character at which each token begins. A token that holds only a part of a character begins where that character does."""
+    pieces = [decode([token]) for token in ids]
+    if "".join(pieces) == decode(ids):
+        starts, at = [], 0
+        for piece in pieces:
+            starts.append(at)
+            at += len(piece)
+        return starts
+    whole = decode(ids)  # pieces of characters, or a tokenizer that decodes a token differently after others
+    return [common_prefix(decode(ids[:t]), whole) for t in range(len(ids))]
+
+
+def common_prefix(left: str, right: str) -> int:
+    """Length of the longest common beginning."""
+    size = min(len(left), len(right))
+    if left[:size] == right[:size]:
+        return size
+    return next(i for i in range(size) if left[i] != right[i])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One completion as text: ``text`` is what its tokens say (without the end-of-turn token)."""
+
+    rollout: Rollout
+    decode: Decode
+
+    @cached_property
+    def text(self) -> str:
+        return self.decode(self.rollout.completion_ids[: self.written])
+
+    @property
+    def written(self) -> int:
+        """Tokens before the end-of-turn token."""
+        return len(self.rollout.completion_ids) - self.rollout.finished
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        return steps(self.text)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The text of each step."""
+        return [self.text[step.start: step.end] for step in self.steps]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """[T] where each token begins in ``text``; the end-of-turn token begins at its end."""
+        ids = self.rollout.completion_ids
+        return token_starts(self.decode, ids[: self.written]) + [len(self.text)] * (len(ids) - self.written)
+
+    def step_at(self, character: int) -> int:
+        """The step that holds a character. The end of the text belongs to the step that was not written."""
+        return bisect_right([step.end for step in self.steps], character)
+
+    def step_of(self, token: int) -> int:
+        return self.step_at(self.starts[token])
+
+    def token_at(self, character: int) -> int:
+        """The (first) token that holds a character; the last token at the end of the text."""
+        return bisect_left(self.starts, self.starts[bisect_right(self.starts, character) - 1])
+
+    def place(self, character: int) -> tuple[int, int]:
+        """(step, token) of a character."""
+        return self.step_at(character), self.token_at(character)
+
+    def first_token(self, step: int) -> int:
+        """The token in which a step begins; the last token for the step that was not written."""
+        return self.token_at(self.steps[step].start) if step < len(self.steps) else len(self.starts) - 1
+
+    def tokens_through(self, step: int) -> int:
+        """How many tokens it takes to have all of a step, its line break included."""
+        end = self.steps[step].end
+        return sum(start < end for start in self.starts[: self.written])
