@@ -42,5 +42,5 @@ bench: $(STAMP) ## step time, parts and memory against TRL, side by side
 	$(BIN)/python benchmarks/vs_trl.py
 
 clean: ## remove caches and the tour's page (.venv and runs stay)
-	rm -rf build *.egg-info .pytest_cache tour.html
+	rm -rf build *.egg-info .pytest_cache tour.html tour-quick.html
 	find workbench tests notebooks benchmarks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -20,10 +20,18 @@ def execute(path: Path) -> float:
     seconds = time.perf_counter() - began
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+            cell.outputs = [o for o in map(still, cell.outputs) if o.get("name") != "stderr" and o.get("data", {"": ""})]
     notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
     return seconds
+
+
+def still(output):
+    """A live view without its widget: the HTML that it carries stays; nothing stays of a widget that carries none (a progress bar)."""
+    data = output.get("data", {})
+    if data.pop(WIDGET, None) and "text/html" not in data:
+        data.clear()
+    return output
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_one_parameters_cell_with_a_quick_mode(notebook):
 
 
 def test_cells_are_short(notebook):
-    assert all(len(text(cell).splitlines()) <= 30 for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert all(len(text(cell).splitlines()) <= 25 for cell in notebook["cells"] if cell["cell_type"] == "code")
 
 
 def test_links_lead_to_notebooks_that_exist(notebook):
