@@ -137,7 +137,7 @@ def test_sign_has_a_second_carrier():
     assert "border-bottom:2px solid" in down["style"] and "border-top" not in down["style"] and down["class"] == "wb-t wb-d8"
     assert "style" not in zero and zero["class"] == "wb-t wb-0"
     assert "style" not in none and none["class"] == "wb-t wb-none"
-    assert f".wb-d8{{background-color:{heat.DARK.down}!important" in made, "the dark theme overrides the light colours"
+    assert f"--wb-d8:{heat.DARK.down}" in made and ".wb-d8{background-color:var(--wb-d8)!important}" in made, "the dark theme overrides the light colours"
 
 
 def test_labels_tell_every_number():

@@ -1,14 +1,18 @@
 """A number on every token, drawn: a group of rollouts as static HTML that needs no script, in light and in dark.
 
-Blue with a line above the token is positive, orange with a line below is negative, so nothing rests on colour alone. The scale is
-symmetric and robust. Tokens are what a model wrote: they are always escaped, and white space and control characters are made visible.
+Blue with a line above the token is positive, orange with a line below is negative, violet with a dotted line is a size without a sign, so
+nothing rests on colour alone. The scale is symmetric and robust. Tokens are what a model wrote: they are always escaped, and white space
+and control characters are made visible.
+
+Colours follow the system's light or dark setting, and JupyterLab's theme where there is one. Light colours are also on the elements
+themselves, for viewers that drop style sheets (GitHub).
 """
 
 from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -25,12 +29,13 @@ _SHOWN = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 @dataclass(frozen=True)
 class Channel:
-    """What the numbers are, and what a positive and a negative one mean, in the legend's words."""
+    """What the numbers are, and what a positive and a negative one mean, in the legend's words. Not ``signed``: sizes, 0 or more."""
 
     name: str
     unit: str
     up: str
     down: str
+    signed: bool = True
 
 
 CREDIT = Channel("realised credit", "the factor on ∇ log π of the token in the update", "made more likely", "made less likely")
@@ -45,10 +50,20 @@ class Theme:
     down: str
     up_line: str
     down_line: str
+    size: str  # the strongest background of a one-sided scale, and its line
+    size_line: str
 
 
-LIGHT = Theme("#ffffff", "#17191d", "#5b6068", "#74b4ff", "#ffa352", "#0a4fa8", "#9c4400")
-DARK = Theme("#17191d", "#f2f3f5", "#a6abb4", "#1c5cab", "#964700", "#93c5ff", "#ffbd82")
+LIGHT = Theme("#ffffff", "#17191d", "#5b6068", "#74b4ff", "#ffa352", "#0a4fa8", "#9c4400", "#c4a3f5", "#6332ad")
+DARK = Theme("#17191d", "#f2f3f5", "#a6abb4", "#1c5cab", "#964700", "#93c5ff", "#ffbd82", "#6a45a8", "#cfb3ff")
+
+
+class Layer(NamedTuple):
+    """One way to paint a group: numbers of [T] for each rollout, and where the scale ends."""
+
+    channel: Channel
+    painting: Sequence[Sequence[float]]
+    limit: float
 
 
 class Token(NamedTuple):
@@ -104,10 +119,10 @@ def level(value: float, limit: float) -> int:
     return int(math.copysign(min(LEVELS, max(1, math.ceil(abs(value) / limit * LEVELS))), value))
 
 
-def background(shade: int, theme: Theme) -> str:
-    """#rrggbb of a level: a straight mix of the paper with the colour of its sign."""
+def background(shade: int, theme: Theme, signed: bool = True) -> str:
+    """#rrggbb of a level: a straight mix of the paper with the colour of its sign, or of sizes."""
     share = abs(shade) / LEVELS
-    ends = zip(_channels(theme.paper), _channels(theme.up if shade > 0 else theme.down))
+    ends = zip(_channels(theme.paper), _channels(theme.size if not signed else theme.up if shade > 0 else theme.down))
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in ends)
 
 
@@ -133,111 +148,187 @@ def marked(value: float, digits: int = 2) -> str:
     return f"{MARKS[int(np.sign(value)) if math.isfinite(value) else 0]} {signed(value, digits)}"
 
 
+def worded(value: float, channel: Channel, digits: int = 2) -> str:
+    """``signed``, or without a sign where the channel has none."""
+    return signed(value, digits) if channel.signed or not math.isfinite(value) or not value else f"{value:.{digits}f}"
+
+
+def marked_as(value: float, channel: Channel) -> str:
+    return marked(value) if channel.signed else worded(value, channel)
+
+
 def group_html(group: Group, painting: Sequence[Sequence[float]], decode: Callable[[int], str], *, channel: Channel = CREDIT,
                limit: float | None = None, labels: Sequence[str] = ()) -> str:
     """The question and its rollouts, in the order given, each with its reward, its painted tokens, and the sum of every step.
 
     ``limit`` fixes the ends of the scale (to compare two maps); ``labels`` name the rollouts instead of their numbers.
     """
-    rows = tokens(group, painting, decode)
-    values = [token.value for row in rows for token in row]
-    limit = limit or robust_limit(values)
-    longest = max((sum(len(visible(t.text)) for t in row if t.step == s) for row in rows for s in range(row[-1].step + 1)), default=0)
-    cards = "".join(_card(rollout, row, labels[i] if labels else str(i + 1), channel, limit)
-                    for i, (rollout, row) in enumerate(zip(group.rollouts, rows)))
+    return layers_html(group, [Layer(channel, painting, limit or robust_limit(v for row in painting for v in row if v is not None))], decode, labels)
+
+
+def layers_html(group: Group, layers: Sequence[Layer], decode: Callable[[int], str], labels: Sequence[str] = (),
+                marks: Mapping[tuple[int, int], str] = {}) -> str:
+    """``group_html`` for several layers, with buttons that switch between them without a script; the first is on.
+
+    ``marks`` puts words on tokens, by (rollout, token): each of MARKED that they name is outlined.
+    """
+    rows = [tokens(group, layer.painting, decode) for layer in layers]
+    shown = [[visible(t.text) for t in row] for row in rows[0]]
+    longest = max((sum(len(text) for text, t in zip(texts, row) if t.step == s) for texts, row in zip(shown, rows[0])
+                   for s in range(row[-1].step + 1)), default=0)
+    cards = "".join(_card(rollout, [of[i] for of in rows], shown[i], labels[i] if labels else str(i + 1), layers, marks)
+                    for i, rollout in enumerate(group.rollouts))
     question = "".join(f'<div class="wb-q">{escape(m["role"])}: <b>{escape(visible(m["content"]))}</b></div>' for m in group.problem.messages)
-    return (f'<figure class="wb-heat" dir="ltr" style="{_box(LIGHT)}"><style>{_CSS}</style>{_legend(values, limit, channel)}{question}'
+    legends = "".join(_only(j, layers, "figcaption", _legend([t.value for row in rows[j] for t in row], layer)) for j, layer in enumerate(layers))
+    return (f'<figure class="wb-heat" dir="ltr" style="{_box(LIGHT)}"><style>{css(layers)}</style>{_switch(layers)}{legends}{question}'
             f'<div class="wb-grid" style="--wb-card:{min(max(longest + 10, 24), 100)}ch">{cards}</div></figure>')
 
 
-def _card(rollout: Rollout, row: Sequence[Token], label: str, channel: Channel, limit: float) -> str:
-    verdict = rollout.verdict
-    notes = [f"reward {verdict.reward:g}", f"{len(row)} tokens"]
+MARKED = {"failure point": "wb-fail", "span": "wb-range", "first wrong step": "wb-wrong"}
+
+
+def _switch(layers: Sequence[Layer]) -> str:
+    """Radio buttons; ``method=dialog`` is a form that the Enter key does not send, and that keeps the buttons of two figures apart."""
+    buttons = "".join(f'<label><input type="radio" name="layer" class="wb-r wb-r{j}"{"" if j else " checked"}/>{escape(layer.channel.name)}</label>'
+                      for j, layer in enumerate(layers))
+    return f'<form class="wb-switch" method="dialog" aria-label="Layer">{buttons}</form>' if len(layers) > 1 else ""
+
+
+def _only(j: int, layers: Sequence[Layer], tag: str, html: str, kind: str = "", rest: str = "") -> str:
+    """An element that is there while layer ``j`` is on."""
+    names = f"{kind} wb-only wb-only{j}".strip() if len(layers) > 1 else kind
+    return f'<{tag}{f""" class="{names}" """.rstrip() if names else ""}{" style=display:none" if j else ""}{rest}>{html}</{tag}>'
+
+
+def _card(rollout: Rollout, rows: Sequence[Sequence[Token]], shown: Sequence[str], label: str, layers: Sequence[Layer],
+          marks: Mapping[tuple[int, int], str]) -> str:
+    verdict, count = rollout.verdict, len(shown)
+    notes = [f"reward {verdict.reward:g}", f"{count} tokens"]
     notes += [rollout.origin] if rollout.origin != "policy" else []
     notes += [f"{rollout.borrowed} borrowed"] if rollout.borrowed else []
     notes += [] if rollout.finished else ["cut off"]
-    lines = []
-    for step, total in enumerate(step_sums(row)):
-        spans = "".join(_token(t, rollout, len(row), channel, limit) for t in row if t.step == step)
-        lines.append(f'<div class="wb-line"><span class="wb-toks">{spans}</span>'
-                     f'<span class="wb-sum" title="{escape(channel.name)} summed over step {step + 1}"> {marked(total)}</span></div>')
+    wrong = [t.step + 1 for t in rows[0] if "first wrong step" in marks.get((t.rollout, t.index), "")]
+    notes += [f"first error: step {wrong[0]}"] if wrong else []
+    spans = [""] * (rows[0][-1].step + 1)
+    for same in zip(*rows):
+        words = marks.get((same[0].rollout, same[0].index), "")
+        spans[same[0].step] += _token(same, shown[same[0].index], rollout, layers, words)
+    sums = list(zip(*map(step_sums, rows)))
+    lines = "".join(f'<div class="wb-line"><span class="wb-toks">{spans[step]}</span>' + "".join(
+        _only(j, layers, "span", f" {marked_as(total, layer.channel)}", "wb-sum", f' title="{escape(layer.channel.name)} summed over step {step + 1}"')
+        for j, (layer, total) in enumerate(zip(layers, sums[step]))) + "</div>" for step in range(len(spans)))
     mark = "✓" if verdict.correct else "✗"
     return (f'<section class="wb-card"><div class="wb-head"><b>{escape(label)}</b> <b class="wb-mark">{mark}</b> '
-            f'{escape(" · ".join(notes))}</div>{"".join(lines)}</section>')
+            f'{escape(" · ".join(notes))}</div>{lines}</section>')
 
 
-def _token(token: Token, rollout: Rollout, total: int, channel: Channel, limit: float) -> str:
-    shade = level(token.value, limit)
-    shown = visible(token.text)
-    parts = [f"“{shown[:40]}{'…' if len(shown) > 40 else ''}”", f"token {token.index + 1} of {total}", f"id {token.id}"]
+def _token(same: Sequence[Token], shown: str, rollout: Rollout, layers: Sequence[Layer], words: str) -> str:
+    """One token, with its number in each layer. With several layers the numbers are its title (a screen reader's description)."""
+    token, signs = same[0], [layer.channel.signed for layer in layers]
+    shades = [level(t.value, layer.limit) for t, layer in zip(same, layers)]
+    name = [f"“{shown[:40]}{'…' if len(shown) > 40 else ''}”", f"token {token.index + 1} of {len(rollout.completion_ids)}"]
+    name += [words] if words else []
+    parts = [f"id {token.id}"]
     if math.isfinite(token.logprob):
         parts.append(f"log-prob {signed(token.logprob, 3)} (p = {math.exp(token.logprob):.3f})")
     if token.index < rollout.borrowed:
         parts.append("borrowed: not written by the policy")
-    parts.append(f"{channel.name} {signed(token.value, 3)}")
-    label = escape(", ".join(parts))
-    kind = f"wb-{'u' if shade > 0 else 'd'}{abs(shade)}" if shade else "wb-none" if math.isnan(token.value) else "wb-0"
-    return (f'<span class="wb-t {kind}" role="img" title="{label}" aria-label="{label}"'
-            f'{f""" style="{_paint(shade, LIGHT)}" """.rstrip() if shade else ""}>{escape(shown)}</span>')
+    parts += [f"{layer.channel.name} {worded(t.value, layer.channel, 3)}" for t, layer in zip(same, layers)]
+    label, title = (name, parts) if len(layers) > 1 else (name + parts, name + parts)
+    kinds = ["wb-t"] + [_kind(t.value, shade, sign, f"w{j}" if len(layers) > 1 else "wb-")
+                        for j, (t, shade, sign) in enumerate(zip(same, shades, signs))] + [MARKED[word] for word in MARKED if word in words]
+    paint = f' style="{_paint(shades[0], LIGHT, signs[0])}"' if shades[0] else ""
+    return (f'<span class="{" ".join(filter(None, kinds))}" role="img" title="{escape(", ".join(title))}" '
+            f'aria-label="{escape(", ".join(label))}"{paint}>{escape(shown)}</span>')
 
 
-def _legend(values: Sequence[float], limit: float, channel: Channel) -> str:
+def _kind(value: float, shade: int, signed: bool, prefix: str) -> str:
+    if shade:
+        return f"{prefix}{'s' if not signed else 'u' if shade > 0 else 'd'}{abs(shade)}"
+    return f"{prefix}none" if math.isnan(value) else f"{prefix}0" if prefix == "wb-" else ""
+
+
+def _legend(values: Sequence[float], layer: Layer) -> str:
+    channel, limit = layer.channel, layer.limit
     known = [v for v in values if math.isfinite(v)]
     if not any(known):
-        return f'<figcaption>{escape(channel.name)}: {"0 on every token" if known else "no numbers"}</figcaption>'
+        return f'{escape(channel.name)}: {"0 on every token" if known else "no numbers"}'
     beyond = any(abs(v) > limit for v in known)
     faint = f" No line: smaller than {FAINT:.1%} of the scale." if any(0 < abs(v) < FAINT * limit for v in known) else ""
+    faint += " Grey italics: no number." if len(known) < len(values) else ""
     sides = [sign for sign in (-1, 1) if any(v * sign > 0 for v in known)]
     shades = [s for s in range(-LEVELS, LEVELS + 1) if s == 0 or math.copysign(1, s) in sides]
-    bar = "".join(f'<span class="wb-t wb-{"u" if s > 0 else "d"}{abs(s)}" style="{_paint(s, LIGHT)}">&nbsp;</span>' if s else
+    bar = "".join(f'<span class="wb-t {_kind(s, s, channel.signed, "wb-")}" style="{_paint(s, LIGHT, channel.signed)}">&nbsp;</span>' if s else
                   '<span class="wb-t wb-0">0</span>' for s in shades)
     low = f"▼ line below, {channel.down}: {'≤ ' if beyond else ''}{signed(-limit)} " if -1 in sides else ""
-    high = f" {'≥ ' if beyond else ''}{signed(limit)}: {channel.up}, line above ▲" if 1 in sides else ""
-    return (f'<figcaption><b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}'
-            f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}.{faint} At the right of each step: the sum over its tokens.</figcaption>')
+    how = "line above ▲" if channel.signed else "dotted line"
+    high = f" {'≥ ' if beyond else ''}{worded(limit, channel)}: {channel.up}, {how}" if 1 in sides else ""
+    return (f'<b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}'
+            f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}.{faint} At the right of each step: the sum over its tokens.')
 
 
 def _box(theme: Theme) -> str:
     return f"background-color:{theme.paper};color:{theme.ink}"
 
 
-def _paint(shade: int, theme: Theme) -> str:
-    side = f"border-top:2px solid {theme.up_line}" if shade > 0 else f"border-bottom:2px solid {theme.down_line}"
-    return f"background-color:{background(shade, theme)};color:{theme.ink};{side}"
+def _paint(shade: int, theme: Theme, signed: bool) -> str:
+    side = (f"border-bottom:2px dotted {theme.size_line}" if not signed else
+            f"border-top:2px solid {theme.up_line}" if shade > 0 else f"border-bottom:2px solid {theme.down_line}")
+    return f"background-color:{background(shade, theme, signed)};color:{theme.ink};{side}"
 
 
-def _important(style: str) -> str:
-    return style.replace(";", "!important;") + "!important"
+def _variables(theme: Theme, scheme: str) -> str:
+    names = {"paper": theme.paper, "ink": theme.ink, "dim": theme.dim, "up": theme.up_line, "down": theme.down_line, "size": theme.size_line}
+    for shade in range(1, LEVELS + 1):
+        names |= {f"u{shade}": background(shade, theme), f"d{shade}": background(-shade, theme), f"s{shade}": background(shade, theme, False)}
+    return f"color-scheme:{scheme};" + ";".join(f"--wb-{name}:{colour}" for name, colour in names.items())
 
 
-def _css() -> str:
-    """Light colours are also on the elements themselves, for viewers that drop style sheets; the dark ones override them."""
-    dark = "".join(f".wb-heat .wb-{'u' if s > 0 else 'd'}{abs(s)}{{{_important(_paint(s, DARK))}}}"
-                   for s in range(-LEVELS, LEVELS + 1) if s)
-    return f"""
-.wb-heat{{margin:1em 0;padding:.8em;border-radius:6px;font:14px/1.5 system-ui,sans-serif}}
-.wb-heat figcaption,.wb-head,.wb-sum{{color:{LIGHT.dim};font-size:13px}}
+def _shades(prefix: str, scope: str) -> str:
+    """Rules that paint the classes of one layer. Important: they override the light colours on the elements themselves."""
+    sides = (("u", "top", "up", "solid"), ("d", "bottom", "down", "solid"), ("s", "bottom", "size", "dotted"))
+    return "".join(f'.wb-heat{scope} [class*=" {prefix}{kind}"]{{border-{side}:2px {line} var(--wb-{colour})!important}}' + "".join(
+        f".wb-heat{scope} .{prefix}{kind}{shade}{{background-color:var(--wb-{kind}{shade})!important}}" for shade in range(1, LEVELS + 1))
+        for kind, side, colour, line in sides) + f".wb-heat{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}"
+
+
+def css(layers: Sequence[Layer] = ()) -> str:
+    """The style sheet of a heat map; with several layers, of their switch too."""
+    if len(layers) < 2:
+        return _CSS
+    rules = [".wb-heat:has(.wb-r:checked) .wb-toks .wb-t{background-color:transparent!important;border-color:transparent!important}"]
+    for j in range(len(layers)):
+        on = f":has(.wb-r{j}:checked)"
+        rules.append(f".wb-heat{on} .wb-only:not(.wb-only{j}){{display:none!important}}.wb-heat{on} .wb-only{j}{{display:revert!important}}")
+        rules.append(_shades(f"w{j}", on + " .wb-toks"))
+    return _CSS + "".join(rules)
+
+
+_CSS = f"""
+.wb-heat{{{_variables(LIGHT, "light")};margin:1em 0;padding:.8em;border-radius:6px;font:14px/1.5 system-ui,sans-serif}}
+@media(prefers-color-scheme:dark){{.wb-heat{{{_variables(DARK, "dark")}}}}}
+[data-jp-theme-light="true"] .wb-heat{{{_variables(LIGHT, "light")}}}
+[data-jp-theme-light="false"] .wb-heat{{{_variables(DARK, "dark")}}}
+.wb-heat{{background-color:var(--wb-paper)!important;color:var(--wb-ink)!important}}
+.wb-heat .wb-t{{color:var(--wb-ink)!important}}
+.wb-heat figcaption,.wb-head,.wb-sum{{color:var(--wb-dim);font-size:13px}}
 .wb-heat figcaption{{margin-bottom:.7em}}
-.wb-heat b{{color:{LIGHT.ink}}}
+.wb-heat b{{color:var(--wb-ink)}}
+.wb-switch{{display:flex;flex-wrap:wrap;gap:.1em 1.1em;margin-bottom:.5em;font-size:13px}}
+.wb-switch label{{cursor:pointer;white-space:nowrap}}
+.wb-switch input{{margin:0 .35em 0 0;vertical-align:-1px;accent-color:var(--wb-up)}}
 .wb-q{{margin:.3em 0 .7em;overflow-wrap:anywhere}}
 .wb-q b,.wb-toks,.wb-bar,.wb-sum{{font-family:ui-monospace,"DejaVu Sans Mono",Menlo,Consolas,monospace}}
 .wb-grid{{display:grid;gap:.7em;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--wb-card)),1fr))}}
-.wb-card{{border:1px solid {LIGHT.dim}66;border-radius:6px;padding:.5em .7em;min-width:0}}
+.wb-card{{border:1px solid color-mix(in srgb,var(--wb-dim) 40%,transparent);border-radius:6px;padding:.5em .7em;min-width:0}}
 .wb-head{{margin-bottom:.35em}}
 .wb-line{{display:flex;justify-content:space-between;gap:1em;align-items:baseline}}
 .wb-toks{{min-width:0}}
 .wb-sum{{white-space:nowrap}}
 .wb-t{{display:inline-block;max-width:100%;overflow-wrap:anywhere;unicode-bidi:isolate;white-space:pre-wrap;
  border-top:2px solid transparent;border-bottom:2px solid transparent;line-height:1.35;margin-bottom:1px;min-width:.6em;text-align:center}}
-.wb-none{{outline:1px dotted {LIGHT.dim};outline-offset:-2px}}
-@media(prefers-color-scheme:dark){{
-.wb-heat{{{_important(_box(DARK))}}}
-.wb-heat figcaption,.wb-head,.wb-sum{{color:{DARK.dim}}}
-.wb-heat b{{color:{DARK.ink}}}
-.wb-card{{border-color:{DARK.dim}66}}
-.wb-none{{outline-color:{DARK.dim}}}
-{dark}}}
+.wb-wrong{{text-decoration:underline wavy var(--wb-dim) 1px;text-underline-offset:2px}}
+.wb-range{{box-shadow:0 3px 0 -1px var(--wb-ink)}}
+.wb-fail{{outline:2px solid var(--wb-ink)!important;outline-offset:0!important;border-radius:2px}}
+{_shades("wb-", "")}
 @media print{{.wb-t{{-webkit-print-color-adjust:exact;print-color-adjust:exact}}}}"""
-
-
-_CSS = _css()
