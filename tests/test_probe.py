@@ -24,7 +24,9 @@ def sample(text: str) -> Sample:
     return Sample(ids, (-0.5,) * len(ids), True)
 
 
-@pytest.mark.parametrize("successes, samples, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 8, 0.0224, 0.4709)])
+@pytest.mark.parametrize("successes, samples, low, high", [
+    (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (1, 8, 0.0224, 0.4709),
+])
 def test_wilsons_interval(successes, samples, low, high):
     rate = Rate.of(successes, samples)  # known values of Wilson's interval
     assert (rate.low, rate.high) == pytest.approx((low, high), abs=2e-4) and rate.value == successes / samples

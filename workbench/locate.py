@@ -128,7 +128,8 @@ class SteepestDrop:
 @dataclass(frozen=True)
 class SustainedNegative:
     """Page's CUSUM on Delta: S_t = max(0, S_(t-1) - Delta_t - drift), an alarm when S reaches ``alarm``. The point is the token at which S last
-    left 0 before the first alarm. One unlikely token (a third as likely to the teacher) suffices, and so do many slightly unlikely ones. Score: the largest S after it.
+    left 0 before the first alarm. One unlikely token (a third as likely to the teacher) suffices, and so do many slightly unlikely ones.
+    Score: the largest S before it is 0 again.
     """
 
     drift: float = 0.05  # nats a token that are forgiven
@@ -154,8 +155,8 @@ class SustainedNegative:
 class Divergence:
     """The first step in which the rollout leaves the nearest correct sibling: the one with the most leading steps in common.
 
-    Steps are the same when they hold the same numbers in the same order (without numbers: the same words). Score: steps in common. Where the sibling's
-    step begins with the same characters, the point is the first other one; in free text the wording differs sooner than the reckoning does.
+    Steps are the same when they hold the same numbers in the same order (without numbers: the same words). Score: steps in common. The point is
+    the first character in which the two steps differ; in free text the wording differs sooner than the reckoning does.
     """
 
     name: str = "divergence"
@@ -195,8 +196,8 @@ class Chance:
         return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
-        draw = Random(coordinates(self.seed, "chance", case.inspection.group.problem.id, case.index))
-        return Finding((case.candidate(case.layout.first_token(draw.randrange(len(case.layout.steps))), 0.0),)) if case.layout.steps else Finding()
+        step = Random(coordinates(self.seed, "chance", case.inspection.group.problem.id, case.index)).randrange(max(1, len(case.layout.steps)))
+        return Finding((Candidate(step, case.layout.first_token(step), 0.0),))
 
 
 def best_of_steps(candidates: Iterable[Candidate], cost: int = 0) -> Finding:

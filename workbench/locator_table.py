@@ -49,7 +49,8 @@ def wrong_attempts(policy: Policy, task: Task, attempts: int, k: int, seed: int)
 
 def score(findings: Sequence[Finding], truths: Sequence[Finding]) -> dict[str, object]:
     """Rates over the attempts with their 95 % intervals, [value, low, high], and the mean of generated tokens. The first candidate counts."""
-    away = np.array([abs(f.candidates[0].step - t.candidates[0].step) if f.candidates else np.inf for f, t in zip(findings, truths, strict=True)])
+    away = np.array([abs(f.candidates[0].step - t.candidates[0].step) if f.candidates else np.inf
+                     for f, t in zip(findings, truths, strict=True)])
     rates = {"exact": away == 0, "within_one": away <= 1, "answered": np.isfinite(away)}
     return {name: [float(np.mean(hits)), *bootstrap(hits)] for name, hits in rates.items()} | {"tokens": float(np.mean([f.cost for f in findings]))}
 
@@ -58,14 +59,14 @@ def measure(policy: Policy, task: Task, attempts: int, k: int, samples: int, see
     """The whole table as plain data."""
     chosen = wrong_attempts(policy, task, attempts, k, seed)
     says(f"{attempts} wrong attempts")
-    cases = {kind: [Case(inspect_group(policy, group, task, show=(kind,)), i, policy.decode) for group, i in chosen] for kind in ("solution", "feedback")}
-    plain = cases["solution"]
+    plain, told = ([Case(inspect_group(policy, group, task, show=(kind,)), i, policy.decode) for group, i in chosen]
+                   for kind in ("solution", "feedback"))
     truths = Truth().locate(plain)
     runs = {"chance": (Chance(seed), plain), "divergence from the nearest correct sibling": (Divergence(), plain),
             "steepest drop of Δ, teacher reads a sibling": (SteepestDrop(), plain),
             "sustained negative Δ, teacher reads a sibling": (SustainedNegative(), plain),
-            "steepest drop of Δ, teacher reads the feedback*": (SteepestDrop(), cases["feedback"]),
-            "sustained negative Δ, teacher reads the feedback*": (SustainedNegative(), cases["feedback"]),
+            "steepest drop of Δ, teacher reads the feedback*": (SteepestDrop(), told),
+            "sustained negative Δ, teacher reads the feedback*": (SustainedNegative(), told),
             "own diagnosis (TAPO)": (OwnDiagnosis(policy, task, seed), plain),
             f"value drop, {samples} samples a step": (ValueDrop(policy, task, samples, seed), plain)}
     locators = {}
@@ -85,8 +86,8 @@ def table(found: dict) -> str:
     return f"""# Where did it go wrong?
 
 Every locator against the truth, on {found["attempts"]} wrong attempts of the organism `{found["model"]}`, one a problem ({found["task"]}, test split,
-{found["rollouts"]} rollouts a problem, seed {found["seed"]}). An attempt has {found["steps"]:.1f} steps; {found["with_sibling"]:.0%} of the attempts have a correct sibling.
-In brackets: 95 % bootstrap interval over the attempts. No answer counts as a miss. Tokens: generated for one attempt, beyond the group itself.
+{found["rollouts"]} rollouts a problem, seed {found["seed"]}). An attempt has {found["steps"]:.1f} steps; {found["with_sibling"]:.0%} of the attempts have a
+correct sibling. In brackets: 95 % bootstrap interval over the attempts. No answer counts as a miss. Tokens: generated for one attempt, beyond the group itself.
 
 ```text
 {plain_table(["locator", *MEASURES.values(), "tokens"], rows)}

@@ -110,6 +110,7 @@ class Still:
     """A learner that has not learned yet: its policy, its reference and its teacher are one set of weights, which nobody trains."""
 
     policy: Policy
+    expert: Policy | None = None
 
     @contextmanager
     def weights(self, which: str) -> Iterator[Policy]:
