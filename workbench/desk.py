@@ -1,7 +1,7 @@
 """The composer's desk: one group, and for every correction composed on it what training would see and what each method would say.
 
     desk = Desk(policy, task, group, {"GRPO": GRPO()})
-    draft = desk.draft(compose(policy, group, source=0, keep=10))
+    draft = desk.draft(desk.compose(source=0, token=10))
     draft.verdict, draft.table, draft.preview            # or draft.why_not, one sentence, when it cannot be trained on
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from workbench.batch import collate
 from workbench.buffer import Correction, append
-from workbench.compose import Composition, called, to_rollout
+from workbench.compose import Composition, called, compose, edit, keep_through, reconstruct, to_rollout
 from workbench.core import Credit, Group, Inspection, Method, Reading, Rollout, Task, Verdict, WorkbenchError
 from workbench.policy import Learner, Policy
 from workbench.readings import inspect_group, read
@@ -45,6 +45,22 @@ class Desk:
     @property
     def policy(self) -> Policy:
         return self.learner if isinstance(self.learner, Policy) else self.learner.policy
+
+    def wrong(self) -> list[int]:
+        """The rollouts that can be corrected."""
+        return [i for i, r in enumerate(self.group.rollouts) if not r.verdict.correct]
+
+    def compose(self, source: int, token: int, *, whole_step: bool = True, **options) -> Composition:
+        """``compose`` at a token of a rollout, its step kept whole (so that the mistake is seen and taken back) or cut before the token."""
+        keep = keep_through(self.policy, self.group.rollouts[source], token) if whole_step else token
+        return compose(self.policy, self.group, source, keep, **options)
+
+    def reconstruct(self, source: int, **options) -> Composition:
+        """The policy writes it: ``compose.reconstruct``."""
+        return reconstruct(self.policy, self.task, self.group, source, **options)
+
+    def edit(self, composition: Composition, **parts: str) -> Composition:
+        return edit(composition, **parts)
 
     def draft(self, composition: Composition) -> Draft:
         try:

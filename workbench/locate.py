@@ -155,7 +155,7 @@ class SustainedNegative:
 class Divergence:
     """The first step in which the rollout leaves the nearest correct sibling: the one with the most leading steps in common.
 
-    Steps are the same when they hold the same numbers in the same order (without numbers: the same words). Score: steps in common. The point is
+    Steps are the same when they hold the same numbers (without numbers: the same words). Score: steps in common. The point is
     the first character in which the two steps differ; in free text the wording differs sooner than the reckoning does.
     """
 
@@ -181,8 +181,8 @@ def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:
 
 
 def says(step: str) -> tuple[str, ...]:
-    """What a step comes down to: its numbers, or its words where it has none."""
-    return tuple(_NUMBER.findall(step)) or tuple(step.casefold().split())
+    """What a step comes down to: its numbers in any order (85+47 is 47+85), or its words where it has none."""
+    return tuple(sorted(_NUMBER.findall(step))) or tuple(step.casefold().split())
 
 
 @dataclass(frozen=True)

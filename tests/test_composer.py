@@ -1,0 +1,125 @@
+"""The composer's panel: each control does what its function does, the static twin escapes what models write, and a view's click moves the point."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import toys
+from test_compose import RIGHT, TASK, WRONG
+from test_readings import group_of
+from workbench.buffer import load
+from workbench.core import Inspection, WorkbenchError
+from workbench.desk import Desk
+from workbench.methods.grpo import GRPO
+from workbench.viz.composer import Composer, draft_html
+
+w = pytest.importorskip("ipywidgets")
+
+
+@pytest.fixture(scope="module")
+def desk():
+    policy = toys.tiny_policy()
+    return Desk(policy, TASK, group_of(policy, RIGHT, WRONG, "47+85=122\nWait, " + RIGHT, "9"), {"GRPO": GRPO(k=5)})
+
+
+def control(panel, description: str):
+    def walk(widget):
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from walk(child)
+    return next(x for x in walk(panel.box) if getattr(x, "description", None) == description)
+
+
+def test_it_begins_at_the_first_error_of_the_first_wrong_rollout(desk):
+    panel = Composer(desk)
+    assert panel.choice["source"] == 1 and panel.choice["token"] == 10
+    assert panel.composition == desk.compose(1, 10) and panel.draft.verdict.correct
+
+
+def test_each_control_does_what_its_function_does(desk):
+    panel = Composer(desk)
+    control(panel, "point: token").value = 3
+    assert panel.composition == desk.compose(1, 3)
+    control(panel, "keep its whole step").value = False
+    assert panel.composition == desk.compose(1, 3, whole_step=False)
+    control(panel, "reference").value = 2
+    assert panel.composition == desk.compose(1, 3, whole_step=False, reference=2)
+    control(panel, "continuation").value = "132-29=103\nAnswer 104"
+    assert panel.composition.continuation.endswith("104") and panel.composition.authors["continuation"] == "user" and not panel.draft.verdict.correct
+    control(panel, "transition").value = "⏎Wait, "
+    assert panel.composition.transition == "\nWait, "
+    control(panel, "diagnosis").value = "no borrow"
+    assert panel.composition.diagnosis == "no borrow" and "no borrow" in panel.to_html()
+    control(panel, "Start again").click()
+    assert panel.composition == desk.compose(1, 3, whole_step=False, reference=2) and control(panel, "diagnosis").value == ""
+    control(panel, "wrong rollout").value = 3  # "9" and the end of the turn: the point moves into it
+    assert panel.choice["token"] == 1 and control(panel, "point: token").max == 1 and panel.composition.source.text == "9"
+
+
+def test_the_preview_follows(desk):
+    panel = Composer(desk)
+    shown = panel.box.children[-1]
+    assert "The grader accepts it" in shown.value
+    control(panel, "continuation").value = "Answer 1"
+    assert "The grader rejects it" in shown.value
+    control(panel, "continuation").value = ""
+    assert "Not a correction yet: the reconstruction is empty" in shown.value
+
+
+def test_what_cannot_be_made_says_why_and_changes_nothing(desk):
+    panel = Composer(desk)
+    before = panel.composition
+    control(panel, "Let the policy write").click()  # a random model does not know the format
+    assert panel.composition == before and "none of 4 outputs" in panel.box.children[-1].value
+    panel.begin(token=999)
+    assert panel.composition == before and "outside the rollout" in panel.message and panel.choice["token"] == 10
+    with pytest.raises(WorkbenchError, match="nothing to correct"):
+        Composer(Desk(desk.policy, TASK, group_of(desk.policy, RIGHT)))
+
+
+def test_save(desk, tmp_path):
+    panel = Composer(desk, tmp_path / "buffer.jsonl")
+    control(panel, "Save").click()
+    control(panel, "continuation").value = ""
+    control(panel, "Save").click()
+    assert "Not saved: the reconstruction is empty" in panel.message
+    [saved] = load(tmp_path / "buffer.jsonl")
+    assert saved.rollout.text == desk.compose(1, 10).text
+    nowhere = Composer(desk)
+    nowhere.save()
+    assert "no buffer" in nowhere.message
+
+
+def test_a_click_in_the_view_moves_the_point(desk):
+    from workbench.viz.view import TokenView
+
+    view = TokenView(Inspection(desk.group, {}), lambda token: desk.policy.tokenizer.decode([token]))
+    panel = Composer(desk, view=view)
+    view.selected = 1
+    view.failure_point = 22
+    assert panel.choice["token"] == 22 and panel.composition == desk.compose(1, 22)
+    view.selected = 0  # a correct rollout: nothing to correct there
+    view.failure_point = 2
+    assert panel.choice["source"] == 1
+
+
+def test_the_static_twin(desk):
+    page = draft_html(Composer(desk).draft)
+    assert "<script" not in page and "prefix: tiny · transition: template · continuation: sibling" in page
+    assert "log of the OOD weight" in page and "GRPO credit" in page and "correction" in page
+    ids = re.search(r"<code>([\d ]+)</code>", page)[1].split()
+    assert tuple(map(int, ids)) == Composer(desk).draft.rollout.completion_ids
+    bundle = Composer(desk)._repr_mimebundle_()
+    assert bundle["text/html"].startswith("<section") and "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
+
+
+@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", "</pre></style><img src=x onerror=alert(1)>", "\u202egnp", "Answer 1</section>"])
+def test_text_is_always_escaped(desk, hostile):
+    panel = Composer(desk)
+    for parts in ({"continuation": hostile}, {"diagnosis": hostile, "continuation": f"{hostile}\nAnswer 1"}):
+        panel.edit(**parts)
+        page = panel.to_html()
+        assert "<script" not in page and "<img" not in page and "\u202e" not in page
+        assert page.count("</section>") == page.count("<section") and page.count("</pre>") == page.count("<pre>")
