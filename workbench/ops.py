@@ -6,6 +6,9 @@ forward pass (each chunk is reduced and dropped) and not in the backward pass (e
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -83,6 +86,103 @@ def token_scores(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targe
     return _TokenScores.apply(hidden, head, targets)
 
 
+class Divergence(NamedTuple):
+    """What a comparison with a teacher says of each of N tokens. Only ``value`` has a gradient.
+
+    ``credit`` is the coefficient of grad log pi(target) in -grad value: E over target ~ pi of credit * grad log pi(target) is -grad value.
+    """
+
+    value: Float[Tensor, "N"]  # D_a(pi || q), nats
+    credit: Float[Tensor, "N"]
+    teacher: Float[Tensor, "N"]  # log q(target), nats
+    tail: Float[Tensor, "N"]  # the policy's probability outside its k likeliest tokens; 0 where all are compared
+    entropy: Float[Tensor, "N"]  # of the teacher, nats
+
+
+def divergence(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], teacher_hidden: Float[Tensor, "N E"], teacher_head: Float[Tensor, "V E"],
+               targets: Int[Tensor, "N"], a: float, k: int = 0, clip: float = math.inf) -> Divergence:
+    """D_a of the policy pi = softmax(hidden @ head.T) from a teacher q, which is a constant. Differentiable in ``hidden`` and ``head``.
+
+    a = 1: KL(pi || q); a = 0: KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m) with m = (1-a) pi + a q (arXiv 2601.20802 and its code).
+    ``k`` > 0: over the policy's k likeliest tokens and one bucket for all others (eq. 11); without the bucket it could be negative.
+    ``clip``: largest credit of any token of the vocabulary; it changes the gradient and not the value.
+    """
+    return Divergence(*_Divergence.apply(hidden, head, teacher_hidden, teacher_head, targets, a, k, clip))
+
+
+class _Divergence(torch.autograd.Function):
+    """With c_v the credit of token v, d D / d logit_v = -pi_v (c_v - sum_u pi_u c_u), for any c up to a constant:
+
+        a = 1: c = log q - log pi      a = 0: c = q / pi - 1      between: c = (1 - a) (log m - log pi)
+
+    All tokens of the bucket have the bucket's credit. Chunks are made again in the backward pass, or, where the head is not trained, reduced
+    to d D / d hidden in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, head, teacher_hidden, teacher_head, targets, a, k, clip):
+        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
+        value = hidden.new_empty(len(hidden), dtype=_wide(hidden))
+        credit, teacher, tail, entropy = (torch.empty_like(value) for _ in range(4))
+        for rows in _chunks(len(hidden), len(head)):
+            log_p, log_q = _logits(hidden[rows], head).log_softmax(-1), _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
+            value[rows], credits, tail[rows] = _credits(log_p, log_q, a, k, clip)
+            credit[rows], teacher[rows] = (x.gather(-1, targets[rows, None])[:, 0] for x in (credits, log_q))
+            entropy[rows] = -(log_q.exp() * log_q).sum(-1)
+            if slope is not None:
+                slope[rows] = _slope(log_p, credits).to(hidden.dtype) @ head.to(hidden.dtype)
+        ctx.save_for_backward(hidden, head, teacher_hidden, teacher_head, slope)
+        ctx.options = a, k, clip
+        ctx.mark_non_differentiable(credit, teacher, tail, entropy)
+        return value, credit, teacher, tail, entropy
+
+    @staticmethod
+    def backward(ctx, grad_value, *_):
+        hidden, head, teacher_hidden, teacher_head, slope = ctx.saved_tensors
+        if slope is not None:
+            return slope * grad_value[:, None].to(slope.dtype), *(None,) * 7
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_head = torch.zeros_like(head, dtype=_wide(head))
+        for rows in _chunks(len(hidden), len(head)):
+            log_p, log_q = _logits(hidden[rows], head).log_softmax(-1), _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
+            grad = (_slope(log_p, _credits(log_p, log_q, *ctx.options)[1]) * grad_value[rows, None]).to(hidden.dtype)
+            if d_hidden is not None:
+                d_hidden[rows] = grad @ head.to(hidden.dtype)
+            d_head += grad.T @ hidden[rows]
+        return d_hidden, d_head.to(head.dtype), *(None,) * 6
+
+
+def _slope(log_p: Tensor, credits: Tensor) -> Tensor:
+    p = log_p.exp()
+    return p * ((p * credits).sum(-1, keepdim=True) - credits)
+
+
+def _credits(log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
+    """[C] divergences, [C, V] credits, [C] tail masses of distributions given as [C, V] log-probabilities."""
+    vocabulary = log_p.shape[-1]
+    ids = log_p.topk(k).indices if 0 < k < vocabulary else None
+    if ids is not None:
+        log_p, log_q = _bucketed(log_p, ids), _bucketed(log_q, ids)
+    p, q, delta = log_p.exp(), log_q.exp(), log_q - log_p
+    if a == 1:
+        value, credits = -(p * delta).sum(-1), delta
+    elif a == 0:
+        value, credits = (q * delta).sum(-1), delta.expm1()
+    else:  # log m - log pi, from the larger of the two; exactly 0 where delta is
+        above = torch.where(delta <= 0, (a * delta.expm1()).log1p(), delta + ((1 - a) * (-delta).expm1()).log1p())
+        value, credits = a * (q * (delta - above)).sum(-1) - (1 - a) * (p * above).sum(-1), (1 - a) * above
+    credits = credits.clamp(max=clip)
+    if ids is None:
+        return value, credits, torch.zeros_like(value)
+    return value, credits[:, -1:].repeat(1, vocabulary).scatter_(-1, ids, credits[:, :-1]), p[:, -1]
+
+
+def _bucketed(log_p: Tensor, ids: Tensor) -> Tensor:
+    """[C, k + 1] the log-probabilities at ``ids`` and that of all others together; a k that holds everything leaves 1e-7, as in the authors' code."""
+    kept = log_p.gather(-1, ids)
+    return torch.cat([kept, (-kept.logsumexp(-1, keepdim=True).clamp(max=-1e-7).expm1()).log()], dim=-1)
+
+
 @torch.no_grad()
 def top_k(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
     """The k most likely tokens of each row: log-probabilities (normalised over the whole vocabulary) and ids, most likely first."""
@@ -124,3 +224,21 @@ def clipped(logp: Tensor, old: Tensor, advantage: Tensor, low: float, high: floa
     plain, held = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
     passes = ((ratio >= 1 - low) | (advantage >= 0)) & ((ratio <= 1 + high) | (advantage <= 0))
     return torch.minimum(plain, held), torch.where(passes, plain, 0.0).detach()
+
+
+def trsft(logp: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Trust-region SFT (arXiv 2512.17636, eq. 3): the loss l(p) and the weight min(1, p/alpha) with which grad logp enters -grad l.
+
+    l(p) = -log p where p >= alpha, else -log alpha + 1 - p/alpha: value and slope agree at alpha. 0 is SFT, 1 weights by p.
+    """
+    p = logp.exp()
+    if alpha == 0:
+        return -logp, torch.ones_like(p)
+    inside = p >= alpha
+    return torch.where(inside, -logp, 1 - math.log(alpha) - p / alpha), torch.where(inside, 1.0, p / alpha).detach()
+
+
+def shaped(logp: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """LUFFY's policy shaping (arXiv 2504.14945): the loss -p/(p + gamma) and the weight gamma p/(p + gamma)^2 of grad logp in its negative gradient."""
+    p = logp.exp()
+    return -p / (p + gamma), (gamma * p / (p + gamma).square()).detach()

@@ -1,0 +1,209 @@
+"""The divergence from a teacher against hand arithmetic, the textbook formula, enumeration, finite differences, and what it may keep in memory."""
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from workbench import ops
+from workbench.ops import divergence
+
+EVERY_A = pytest.mark.parametrize("a", [0.0, 0.3, 0.5, 1.0])
+
+
+@pytest.fixture(params=[2**23, 3 * 11, 1], ids=["one chunk", "three rows a chunk", "one row a chunk"])
+def chunked(request, monkeypatch):
+    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", request.param)
+
+
+def draw(n=7, d=5, e=4, v=11, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64) * 1.5  # noqa: E731
+    return make(n, d), make(v, d), make(n, e), make(v, e), torch.randint(v, (n,), generator=generator)
+
+
+def of(pi, q, a, target=0, **how):
+    """The divergence of two distributions written out."""
+    pi, q = (torch.tensor([p], dtype=torch.float64).log() for p in (pi, q))
+    eye = torch.eye(pi.shape[-1], dtype=torch.float64)
+    return divergence(pi, eye, q, eye, torch.tensor([target]), a, **how)
+
+
+def textbook(log_p, log_q, a):
+    """From probabilities, one category a column."""
+    p, q = log_p.exp(), log_q.exp()
+    kl = lambda x, y: (x * (x / y).log()).sum(-1)  # noqa: E731
+    m = (1 - a) * p + a * q
+    return kl(p, q) if a == 1 else kl(q, p) if a == 0 else (1 - a) * kl(p, m) + a * kl(q, m)
+
+
+def with_tail(log_p, ids):
+    kept = log_p.gather(-1, ids)
+    return torch.cat([kept, (1 - kept.exp().sum(-1, keepdim=True)).log()], -1)
+
+
+def naive(hidden, head, teacher_hidden, teacher_head, targets, a, k):
+    log_p, log_q = (hidden @ head.T).log_softmax(-1), (teacher_hidden @ teacher_head.T).log_softmax(-1)
+    if k:
+        ids = log_p.topk(k).indices
+        return textbook(with_tail(log_p, ids), with_tail(log_q, ids), a)
+    return textbook(log_p, log_q, a)
+
+
+def test_by_hand():
+    """pi = (.5, .5), q = (.9, .1), m = (.7, .3):
+    KL(pi||q) = .5 ln(5/9) + .5 ln 5 = .5108;  KL(q||pi) = .9 ln 1.8 + .1 ln .2 = .3681;  JSD = .5 (.0872) + .5 (.1163) = .1018
+    credit of the first token: ln(9/5) = .5878;  .9/.5 - 1 = .8;  .5 ln(.7/.5) = .1682
+    """
+    for a, value, credit in ((1.0, 0.5108, 0.5878), (0.0, 0.3681, 0.8), (0.5, 0.1018, 0.1682)):
+        found = of([0.5, 0.5], [0.9, 0.1], a)
+        assert float(found.value) == pytest.approx(value, abs=1e-4) and float(found.credit) == pytest.approx(credit, abs=1e-4)
+        assert float(found.teacher) == pytest.approx(math.log(0.9)) and float(found.entropy) == pytest.approx(0.3251, abs=1e-4)
+
+
+@pytest.mark.parametrize("k", [0, 1, 4])
+@EVERY_A
+@pytest.mark.parametrize("train_head", [True, False])
+def test_value_and_gradient_equal_the_textbook(chunked, a, k, train_head):
+    hidden, head, *teacher, targets = draw()
+    weights = torch.sin(torch.arange(7.0, dtype=torch.float64) + 1)
+    results = []
+    for function in (lambda *x: divergence(*x).value, naive):
+        h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_(train_head)
+        value = function(h, w, *teacher, targets, a, k)
+        (value @ weights).backward()
+        results.append([value, h.grad] + [w.grad] * train_head)
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+@EVERY_A
+def test_gradient_by_finite_differences(a, k):
+    hidden, head, *teacher, targets = draw(n=3, d=3, v=6)
+    assert gradcheck(lambda h, w: divergence(h, w, *teacher, targets, a, k).value, (hidden.requires_grad_(), head.requires_grad_()))
+
+
+def test_what_else_it_says(chunked):
+    hidden, head, teacher_hidden, teacher_head, targets = draw()
+    log_p, log_q = (hidden @ head.T).log_softmax(-1), (teacher_hidden @ teacher_head.T).log_softmax(-1)
+    found = divergence(hidden, head, teacher_hidden, teacher_head, targets, 1.0, 3)
+    torch.testing.assert_close(found.teacher, log_q.gather(-1, targets[:, None])[:, 0])
+    torch.testing.assert_close(found.entropy, -(log_q.exp() * log_q).sum(-1))
+    torch.testing.assert_close(found.tail, 1 - log_p.exp().topk(3).values.sum(-1))
+    full = divergence(hidden, head, teacher_hidden, teacher_head, targets, 1.0)
+    torch.testing.assert_close(full.credit, (log_q - log_p).gather(-1, targets[:, None])[:, 0])
+    assert not full.tail.any()
+
+
+# ---- the credit is the gradient
+
+@pytest.mark.parametrize("clip", [math.inf, 0.2])
+@pytest.mark.parametrize("k", [0, 1, 2, 4])
+@EVERY_A
+def test_expected_credit_is_the_gradient(a, k, clip):
+    """Over all five tokens: sum_y pi(y) credit(y) grad log pi(y) = - grad D. Exact, also for the bucket's tokens and for clipped credits."""
+    generator = torch.Generator().manual_seed(k)
+    logits, teacher = torch.randn(2, 1, 5, dtype=torch.float64, generator=generator)
+    eye = torch.eye(5, dtype=torch.float64)
+    total = torch.zeros(1, 5, dtype=torch.float64)
+    for y in range(5):
+        z = logits.clone().requires_grad_()
+        found = divergence(z, eye, teacher, eye, torch.tensor([y]), a, k, clip)
+        [gradient] = torch.autograd.grad(found.value.sum(), z)
+        log_pi = z.log_softmax(-1)[0, y]
+        [direction] = torch.autograd.grad(log_pi, z)
+        total += log_pi.exp().detach() * found.credit * direction
+    assert gradient.abs().max() > 1e-3
+    torch.testing.assert_close(total, -gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_clip_holds_the_gradient_and_not_the_value():
+    """Reverse KL, pi = (.6, .4), q = (.2, .8): credits ln(1/3) = -1.10 and ln 2 = .69, the second held at .5.
+    -dD/dz_1 = pi_1 (c_1 - E c) = .6 (-1.0986 - (.6 * -1.0986 + .4 * .5)) = -.3837"""
+    z = torch.tensor([[0.6, 0.4]], dtype=torch.float64).log().requires_grad_()
+    q, eye = torch.tensor([[0.2, 0.8]], dtype=torch.float64).log(), torch.eye(2, dtype=torch.float64)
+    plain = divergence(z, eye, q, eye, torch.tensor([1]), 1.0)
+    held = divergence(z, eye, q, eye, torch.tensor([1]), 1.0, 0, 0.5)
+    assert float(held.credit) == 0.5 and float(plain.credit) == pytest.approx(math.log(2)) and torch.equal(held.value, plain.value)
+    held.value.sum().backward()
+    assert z.grad[0].tolist() == pytest.approx([0.3837, -0.3837], abs=1e-4)
+
+
+# ---- identities
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("k", [0, 3, 10])
+@EVERY_A
+def test_zero_where_the_teacher_is_the_policy(a, k, dtype):
+    hidden, head, *_, targets = draw()
+    hidden, head = hidden.to(dtype).requires_grad_(), head.to(dtype).requires_grad_()
+    found = divergence(hidden, head, hidden.detach().clone(), head.detach().clone(), targets, a, k)
+    found.value.sum().backward()
+    assert not found.value.any() and not found.credit.any() and not hidden.grad.any() and not head.grad.any()
+
+
+@pytest.mark.parametrize("k", [11, 12, 1000])
+@EVERY_A
+def test_all_tokens_or_more_is_the_full_divergence(a, k):
+    arguments = draw()
+    for ours, full in zip(divergence(*arguments, a, k), divergence(*arguments, a)):
+        assert torch.equal(ours, full)
+
+
+@EVERY_A
+def test_the_bucket_loses_information_and_never_goes_negative(a):
+    """Joining categories can only bring two distributions nearer; without the bucket the truncated forward KL of these is negative."""
+    arguments = draw(n=200)
+    full = divergence(*arguments, a).value
+    for k in (1, 3, 6, 10):
+        part = divergence(*arguments, a, k).value
+        assert (part >= -1e-6).all() and (part <= full + 1e-6).all()  # a bucket of less than 1e-7 counts as 1e-7
+    log_p, log_q = (arguments[0] @ arguments[1].T).log_softmax(-1), (arguments[2] @ arguments[3].T).log_softmax(-1)
+    ids = log_p.topk(3).indices
+    bare = log_q.gather(-1, ids).exp() * (log_q - log_p).gather(-1, ids)
+    assert (bare.sum(-1) < 0).float().mean() > 0.5
+
+
+def test_jensen_shannon_is_at_most_log_two():
+    assert (divergence(*draw(n=300), 0.5).value <= math.log(2)).all()
+    assert float(of([1 - 1e-9, 1e-9], [1e-9, 1 - 1e-9], 0.5).value) == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_extreme_logits_are_finite():
+    hidden = torch.tensor([[60.0], [-60.0], [0.0]], requires_grad=True)
+    head = torch.tensor([[1.0], [0.0], [-1.0], [0.5]], requires_grad=True)
+    for a in (0.5, 1.0):
+        for k in (0, 1, 2):
+            found = divergence(hidden, head, -hidden.detach(), head.detach(), torch.tensor([0, 1, 2]), a, k)
+            found.value.sum().backward()
+            assert all(column.isfinite().all() for column in found) and hidden.grad.isfinite().all() and head.grad.isfinite().all()
+
+
+# ---- memory
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))])
+        return made
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+@pytest.mark.parametrize("k", [0, 20])
+def test_memory_does_not_grow_with_vocabulary_times_length(monkeypatch, k, train_head):
+    """4,000 tokens and a vocabulary of 3,000: 12 million logits, of which no tensor holds more than a chunk, in the forward or backward pass."""
+    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", 60_000)
+    hidden, head = torch.randn(4000, 8, requires_grad=True), torch.randn(3000, 8).requires_grad_(train_head)
+    with Largest() as largest:
+        found = divergence(hidden, head, torch.randn(4000, 8), torch.randn(3000, 8), torch.zeros(4000, dtype=torch.long), 0.5, k)
+        kept = sum(t.numel() for t in found.value.grad_fn.saved_tensors if t is not None)
+        found.value.sum().backward()
+    assert largest.elements == 60_000
+    assert kept <= 3 * hidden.numel() + 2 * head.numel()
