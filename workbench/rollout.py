@@ -32,15 +32,16 @@ class Sample:
 
 
 @torch.no_grad()
-def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence[Sequence[int]], *, max_new: int,
+def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence[Sequence[int]], *, max_new: int | Sequence[int],
              temperature: float = 1.0) -> list[list[Sample]]:
-    """For prompt i, one sample for each seed in ``seeds[i]``. ``temperature`` 0 is greedy.
+    """For prompt i, one sample for each seed in ``seeds[i]``. ``temperature`` 0 is greedy. ``max_new``: one for all prompts, or one for each.
 
-    Raises WorkbenchError when a prompt leaves no room for ``max_new`` tokens in the model's context.
+    Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's context.
     """
-    longest = max(map(len, prompts), default=0)
-    if longest + max_new > policy.context:
-        raise WorkbenchError(f"a prompt of {longest} tokens and {max_new} new ones do not fit the model's context of {policy.context}")
+    budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
+    longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
+    if longest + most > policy.context:
+        raise WorkbenchError(f"a prompt of {longest} tokens and {most} new ones do not fit the model's context of {policy.context}")
     weights = llama.Weights.of(policy) if llama.supported(policy) else None
     order = sorted((i for i in range(len(prompts)) if seeds[i]), key=lambda i: len(prompts[i]))  # like lengths together: less padding
     done: dict[int, list[Sample]] = {i: [] for i in range(len(prompts))}
@@ -49,17 +50,20 @@ def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence
         while n < len(order) and rows + len(seeds[order[n]]) <= ROWS:
             rows, n = rows + len(seeds[order[n]]), n + 1
         part, order = order[:n], order[n:]
-        begin = ([prompts[i] for i in part], [len(seeds[i]) for i in part], max_new)
+        begin = ([prompts[i] for i in part], [len(seeds[i]) for i in part], max(budgets[i] for i in part))
         engine = Decoder(policy, *begin) if weights is None else llama.Decoder(weights, *begin)
-        samples = iter(_decode(policy, engine, [seed for i in part for seed in seeds[i]], max_new, temperature))
+        rows = [(seed, budgets[i]) for i in part for seed in seeds[i]]
+        samples = iter(_decode(policy, engine, *zip(*rows), temperature))
         for i in part:
             done[i] = [next(samples) for _ in seeds[i]]
     return [done[i] for i in range(len(prompts))]
 
 
-def _decode(policy: Policy, engine, seeds: Sequence[int], max_new: int, temperature: float) -> list[Sample]:
-    """One batch, a sample for each seed. Rows that ended are looked for now and then, and write on until they are dropped; that is cut off."""
-    device, head = policy.device, policy.head
+def _decode(policy: Policy, engine, seeds: Sequence[int], budgets: Sequence[int], temperature: float) -> list[Sample]:
+    """One batch, a sample for each seed. Rows that ended are looked for now and then, and write on until they are dropped; that is cut off.
+    Rows whose budget is spent are dropped at once: there may be no room for more in the model's context."""
+    device, head, max_new, spent = policy.device, policy.head, max(budgets), frozenset(budgets)
+    budget = torch.tensor(budgets, device=device)
     uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(max_new, np.float32) for seed in seeds])).to(device)
     stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=device)
     tokens = torch.zeros(len(seeds), max_new, dtype=torch.long, device=device)
@@ -72,19 +76,19 @@ def _decode(policy: Policy, engine, seeds: Sequence[int], max_new: int, temperat
         logprobs[alive, t] = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
         if t + 1 == max_new:
             break
-        if t % CHECK == CHECK - 1:
-            going = ~torch.isin(tokens[alive, : t + 1], stop).any(-1)
+        if t % CHECK == CHECK - 1 or t + 1 in spent:
+            going = ~torch.isin(tokens[alive, : t + 1], stop).any(-1) & (budget[alive] > t + 1)
             n = int(going.sum())
             if n == 0:
                 break
-            if n <= WORTHWHILE * len(alive):
+            if n <= WORTHWHILE * len(alive) or t + 1 in spent:
                 rows = going.nonzero()[:, 0]
                 alive, token = alive[rows], token[rows]
                 engine.keep(rows)
         engine.step(token)
     ended = torch.isin(tokens, stop)
-    finished = ended.any(-1)
-    count = torch.where(finished, ended.int().argmax(-1) + 1, max_new)
+    count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, max_new)
+    finished, count = ended.any(-1) & (count <= budget), torch.minimum(count, budget)
     rows = zip(tokens.tolist(), logprobs.tolist(), count.tolist(), finished.tolist())
     return [Sample(tuple(ids[:n]), tuple(lp[:n]), end) for ids, lp, n, end in rows]
 

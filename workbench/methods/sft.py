@@ -3,6 +3,11 @@ r"""SFT: supervised fine-tuning on expert solutions.
     L = - mean_t log pi(y_t | x, y_<t)          over the tokens of one expert solution of each problem
 
 Realised credit of a token: 1 on every token of the expert solution, right or wrong, likely or not: what reinforcement learning is compared with.
+SFT-then-RL is two runs, the second on the model that the first left:
+
+    workbench train sft --model MODEL --out runs/sft ...
+    workbench train grpo --model runs/sft/model --out runs/sft-grpo ...
+
 Choice: the mean is over all tokens of the batch; each epoch-free step draws its problems like every other method, so steps compare.
 """
 
@@ -10,7 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
+from workbench.guide import trace
 
 
 @dataclass(frozen=True)
@@ -22,20 +28,11 @@ class SFT(Method):
             raise WorkbenchError(f"SFT needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        groups = [Group(problem, tuple(self.expert(learner.policy, task, problem, text) for text in problem.solutions[: self.k]))
+        groups = [Group(problem, tuple(trace(learner.policy, task, problem, text) for text in problem.solutions[: self.k]))
                   for problem in problems if problem.solutions]
         if not groups:
             raise WorkbenchError("SFT needs expert solutions, and the problems of this task have none")
         return groups
-
-    def expert(self, policy, task, problem, text: str) -> Rollout:
-        """An expert's solution as a rollout none of whose tokens the policy wrote."""
-        prompt, ids = policy.prompt_ids(problem.messages), policy.completion_ids(text)
-        if len(prompt) + len(ids) > policy.context:
-            raise WorkbenchError(f"problem {problem.id} and its solution have {len(prompt) + len(ids)} tokens, "
-                                 f"more than the model's context of {policy.context}")
-        return Rollout(prompt, ids, (float("nan"),) * len(ids), text, task.grade(problem, text),
-                       origin="expert", borrowed=len(ids))
 
     def credit(self, groups, learner) -> list[Credit]:
         return [Credit.of(rollout, nll=1.0) for group in groups for rollout in group.rollouts]

@@ -6,6 +6,9 @@
                 103+6=109
                 Answer 109
 
+The ``turned`` style writes the same steps with the operation first (85+47=132, -29+132=103, 6+103=109): what an expert from elsewhere would
+write, unlikely under a policy that learned the plain one, though it can go on from there. Each line may be in either style.
+
 A line ``Wait, <step>`` takes back what was written since that step was due, and puts the step in its place. So for any attempt the
 task knows which line was wrong first, whether it was mended, and what should have stood there.
 """
@@ -16,7 +19,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
 from workbench.tasks import prompts
@@ -27,6 +30,7 @@ SPLITS = ("train", "validation", "test")
 
 PHRASES = (*prompts.PHRASES, WAIT, ANSWER, "Step ", " should be ")  # the fixed words of the task: one token each for the organism
 
+Style = Literal["plain", "turned"]
 Chain = tuple[int, tuple[str, ...]]  # running value and the operations still to do, such as (132, ("-29", "+6"))
 
 
@@ -48,16 +52,24 @@ def parse(expression: str) -> Chain:
     return int(head), tuple(rest)
 
 
-def due(chain: Chain) -> str:
-    """The one right next line."""
+def due(chain: Chain, style: Style = "plain") -> str:
+    """The one right next line of a style."""
     value, rest = chain
-    return f"{value}{rest[0]}={value + int(rest[0])}" if rest else f"{ANSWER}{value}"
+    if not rest:
+        return f"{ANSWER}{value}"
+    left = f"{value}{rest[0]}" if style == "plain" else f"{rest[0].removeprefix('+')}+{value}"
+    return f"{left}={value + int(rest[0])}"
 
 
-def solve(expression: str) -> str:
+def is_due(chain: Chain, line: str) -> bool:
+    """Is this the right next line, in either style?"""
+    return line == due(chain) or line == due(chain, "turned")
+
+
+def solve(expression: str, style: Style = "plain") -> str:
     chain, written = parse(expression), []
     while chain[1]:
-        written.append(due(chain))
+        written.append(due(chain, style))
         chain = (chain[0] + int(chain[1][0]), chain[1][1:])
     return "\n".join([*written, due(chain)])
 
@@ -87,11 +99,12 @@ def check(expression: str, text: str) -> Check:
         body = line.removeprefix(WAIT)
         if body != line:
             reflections += 1
-            back = next((i for i in reversed(range(len(states))) if states[i] is not None and due(states[i]) == body), None)
+            open_states = [i for i in reversed(range(len(states))) if states[i] is not None]
+            back = next((i for style in ("plain", "turned") for i in open_states if due(states[i], style) == body), None)
             if back is not None:
                 states, wrong_since = states[: back + 1], None
         if wrong_since is None:
-            if states[-1] is not None and due(states[-1]) == body:
+            if states[-1] is not None and is_due(states[-1], body):
                 value, rest = states[-1]
                 states.append((value + int(rest[0]), rest[1:]) if rest else None)
                 continue
@@ -127,16 +140,19 @@ def split_of(expression: str) -> str:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Difficulty dials: ``steps`` operations on numbers 1..``largest``."""
+    """Difficulty dials: ``steps`` operations on numbers 1..``largest``. ``style``: how the expert solutions are written; nothing else."""
 
     steps: int = 4
     largest: int = 20
+    style: Style = "plain"
 
     name = "arithmetic"
 
     def __post_init__(self):
         if not 1 <= self.steps <= 12 or not 9 <= self.largest <= 999:
             raise WorkbenchError(f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, largest={self.largest}")
+        if self.style not in ("plain", "turned"):
+            raise WorkbenchError(f"arithmetic takes style=plain or style=turned, not style={self.style}")
 
     @property
     def max_new(self) -> int:
@@ -145,7 +161,7 @@ class Arithmetic:
 
     def problem(self, expression: str) -> Problem:
         answer = solve(expression).rsplit(ANSWER, 1)[1]
-        return Problem(expression, ({"role": "user", "content": expression},), answer, (solve(expression),),
+        return Problem(expression, ({"role": "user", "content": expression},), answer, (solve(expression, self.style),),
                        {"split": split_of(expression), "steps": self.steps, "largest": self.largest})
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
