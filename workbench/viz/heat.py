@@ -90,7 +90,7 @@ def tokens(group: Group, painting: Sequence[Sequence[float]], decode: Callable[[
         row, step = [], 0
         for index, (token, logprob, value) in enumerate(zip(rollout.completion_ids, rollout.logprobs, values)):
             text = decode(token)
-            row.append(Token(number, step, index, token, text, logprob, math.nan if value is None else float(value)))
+            row.append(Token(number, step, index, int(token), text, logprob, math.nan if value is None else float(value)))
             step += "\n" in text
         found.append(row)
     return found

@@ -158,7 +158,7 @@ class TokenView:
             sides = {side: _side(readings[i], place) for side in ("student", "teacher")
                      if (readings := getattr(inspection, side)) and readings[i] is not None}
             rollouts.append({"reward": rollout.verdict.reward, "correct": rollout.verdict.correct, "origin": rollout.origin,
-                             "borrowed": rollout.borrowed, "finished": rollout.finished, "wrong": wrong[i], "ids": rollout.completion_ids,
+                             "borrowed": rollout.borrowed, "finished": rollout.finished, "wrong": wrong[i], "ids": [t.id for t in row],
                              "texts": [place(t.id) for t in row], "starts": [t.index for t in row if not t.index or t.step > row[t.index - 1].step],
                              "sampled": _short(rollout.logprobs), "sides": sides})
         layers = [{"name": layer.channel.name, "unit": layer.channel.unit, "up": layer.channel.up, "down": layer.channel.down,
