@@ -29,19 +29,19 @@ from workbench.rollout import sample_groups
 from workbench.tasks import load_task
 from workbench.viz.page import plain_table
 
-DRAW = 100  # problems sampled at once
+DRAW = 100  # most problems sampled at once
 MEASURES = {"exact": "right step", "within_one": "within one step", "answered": "gives an answer"}
 
 
 def wrong_attempts(policy: Policy, task: Task, attempts: int, k: int, seed: int) -> list[tuple[Group, int]]:
     """(group, index of its first wrong rollout) of as many test problems. Raises WorkbenchError when the split has too few."""
-    found, drawn = [], 0
+    found, drawn, step = [], 0, min(DRAW, 2 * attempts)
     problems = task.problems("test", 3 * attempts, seed)
     while len(found) < attempts and drawn < len(problems):
-        for group in sample_groups(policy, task, problems[drawn: drawn + DRAW], k, (seed, "locators")):
+        for group in sample_groups(policy, task, problems[drawn: drawn + step], k, (seed, "locators")):
             wrong = next((i for i, r in enumerate(group.rollouts) if not r.verdict.correct), None)
             found += [(group, wrong)] if wrong is not None else []
-        drawn += DRAW
+        drawn += step
     if len(found) < attempts:
         raise WorkbenchError(f"{policy.name} fails only {len(found)} of {len(problems)} problems, {attempts} wrong attempts were wanted")
     return found[:attempts]

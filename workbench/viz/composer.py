@@ -69,7 +69,7 @@ def _credits(draft) -> str:
     head = "".join(f'<th style="{STYLE}">{escape(text)}</th>' for text in ("rollout", "reward", *layers))
     rows = ""
     for i, rollout in enumerate(rollouts):
-        name = str(i) if i < len(rollouts) - 1 else "correction"
+        name = str(i + 1) if i < len(rollouts) - 1 else "correction"  # as the token view counts them
         cells = [name, f"{rollout.verdict.reward:g}", *(marked(float(values[i].mean())) for values in layers.values())]
         rows += "<tr>" + "".join(f'<td style="{STYLE}">{escape(cell)}</td>' for cell in cells) + "</tr>"
     return (f'<p>The group with the correction in it. Mean realised credit of a token, if this is the whole batch:</p>'

@@ -9,14 +9,14 @@ import ipywidgets as w
 
 
 def panel(composer) -> tuple[w.VBox, Callable[[], None]]:
-    """(the panel, a function that shows the composer's present state in it)."""
+    """(the panel, a function that shows the composer's present state in it). Rollouts are named as in the token view, from 1."""
     rollouts, wide = composer.desk.group.rollouts, w.Layout(width="98%")
     right = [i for i, r in enumerate(rollouts) if r.verdict.correct]
     named = {"style": {"description_width": "7em"}}
-    source = w.Dropdown(options=[(f"rollout {i}", i) for i in composer.desk.wrong()], description="wrong rollout", **named)
+    source = w.Dropdown(options=[(f"rollout {i + 1}", i) for i in composer.desk.wrong()], description="wrong rollout", **named)
     token = w.IntSlider(min=0, description="point: token", continuous_update=False, layout=wide, **named)
     whole = w.Checkbox(description="keep its whole step", indent=False)
-    reference = w.Dropdown(options=[("nearest", None), *((f"rollout {i}", i) for i in right)], description="reference", **named)
+    reference = w.Dropdown(options=[("nearest", None), *((f"rollout {i + 1}", i) for i in right)], description="reference", **named)
     transition = w.Text(description="transition", continuous_update=False, **named)
     continuation = w.Textarea(description="continuation", continuous_update=False, rows=6, layout=wide, **named)
     diagnosis = w.Text(description="diagnosis", continuous_update=False, layout=wide, **named)
