@@ -197,6 +197,26 @@ def test_python_moves_the_display(page):
     assert page.locator(".wb-fail").count() == 1, "a view that was closed no longer listens"
 
 
+def test_the_static_page_switches_layers_with_scripts_off(browser):
+    context = browser.new_context(java_script_enabled=False, color_scheme="dark")
+    page = context.new_page()
+    view = TokenView(inspection(), TEXTS.__getitem__)
+    page.set_content(view.to_html())
+    layers = {layer.channel.name: layer for layer in view._painted(0)}
+    for name in ("delta", "entropy", "GRPO credit"):
+        page.get_by_label(name, exact=True).check()
+        shown = [legend.text_content() for legend in page.locator("figcaption").all() if legend.is_visible()]
+        assert len(shown) == 1 and shown[0].startswith(name)
+        assert page.locator(".wb-sum:visible").count() == 5, "one sum for each step"
+        layer, painted = layers[name], colours(page.locator(".wb-toks .wb-t"))
+        for number, (_, paper) in zip(np.concatenate(layer.painting), painted):
+            if level := heat.level(number, layer.limit):
+                assert paper == heat.background(level, heat.DARK, layer.channel.signed)
+    page.get_by_label("delta", exact=True).press("Enter")
+    assert page.locator("figcaption").count() > 1, "the Enter key does not send the form"
+    context.close()
+
+
 # ---- hands ---------------------------------------------------------------------------------------------------------------------------
 
 def test_clicks_choose(page):
@@ -316,6 +336,27 @@ def wait(what, seconds: float):
                 return found
         time.sleep(0.2)
     raise AssertionError(f"waited {seconds} s in vain")
+
+
+NOTEBOOK = ROOT / "notebooks" / "02_credit_and_failure_points.ipynb"
+
+
+@pytest.mark.skipif(not NOTEBOOK.exists(), reason=f"{NOTEBOOK.name} is not there")
+def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
+    pytest.importorskip("jupyterlab")
+    heard = tmp_path / "heard.txt"
+    notebook = nbformat.read(NOTEBOOK, 4)
+    notebook.cells.append(nbformat.v4.new_code_cell(f"view.on_change(lambda v: open({str(heard)!r}, 'w').write(repr((v.selected, v.failure_point))), 'failure_point')"))
+    nbformat.write(notebook, tmp_path / NOTEBOOK.name)
+    with run_in_lab(browser, tmp_path, tmp_path / NOTEBOOK.name, 400) as page:
+        view = page.locator(".wb-view").first
+        view.scroll_into_view_if_needed()
+        token = view.locator(".wb-card").first.locator(".wb-toks .wb-t").nth(3)
+        assert colours(token)[0][1] != heat.LIGHT.paper
+        token.hover()
+        assert texts(view.locator(".wb-sides thead th")) == ["", "student", "teacher"]
+        token.click()
+        wait(lambda: heard.read_text() == "(0, 3)", 20)
 
 
 @contextmanager

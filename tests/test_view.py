@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,17 @@ def test_a_notebook_without_widget_state_has_the_colours(view):
     long = TokenView(group(rollout([0] * (STATIC_TOKENS + 1))), TEXTS.__getitem__, layers={"mine": [[1.0] * (STATIC_TOKENS + 1)]})
     small = long._repr_mimebundle_()["text/html"]
     assert "mine" in small and "log-prob</label>" not in small and 'type="radio"' not in small
+
+
+def test_nbconvert_shows_the_static_twin(view):
+    pytest.importorskip("nbconvert")
+    import nbformat
+    from nbconvert import HTMLExporter
+    bundle = {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": "gone"}, **view._repr_mimebundle_()}
+    cell = nbformat.v4.new_code_cell("view", outputs=[nbformat.v4.new_output("display_data", bundle)])
+    page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    painted = lambda html: re.findall(r'class="(wb-t w0[^"]*)"', html)  # noqa: E731
+    assert painted(page) == painted(view.to_html()) != [] and page.count('type="radio"') == len(view.layers[0])
 
 
 def test_the_page_and_the_picture_are_written(view, tmp_path):

@@ -221,6 +221,10 @@ class TokenView:
                           **{name: float(values[i][t.index]) for name, values in self.layers[number].items()}} for t in row]
         return pd.DataFrame(rows)
 
+    def __repr__(self) -> str:
+        group = self.inspections[self.group].group
+        return f"TokenView of {group.problem.id!r}: {len(group.rollouts)} rollouts, layer {self.layer!r}"
+
     def _repr_mimebundle_(self, **_) -> dict:
         """The live view and its static twin: a notebook saved without widget state shows the twin."""
         size = sum(len(r.completion_ids) for r in self.inspections[self.group].group.rollouts)
