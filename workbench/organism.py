@@ -2,7 +2,7 @@
 
     python -m workbench.organism                 rebuild all of data/organism (about an hour on two cores) and print its table
     python -m workbench.organism --only 3m       one of them
-    python -m workbench.organism --measure       only measure the committed checkpoints again (another --seed, if you like)
+    python -m workbench.organism --measure       only measure the checkpoints again; with another --seed the table is printed and not written
 
 Why it errs. A skill that is only half learned gives a base accuracy that is a cliff in training time. So the skill is learned well and the
 *slips* are planted: in the plain-prompt training solutions a step goes wrong with a probability that depends on how hard the step is
@@ -18,7 +18,9 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -34,9 +36,8 @@ PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = ("{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
-TEACHER = "teacher"  # the 3m before it learned to slip
-TARGET = 0.7  # greedy accuracy at which a model goes on from plain solutions to the whole mixture
-SLIPS = 0.28  # chance of a slip per carried or borrowed digit, in plain solutions
+TEACHER = "teacher"
+SLIPS = 0.3  # chance of a slip per carried or borrowed digit, in plain solutions
 REFLECT = 0.1  # share of slips that the plain training solutions notice
 
 
@@ -45,7 +46,6 @@ class Size:
     hidden: int
     layers: int
     heads: int
-    rate: float = 3e-3  # peak learning rate
 
 
 SIZES = {
@@ -132,6 +132,13 @@ def wrong_attempt(expression: str, rng: Random, slips: float) -> str:
             return text
 
 
+def diagnosis(expression: str, wrong: str) -> str:
+    """The attempt read line by line until one is not what it should be. (Asked for the number of the wrong step first, a model this small mostly
+    says 1: it would have to compare all lines at once.)"""
+    error, lines, right = arithmetic.check(expression, wrong).first_error, wrong.split("\n"), solve(expression).split("\n")
+    return "\n".join(lines[: error + 1]) + " should be " + right[min(error, len(right) - 1)]
+
+
 def reconstruction(expression: str, wrong: str) -> str:
     """The wrong attempt up to and including its first error, "Wait, ", the right step, and on to the answer."""
     lines, right = wrong.split("\n"), solve(expression).split("\n")
@@ -139,10 +146,10 @@ def reconstruction(expression: str, wrong: str) -> str:
     return "\n".join([*lines[: error + 1], WAIT + right[min(error, len(right) - 1)], *right[error + 1:]])
 
 
-def train_expression(rng: Random, lengths: tuple[int, ...], big: float = 0.0) -> str:
-    """A chain of the training split; a share ``big`` of them with numbers up to 99."""
+def train_expression(rng: Random, lengths: tuple[int, ...], largest: int = 20) -> str:
+    """A chain of the training split."""
     while True:
-        expression = draw(rng, rng.choice(lengths), 99 if rng.random() < big else 20)
+        expression = draw(rng, rng.choice(lengths), largest)
         if split_of(expression) == "train":
             return expression
 
@@ -154,33 +161,35 @@ def plain(rng: Random) -> tuple[tuple, str, int]:
 
 
 def mixture(rng: Random, slips: float) -> tuple[tuple, str, int]:
-    """One training conversation: messages, the reply, and how many leading characters of the reply are given, not learned."""
-    task = Arithmetic()
-    expression = train_expression(rng, (2, 3, 4, 4, 4, 5, 6), big=0.05)
-    problem: Problem = task.problem(expression)
-    right = problem.solutions[0]
+    """One training conversation: messages, the reply, and how many leading characters of the reply are given, not learned.
+
+    Prompts to be read often hold numbers too large for the model to reckon with: there reading pays, and is learned.
+    """
+    task, kind = Arithmetic(), rng.random()
+    if kind < 0.35:
+        problem = task.problem(train_expression(rng, (2, 3, 4, 4, 4, 5, 6)))
+        return problem.messages, attempt(problem.id, rng, slips, REFLECT), 0
     some = max(slips, 0.15)  # the teacher, too, must be able to read other people's wrong attempts
-    kind = rng.random()
-    if kind < 0.60:
-        return problem.messages, attempt(expression, rng, slips, REFLECT), 0
-    if kind < 0.70:  # somebody solved it, perhaps with a reflection on the way
+    problem = task.problem(train_expression(rng, (2, 3, 4, 4, 4, 5), rng.choice((20, 20, 99, 999) if kind < 0.55 else (20, 20, 99))))
+    expression, right = problem.id, problem.solutions[0]
+    if kind < 0.55:  # somebody solved it, perhaps with a reflection on the way
         shown = right if rng.random() < 0.8 else reconstruction(expression, wrong_attempt(expression, rng, some))
         return task.reprompt(problem, solution=shown), right, 0
     wrong = wrong_attempt(expression, rng, some)
     verdict = task.grade(problem, wrong)
-    if kind < 0.85:  # its own attempt and feedback, or feedback alone: right up to the step that was named, half as many slips after it
+    if kind < 0.70:  # its own attempt and feedback, or feedback alone: right up to the step that was named, few slips after it
         careful = arithmetic.check(expression, wrong).unmended[0]
         shown = wrong if rng.random() < 0.6 else ""
         return (task.reprompt(problem, attempt=shown, feedback=verdict.feedback),
-                attempt(expression, rng, slips / 2, careful=careful), 0)
+                attempt(expression, rng, slips / 8, careful=careful), 0)
     mended = reconstruction(expression, wrong)
-    if kind < 0.96:  # TAPO's synthesis prompt
+    if kind < 0.95:  # TAPO's synthesis prompt
         return (task.synthesis(problem, wrong, right),
-                f"<analysis>{verdict.feedback}</analysis><reconstruction>{mended}</reconstruction>", 0)
+                f"<analysis>{diagnosis(expression, wrong)}</analysis><reconstruction>{mended}</reconstruction>", 0)
     return problem.messages, mended, mended.index(WAIT) + len(WAIT)  # go on from somebody's "Wait, "
 
 
-WIDTHS = (64, 112, 192, 256)  # training rows are padded to the next of these: few shapes, so that each is compiled once
+WIDTHS = (64, 112, 192, 256, 320)  # training rows are padded to the next of these: few shapes, so that each is compiled once
 TOKENS = 6144  # in a step
 
 
@@ -204,68 +213,82 @@ def rows_by_width(tok, rng: Random, draw_example):
 
 # ---- training ------------------------------------------------------------------------------------------------------------------------
 
-def build(size: Size, start: Path | None, slips: float, seed: int, out: Path, say=print) -> None:
-    """Train an organism and save it in Hugging Face format, bf16: from scratch, or from the checkpoint ``start``.
+@dataclass(frozen=True)
+class Stage:
+    """Part of the training: at most ``most`` tokens of conversations by ``draw``, or until the greedy accuracy on validation reaches ``until``."""
 
-    From scratch: plain solutions of short questions until the greedy accuracy on validation problems reaches ``TARGET`` (a skill is a cliff in
-    training time, so the clock is no stopping rule), then the whole mixture, its rate falling to zero. From a checkpoint: the mixture alone.
-    """
+    name: str
+    draw: Callable[[Random], tuple]
+    most: int
+    rate: float  # peak learning rate
+    until: float = 2.0  # not reachable: the whole budget, its second half with a rate falling to zero
+
+
+STAGES = (
+    Stage("skill", plain, 8_000_000, 3e-3, until=0.7),  # a skill is a cliff in training time, so the clock is no stopping rule
+    Stage("reading", partial(mixture, slips=0.0), 5_000_000, 2e-3),
+    Stage("slips", partial(mixture, slips=SLIPS), 6_000_000, 2e-3),
+)
+TEACHER_STAGE = "reading"  # the teacher is the 3m as this stage left it: it knows how, reads, and has not learned to slip
+
+
+def build(name: str, seed: int, out: Path, say=print) -> None:
+    """Train one size through the stages and save it in Hugging Face format, bf16. A stage whose checkpoint is there is not trained again."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    size, tok, start = SIZES[name], tokenizer(), None
+    for number, stage in enumerate(STAGES):
+        folder = out / name if stage is STAGES[-1] else out / f".{name}-{stage.name}"
+        if stage is STAGES[-1] or not (folder / "config.json").is_file():
+            torch.manual_seed(coordinates("organism", name, stage.name, seed) % 2**31)
+            model = AutoModelForCausalLM.from_pretrained(start) if start else LlamaForCausalLM(LlamaConfig(
+                vocab_size=128, hidden_size=size.hidden, intermediate_size=size.hidden * 8 // 3, num_hidden_layers=size.layers,
+                num_attention_heads=size.heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+                eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
+            train(model.float(), tok, stage, coordinates("organism", name, number, seed), lambda text: say(f"{name} {stage.name:8} {text}"))
+            model.to(torch.bfloat16).save_pretrained(folder)
+            tok.save_pretrained(folder)
+        if name == "3m" and stage.name == TEACHER_STAGE:
+            shutil.copytree(folder, out / TEACHER, dirs_exist_ok=True)
+        start = folder
+
+
+def train(model, tok, stage: Stage, seed: int, say) -> None:
+    """One stage, in place."""
     import torch
     import torch.nn.functional as F
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     from workbench.policy import Policy
 
-    torch.manual_seed(coordinates("organism", size.hidden, seed) % 2**31)
-    tok = tokenizer()
-    if start is None:
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=128, hidden_size=size.hidden, intermediate_size=size.hidden * 8 // 3, num_hidden_layers=size.layers,
-            num_attention_heads=size.heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-            eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
-    else:
-        model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     model.set_attn_implementation("eager")  # compiled, as plain matrix products: the fastest of what was measured on a CPU
-    policy = Policy(model, tok)
+    policy, feed = Policy(model, tok), rows_by_width(tok, Random(seed), stage.draw)
     groups = [{"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
               {"params": [p for p in model.parameters() if p.ndim != 2], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=size.rate, betas=(0.9, 0.95), fused=True)
+    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.95), fused=True)
 
     def loss_of(ids, target):
         logits = model(input_ids=ids, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100)
 
-    compiled, began, tokens, step = torch.compile(loss_of, dynamic=False), time.time(), 0, 0
-
-    def train(draw_example, rate, most: int, until: float = 2.0) -> None:
-        """``rate(share of the budget done)``; stops early when the greedy accuracy reaches ``until``."""
-        nonlocal tokens, step
-        feed, first, smooth = rows_by_width(tok, Random(coordinates("organism", size.hidden, seed, step)), draw_example), tokens, None
-        while tokens < first + most:
-            ids, target = map(torch.tensor, next(feed))
-            for group in optimiser.param_groups:
-                group["lr"] = rate((tokens - first) / most) * min(1.0, (step + 1) / 50)
-            loss = compiled(ids, target)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            tokens, step = tokens + ids.numel(), step + 1
-            smooth = loss.item() if smooth is None else 0.97 * smooth + 0.03 * loss.item()
-            if step % 75 == 0:
-                reached = greedy_accuracy(policy)
-                say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  loss {smooth:.3f}  greedy accuracy {reached:.2f}")
-                if reached >= until:
-                    break
-
-    if start is None:
-        train(plain, lambda done: size.rate, most=6_000_000, until=TARGET)
-        train(lambda rng: mixture(rng, slips), lambda done: size.rate * min(1.0, 2 * (1 - done)), most=2_000_000)
-    else:
-        train(lambda rng: mixture(rng, slips), lambda done: size.rate / 3 * (1 - done), most=800_000)
-    say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  greedy accuracy {greedy_accuracy(policy):.2f}")
-    model.to(torch.bfloat16).save_pretrained(out)
-    tok.save_pretrained(out)
+    compiled, began, tokens, step, smooth = torch.compile(loss_of, dynamic=False), time.time(), 0, 0, None
+    while tokens < stage.most:
+        ids, target = map(torch.tensor, next(feed))
+        falling = min(1.0, 2 * (1 - tokens / stage.most)) if stage.until > 1 else 1.0
+        for group in optimiser.param_groups:
+            group["lr"] = stage.rate * falling * min(1.0, (step + 1) / 50)
+        loss = compiled(ids, target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        tokens, step = tokens + ids.numel(), step + 1
+        smooth = loss.item() if smooth is None else 0.97 * smooth + 0.03 * loss.item()
+        if step % 75 == 0 or tokens >= stage.most:
+            reached = greedy_accuracy(policy)
+            say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  loss {smooth:.3f}  greedy accuracy {reached:.2f}")
+            if reached >= stage.until:
+                break
 
 
 def greedy_accuracy(policy, n: int = 100) -> float:
@@ -353,22 +376,14 @@ def main() -> None:
     args = parser.parse_args()
     if not args.measure:
         for name in args.only or SIZES:
-            skilled = args.out / TEACHER if name == "3m" else args.out / f".{name}-skilled"
-            build(SIZES[name], None, 0.0, args.seed, skilled, say=_says(f"{name}, skill"))
-            build(SIZES[name], skilled, SLIPS, args.seed, args.out / name, say=_says(f"{name}, slips"))
-            if name != "3m":
-                shutil.rmtree(skilled)
+            build(name, args.seed, args.out, say=partial(print, flush=True))
     names = [name for name in (*SIZES, TEACHER) if (args.out / name / "config.json").is_file()]
     found = {name: measure(args.out / name, seed=args.seed) for name in names}
     text = table(found, args.seed)
     print(text)
-    if not args.measure:
+    if args.seed == 0:  # other seeds are to compare with
         write_atomic(args.out / "README.md", text)
         write_atomic(args.out / "table.json", json.dumps({"seed": args.seed, "problems": 400, "models": found}, indent=1))
-
-
-def _says(name: str):
-    return lambda text: print(f"{name:12} {text}", flush=True)
 
 
 if __name__ == "__main__":
