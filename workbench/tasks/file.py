@@ -82,6 +82,9 @@ class File:
     def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
         return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
 
+    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
+        return prompts.audit(problem, wrong, right)
+
 
 def _problem(path: Path, number: int, line: str) -> Problem:
     where = f"{path}, line {number}"

@@ -19,6 +19,29 @@ WRONG, RIGHT, REFLECT = "\nError response:\n", "\nCorrect response:\n", "\nRefle
 TAGS = ("<analysis>", "</analysis>", "<reconstruction>", "</reconstruction>")
 PHRASES = (SOLUTION, ATTEMPT, FEEDBACK, AGAIN, WRONG, RIGHT, REFLECT, *TAGS)
 
+AUDITOR = """\
+You are an auditor of mathematical reasoning. You are given a question, a response to it that is wrong, and (if there is one) a response that is
+correct. Write the wrong response again as somebody would who makes its first critical mistake, notices it, and mends it. Four goals:
+
+1. Say exactly where the first critical mistake is, and of which kind it is (calculation, misreading, wrong theorem, gap in the logic, ...).
+2. Keep the original mistaken thought: copy the error response word for word from its beginning up to and including that mistake. Then move
+   naturally into doubt and correction, as in "Wait, let me double-check that ...", and reason on correctly to the end.
+3. Keep the style of the error response: its tone, its notation, the length of its steps. Never mention that you were shown any response.
+4. Obey the format below to the letter."""
+AUDIT_FORMAT = """\
+## Format
+
+Write these two blocks and nothing else:
+
+<analysis>
+the step of the first critical mistake, its kind, and why it is wrong
+</analysis>
+<reconstruction>
+the error response up to and including the mistake, the moment of doubt, the correction, and the rest of the solution
+Final Answer: \\boxed{the answer}
+</reconstruction>"""
+LEAKS = (*PHRASES, "\n## Error response", "\n## Correct response")  # words of the prompts themselves, which no reply to the plain prompt should hold
+
 _BODY = r"((?:(?!</?(?:analysis|reconstruction)>).)+)"  # anything but another tag
 _SYNTHESIS = re.compile(rf"\s*<analysis>{_BODY}</analysis>\s*<reconstruction>{_BODY}</reconstruction>\s*", re.DOTALL)
 
@@ -35,8 +58,19 @@ def reprompt(problem: Problem, *, solution: str = "", attempt: str = "", feedbac
 
 
 def synthesis(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-    """TAPO's synthesis prompt (arXiv 2606.18844, Fig. 2) in the organism's short form."""
-    return _append(problem, f"{WRONG}{wrong}{RIGHT}{right}{REFLECT}")
+    """TAPO's synthesis prompt (arXiv 2606.18844, Fig. 2) in the organism's short form. ``right`` may be "": then no correct response is shown."""
+    return _append(problem, WRONG + wrong + (RIGHT + right if right else "") + REFLECT)
+
+
+def audit(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
+    """TAPO's synthesis prompt for real models: the role, the four goals and the format of the paper's Fig. 2, in our words.
+
+    System messages stay; the last user message becomes the question inside it. ``right`` may be "": then no correct response is shown.
+    """
+    *before, last = problem.messages
+    parts = [AUDITOR, f"## Question\n\n{last['content']}", f"## Error response\n\n{wrong}"]
+    parts += [f"## Correct response\n\n{right}"] if right else []
+    return (*before, {**last, "content": "\n\n".join([*parts, AUDIT_FORMAT])})
 
 
 def parse_synthesis(text: str) -> tuple[str, str] | None:
