@@ -140,7 +140,7 @@ def test_denominators_count_the_whole_batch_in_every_micro_batch():
         assert sorted(id(c) for b in batches for c in b.credits) == sorted(map(id, credits))
         for batch in batches:
             assert len(batch.credits) <= (rows or len(credits)) and batch.sequences == len(credits)
-            assert batch.denominators == {"pg": nonzero, "nll": 0, "kl": 0, "tokens": tokens}
+            assert batch.denominators == {"pg": nonzero, "nll": 0, "kl": 0, "kl_right": 0, "tokens": tokens}
 
 
 def test_micro_batches_keep_rollouts_of_one_prompt_together():

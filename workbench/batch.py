@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from workbench import llama
-from workbench.core import CHANNELS, Batch, Credit, Method, Rollout, Scores
-from workbench.ops import token_scores
+from workbench.core import CHANNELS, Batch, Credit, Distil, Method, Rollout, Scores
+from workbench.ops import divergence, token_scores
 from workbench.policy import Learner, Policy
 
 
@@ -23,6 +24,7 @@ def collate(credits: Sequence[Credit], pad_id: int, rows: int | None = None, dev
         return []
     denominators = {name: float(sum(np.count_nonzero(getattr(c, name)) for c in credits)) for name in CHANNELS}
     denominators["tokens"] = float(sum(len(c.rollout.completion_ids) for c in credits))
+    denominators["kl_right"] = float(sum(np.count_nonzero(c.kl) for c in credits if c.rollout.verdict.correct))
     parts = [list(credits)] if rows is None else _micro_batches(credits, rows)
     return [_pad(part, pad_id, denominators, len(credits), device) for part in parts]
 
@@ -68,13 +70,49 @@ def _pad(credits: Sequence[Credit], pad_id: int, denominators: dict[str, float],
 
 
 def score(learner: Learner, batch: Batch, method: Method | None = None) -> Scores:
-    """Log-probability and entropy of every completion token, and the frozen reference's log-probability if the method wants it."""
-    logp, entropy = _score(learner.policy, batch)
-    ref = None
+    """Log-probability and entropy of every completion token; if the method wants them, the frozen reference's log-probability and how far the
+    policy is from a teacher."""
+    hidden = states(learner.policy, batch)
+    logp, entropy = (_spread(batch.mask, column) for column in token_scores(hidden, learner.policy.head, batch.targets[batch.mask]))
+    ref, compared = None, {}
     if method is not None and method.needs_reference:
         with torch.no_grad(), learner.weights("reference") as policy:
             ref = _score(policy, batch)[0]
-    return Scores(logp, entropy, ref)
+    if method is not None and method.distil is not None:
+        compared = _compare(learner, batch, hidden, method.distil)
+    return Scores(logp, entropy, ref, **compared)
+
+
+def _compare(learner: Learner, batch: Batch, hidden: torch.Tensor, distil: Distil) -> dict[str, torch.Tensor]:
+    """The fields of ``Scores`` that a teacher fills: it reads the very tokens of the completions, after the prompts that the credits give it."""
+    taught = batch.mask & torch.tensor([[c.teacher_prompt_ids is not None] for c in batch.credits], device=batch.mask.device)
+    if not taught.any():
+        return dict.fromkeys(("teacher", "divergence", "toward", "tail", "teacher_entropy"), torch.zeros_like(batch.behaviour))
+    moved = [Credit.of(replace(c.rollout, prompt_ids=c.teacher_prompt_ids)) for c in batch.credits if c.teacher_prompt_ids is not None]
+    [other] = collate(moved, learner.policy.pad_id, device=batch.mask.device)  # the same rows in the same order, so the same tokens
+    found = divergence(hidden[taught[batch.mask]], learner.policy.head, *_teacher(learner, other, distil), batch.targets[taught],
+                       distil.a, distil.k, distil.clip)
+    columns = {"teacher": found.teacher, "divergence": found.value, "toward": found.credit, "tail": found.tail, "teacher_entropy": found.entropy}
+    return {name: _spread(taught, column) for name, column in columns.items()}
+
+
+@torch.no_grad()
+def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, E] states and [V, E] head whose product are the teacher's logits.
+
+    A geometric mixture of two distributions is the softmax of the mixture of their logits. That is one product again: of mixed states where the
+    two share a head, else of the states side by side with the heads side by side.
+    """
+    def read(which: str):
+        with learner.weights(which) as policy:
+            return states(policy, batch), policy.head.detach()
+
+    if distil.weights != "mixed":
+        return read(distil.weights)
+    (reference, head), (policy, own) = read("reference"), read("policy")
+    if head.data_ptr() == own.data_ptr():
+        return torch.lerp(reference, policy, distil.trust), own
+    return torch.cat([reference * (1 - distil.trust), policy * distil.trust], -1), torch.cat([head, own], -1)
 
 
 @torch.no_grad()
@@ -91,9 +129,12 @@ def rescore(policy: Policy, rollouts: Sequence[Rollout], rows: int = 64) -> list
 
 def _score(policy, batch: Batch):
     hidden = states(policy, batch)
-    logp, entropy = token_scores(hidden, policy.head, batch.targets[batch.mask])
-    spread = torch.zeros(batch.mask.shape, dtype=logp.dtype, device=logp.device)
-    return spread.masked_scatter(batch.mask, logp), spread.masked_scatter(batch.mask, entropy)
+    return tuple(_spread(batch.mask, column) for column in token_scores(hidden, policy.head, batch.targets[batch.mask]))
+
+
+def _spread(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """[B, T] zeros with ``values`` where ``mask`` is true, row by row."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def states(policy, batch: Batch) -> torch.Tensor:

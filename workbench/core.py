@@ -15,6 +15,7 @@ Each channel has its own denominator. A zero leaves the token out of that term a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -187,20 +188,26 @@ class Batch:
     channels: Mapping[str, Tensor]  # pg, nll, kl: [B, T] float
     behaviour: Tensor  # [B, T] the sampler's log-probs; NaN where borrowed, 0 where padded
     old: Tensor | None  # [B, T] log-probs before the first update on this batch; None while that update is this one
-    denominators: Mapping[str, float]  # per channel: tokens with a non-zero entry; "tokens": completion tokens
+    denominators: Mapping[str, float]  # per channel: tokens with a non-zero entry; "kl_right": those in correct rollouts; "tokens": completion tokens
     sequences: int
     credits: tuple[Credit, ...]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per completion token, [B, T], 0 where padded. ``logp``, ``entropy`` and ``divergence`` carry gradients."""
+    """Per completion token, [B, T], 0 where padded. ``logp``, ``entropy`` and ``divergence`` carry gradients.
+
+    The last five are there for a method with ``distil``, and 0 on rollouts without a teacher's prompt.
+    """
 
     logp: Tensor
     entropy: Tensor  # nats
     reference: Tensor | None = None  # log-prob under the frozen reference
     teacher: Tensor | None = None  # log-prob under the teacher's context and weights
-    divergence: Tensor | None = None  # D(policy || teacher); 0 where a credit has no teacher's prompt
+    divergence: Tensor | None = None  # D_a(policy || teacher), nats
+    toward: Tensor | None = None  # the divergence's own credit: the coefficient of grad log pi(y_t) in -grad divergence
+    tail: Tensor | None = None  # the policy's probability outside the k tokens that were compared
+    teacher_entropy: Tensor | None = None  # nats
 
 
 @dataclass(frozen=True)
@@ -246,13 +253,15 @@ class Distil:
 
     ``a`` 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m), m = (1-a) pi + a q.
     ``k``: over the policy's k likeliest tokens and one bucket for the rest; 0: over the whole vocabulary.
-    ``weights``: the teacher's. ``trust``: with "mixed", log q is (1 - trust) log reference + trust log policy, normalised.
+    ``weights``: whose weights read: the EMA teacher's, the frozen reference's, the policy's own as they are now, or "mixed": log q is
+    (1 - trust) log reference + trust log policy, normalised. ``clip``: largest credit of any token of the vocabulary.
     """
 
     a: float = 0.5
     k: int = 100
     weights: Literal["teacher", "reference", "policy", "mixed"] = "teacher"
     trust: float = 0.01
+    clip: float = math.inf
 
 
 class Method(Protocol):

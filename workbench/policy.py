@@ -220,12 +220,17 @@ class Learner:
         return self._teacher
 
     @torch.no_grad()
-    def update_teacher(self) -> None:
-        """theta' <- (1 - u) theta' + u theta, once per generation batch (SDPO, arXiv 2601.20802, section 2.3)."""
+    def update_teacher(self) -> float:
+        """theta' <- (1 - u) theta' + u theta, once per generation batch (SDPO, arXiv 2601.20802, section 2.3). Returns how far the teacher is
+        behind now, |theta - theta'| / |theta - theta_0|: 1, it is where the policy started; 0, where the policy is."""
         teacher = self._make_teacher()
         source = self._weights()
+        behind = moved = 0.0
         for name, weight in teacher.items():
             weight.lerp_(source[name], self.settings.ema)
+            behind += (source[name] - weight).float().square().sum()
+            moved += (source[name] - self._start[name]).float().square().sum()
+        return float((behind / moved).sqrt()) if moved > 0 else 0.0
 
     # ---- updates
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from workbench.batch import collate, score
@@ -31,11 +34,13 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
     batches = collate(credits, learner.policy.pad_id, rows, learner.policy.device)
     metrics: dict[str, float] = {}
     painted: dict[int, list[float]] = {}
+    skipped = learner.skipped
     for number in range(updates):
         for i, batch in enumerate(batches):
             scores = score(learner, batch, method)
             loss = method.loss(scores, batch)
-            loss.value.backward()
+            if loss.value.requires_grad:  # a micro-batch with nobody to distil from has no gradient
+                loss.value.backward()
             if 0 < number == updates - 1:  # the first update is on policy: only a later one has ratios other than 1, and clips
                 _add(metrics, {f"last_{name}": value for name, value in loss.metrics.items()})
             if number == 0:
@@ -46,6 +51,8 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
         norm = learner.step()
         if number == 0:
             metrics["grad_norm"] = norm
+    if method.distil is not None and method.distil.weights == "teacher" and learner.skipped == skipped:
+        metrics["teacher_distance"] = learner.update_teacher()
     clock("seconds_train")
     metrics |= _describe(groups) | dict(method.diagnose(groups, credits)) | {"skipped": float(learner.skipped)} | clock.laps
     painting = tuple(tuple(tuple(painted.get(id(r), ())) for r in group.rollouts) for group in groups)
@@ -74,6 +81,9 @@ def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     entropy      mean next-token entropy in nats at the sampled places. Falling to 0: the policy no longer explores.
     gap_max      largest |sampler log-prob - trainer log-prob|. Under 1e-4 in fp32; more means that the two disagree about the model.
     credit_mean  mean |realised credit| a token. 0: nothing was learned in this step.
+
+    And in ``update``, for a method with an EMA teacher: teacher_distance, |theta - theta'| / |theta - theta_0| after its step. From 1 - u it falls
+    slowly while the policy moves on; 0 is no teacher but the policy itself, and a value that stays near 1 a teacher that does not follow.
     """
     tokens = batch.denominators["tokens"]
     known = batch.mask & batch.behaviour.isfinite()
@@ -131,6 +141,9 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
 
     A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves the same metrics as one that was not:
     seeds come from coordinates, so nothing depends on what ran before.
+
+    A method that learns from itself can destroy what it has learned. Its run keeps the policy of its best evaluation as well, in ``best``, and
+    warns once when it collapses.
     """
     from tqdm.auto import tqdm
 
@@ -139,6 +152,8 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     start = _resume(out, learner, config) if resume else _fresh(out)
     writer = RunWriter(out, config, start)
     validation = task.problems("validation", plan.eval_problems, 0) if plan.eval_every else []
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if method.distil else []
+    ended = collapse(history)
 
     def measured() -> dict[str, float]:
         result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
@@ -147,11 +162,17 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not progress, unit="step") as bar:
         for step in range(start, plan.steps):
             extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
+            if method.distil and extra and all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history):
+                _save_policy(out, learner, "best")
             problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
             record = update(method, learner, task, problems, (plan.seed, step), step=step, rows=plan.rows, updates=plan.updates)
             last = step + 1 == plan.steps
             if last and plan.eval_every:
                 extra |= {f"final_{name}": value for name, value in measured().items()}
+            if method.distil:
+                history.append(record.metrics | extra)
+                if not ended and (ended := collapse(history)):
+                    warnings.warn(f"step {step}: {ended}. The best policy so far is in {out / 'best'}, if the run was evaluated.", stacklevel=2)
             keep = plan.keep_groups if extra else 0
             record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], painting=record.painting[:keep])
             writer.write(record)
@@ -161,8 +182,20 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
                 _checkpoint(out, learner, step + 1, config)
             bar.update()
             bar.set_postfix(correct=f"{record.metrics['correct']:.2f}", length=f"{record.metrics['length']:.0f}", refresh=False)
-    _save_policy(out, learner)
+    _save_policy(out, learner, "adapter" if learner.lora else "model")
     return out
+
+
+def collapse(history: Sequence[Mapping[str, float]], window: int = 5) -> str:
+    """In words, whether a run has collapsed; "" if not. Means over 5 steps: ``correct`` under half of its best (of .1 or more), ``entropy``
+    under a tenth or ``length`` under a fifth of where it began."""
+    for name, floor in {"correct": 0.5, "entropy": 0.1, "length": 0.2}.items():
+        if len(history) > window:
+            means = np.convolve([line[name] for line in history], np.full(window, 1 / window), "valid")
+            was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
+            if means[-1] < floor * was:
+                return f"{name} fell from {was:.3g} to {means[-1]:.3g}: self-distillation has collapsed"
+    return ""
 
 
 # A run may be resumed with more steps or other housekeeping, not with another algorithm.
@@ -206,8 +239,7 @@ def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
     write_atomic(out / "checkpoint.pt", buffer.getvalue())
 
 
-def _save_policy(out: Path, learner: Learner) -> None:
-    name = "adapter" if learner.lora else "model"
+def _save_policy(out: Path, learner: Learner, name: str) -> None:
     fresh = out / f".{name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     try:
