@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import toys
-from workbench.evaluate import Evaluation, bootstrap, evaluate, pass_at_k
+from workbench.evaluate import Evaluation, bootstrap, evaluate, pass_at_k, pass_at_k_bootstrap
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
@@ -34,6 +34,18 @@ def test_pass_at_more_than_there_are_is_refused():
     for k in (0, 5):
         with pytest.raises(ValueError, match="needs at least"):
             pass_at_k(4, 2, k)
+
+
+def test_bootstrapped_pass_at_k_is_drawing_with_replacement():
+    rng = np.random.default_rng(0)
+    for n, correct, k in ((4, 1, 2), (8, 3, 4), (32, 1, 32), (5, 2, 8)):
+        drawn = (rng.integers(0, n, (40_000, k)) < correct).any(1).mean()
+        assert pass_at_k_bootstrap(n, correct, k) == pytest.approx(drawn, abs=0.012)
+        if k <= n:
+            assert pass_at_k_bootstrap(n, correct, k) < pass_at_k(n, correct, k)  # here (1/32, k = 32): .638 and 1
+    assert [pass_at_k_bootstrap(4, c, 3) for c in (0, 4)] == [0, 1] and pass_at_k_bootstrap(4, 1, 1) == pass_at_k(4, 1, 1)
+    with pytest.raises(ValueError, match="pass@0"):
+        pass_at_k_bootstrap(4, 1, 0)
 
 
 def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
@@ -64,6 +76,7 @@ def test_evaluation_by_hand():
     assert (result.problems, result.samples, result.per_problem) == (3, 4, (0.75, 0.0, 1.0))
     assert result.avg == pytest.approx(7 / 12) and result.low <= result.avg <= result.high
     assert result.pass_at == pytest.approx({1: 7 / 12, 2: 2 / 3, 4: 2 / 3})
+    assert result.bootstrap_pass_at == pytest.approx({1: 7 / 12, 2: (15 / 16 + 1) / 3, 4: (255 / 256 + 1) / 3})
     assert result.length == 2.5 and result.finished == 1.0
     assert "avg@4 0.583" in str(result) and "pass@4 0.667" in str(result) and "3 problems x 4 samples" in str(result)
 
@@ -82,3 +95,7 @@ def test_evaluate_measures_the_chance_of_the_right_token(tiny_policy):
     first = evaluate(tiny_policy, task, [problem], 1000, 0)
     assert first.avg == pytest.approx(chance, abs=4 * (chance * (1 - chance) / 1000) ** 0.5)
     assert first == evaluate(tiny_policy, task, [problem], 1000, 0) != evaluate(tiny_policy, task, [problem], 1000, 1)
+
+
+def test_passes_go_up_to_32():
+    assert list(Evaluation.of([toys.group([1] * 32, [1] + [0] * 31)]).pass_at) == [1, 2, 4, 8, 16, 32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import comb
 
 import numpy as np
@@ -20,6 +20,14 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1 - comb(n - correct, k) / comb(n, k)
 
 
+def pass_at_k_bootstrap(n: int, correct: int, k: int) -> float:
+    """The chance that one of k draws *with replacement* from n samples is right: 1 - (1 - c/n)^k. What bootstrapped pass@k (verl, and with it
+    SCOPE's code) comes to when it is drawn often enough. Below the unbiased ``pass_at_k`` wherever 0 < c < n and k > 1: a draw may repeat."""
+    if k < 1 or n < 1:
+        raise ValueError(f"pass@{k} from {n} samples is not defined")
+    return 1 - (1 - correct / n) ** k
+
+
 def bootstrap(values: Sequence[float], draws: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the mean, resampling the values (problems, not samples: samples of one problem are not independent)."""
     values = np.asarray(values, float)
@@ -30,7 +38,8 @@ def bootstrap(values: Sequence[float], draws: int = 2000, level: float = 0.95, s
 
 @dataclass(frozen=True)
 class Evaluation:
-    """avg@k with a 95 % interval over problems, pass@k for k = 1, 2, 4, ... , mean length in tokens, share that ended by itself."""
+    """avg@k with a 95 % interval over problems, pass@k for k = 1, 2, 4, ... 32 (unbiased, and as the bootstrap), mean length in tokens, share that
+    ended by itself."""
 
     problems: int
     samples: int
@@ -41,6 +50,7 @@ class Evaluation:
     length: float
     finished: float
     per_problem: tuple[float, ...]
+    bootstrap_pass_at: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Evaluation:
@@ -51,7 +61,8 @@ class Evaluation:
         rollouts = [r for group in groups for r in group.rollouts]
         return cls(len(groups), n, float(np.mean(rates)), *bootstrap(rates),
                    {k: float(np.mean([pass_at_k(n, sum(row), k) for row in right])) for k in ks},
-                   float(np.mean([len(r.completion_ids) for r in rollouts])), float(np.mean([r.finished for r in rollouts])), tuple(rates))
+                   float(np.mean([len(r.completion_ids) for r in rollouts])), float(np.mean([r.finished for r in rollouts])), tuple(rates),
+                   {k: float(np.mean([pass_at_k_bootstrap(n, sum(row), k) for row in right])) for k in ks})
 
     def __str__(self) -> str:
         more = "  ".join(f"pass@{k} {value:.3f}" for k, value in self.pass_at.items() if k > 1)
