@@ -40,11 +40,12 @@ def test_the_checker_judges_exactly(name, wanted):
 
 
 def test_rates_by_hand():
-    """Of the eight attempts: right are direct, mended, mended late, needless (4), direct without a reflection 1. Reflect: all but direct and wrong (6);
-    effective 2 of them; needless 2, of which 1 ends wrong."""
+    """Of the eight attempts: right are direct, mended, mended late, needless (4), direct without a reflection 1. Reflect: all but direct
+    and wrong (6); effective 2 of them; needless 2, of which 1 ends wrong."""
     found = measure([Group(QUESTION, tuple(made(text) for text in ATTEMPTS.values()))], by_checker(TASK))
     values = {name: (rate.value, rate.n) for name, rate in found.items()}
-    assert values == {"first_pass": (1 / 8, 8), "dsr": (1 / 4, 4), "reflects": (6 / 8, 8), "err": (2 / 6, 6), "needless": (2 / 6, 6), "spoils": (1 / 2, 2)}
+    assert values == {"first_pass": (1 / 8, 8), "dsr": (1 / 4, 4), "reflects": (6 / 8, 8), "err": (2 / 6, 6), "needless": (2 / 6, 6),
+                      "spoils": (1 / 2, 2)}
 
 
 def test_nothing_to_count_is_not_zero():

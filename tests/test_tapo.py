@@ -321,6 +321,11 @@ def test_a_reconstruction_is_a_reply_to_the_plain_prompt_with_log_probs_under_it
     assert np.abs(elsewhere - y.logprobs).max() > 1e-3  # under the synthesis prompt they are others
 
 
+def test_thoughts_before_the_output_are_not_part_of_it(tiny_policy, script):
+    script("<think>an <analysis> of what?</think>\n" + wrap(MENDED))
+    assert built(tiny_policy)[1][0].rollout.text == MENDED
+
+
 @pytest.mark.parametrize("output, why", [
     (wrap(MENDED) + "...", "truncated"),
     ("<analysis>a</analysis><reconstruction>17+5=22", "unparsed"),  # unclosed

@@ -107,7 +107,8 @@ def _write(policy: Policy, task: Task, prompts, heads: Sequence[str], seeds: Seq
 
 def _read(policy: Policy, task: Task, pair: Pair, output: str, written: int, dropped: str, whole: bool = False) -> Construction:
     """Parse, check, tokenise as a reply to the plain prompt, grade."""
-    parsed = ("", output.strip("\n")) if whole and output.strip() else parse_synthesis(output)
+    said = output.rpartition("</think>")[2]  # a reasoning model's thoughts are not the output
+    parsed = ("", said.strip("\n")) if whole and said.strip() else parse_synthesis(said)
     if dropped or parsed is None:
         return Construction(pair, output, written, dropped=dropped or "unparsed")
     analysis, text = parsed
