@@ -159,10 +159,11 @@ class TokenView:
                      if (readings := getattr(inspection, side)) and readings[i] is not None}
             rollouts.append({"reward": rollout.verdict.reward, "correct": rollout.verdict.correct, "origin": rollout.origin,
                              "borrowed": rollout.borrowed, "finished": rollout.finished, "wrong": wrong[i], "ids": [t.id for t in row],
-                             "texts": [place(t.id) for t in row], "starts": [t.index for t in row if not t.index or t.step > row[t.index - 1].step],
-                             "sampled": _short(rollout.logprobs), "sides": sides})
+                             "texts": [place(t.id) for t in row], "sides": sides,
+                             "starts": [t.index for t in row if not t.index or t.step > row[t.index - 1].step]})
         layers = [{"name": layer.channel.name, "unit": layer.channel.unit, "up": layer.channel.up, "down": layer.channel.down,
-                   "signed": layer.channel.signed, "robust": _short([layer.limit])[0], "max": _short([_largest(layer)])[0], "values": [_short(v) for v in layer.painting]}
+                   "signed": layer.channel.signed, "robust": _short([layer.limit])[0], "max": _short([_largest(layer)])[0],
+                   "values": [_short(v) for v in layer.painting]}
                   for layer in self._painted(number)]
         messages = [[m["role"], heat.visible(m["content"])] for m in inspection.group.problem.messages]
         return {"title": self._titles[number], "messages": messages, "layers": layers, "rollouts": rollouts}
