@@ -1,6 +1,7 @@
 """What a policy does about its own mistakes: solves directly, reflects, mends, spoils; and whether it recovers from a mistake planted in its mouth.
 
-    first_pass   right, and without a reflection                                share of all responses
+    right        ends right                                                      share of all responses
+    first_pass   right, and without a reflection                                 share of all responses
     DSR          direct solution rate: solved without a reflection               share of the right responses
     reflects     at least one reflection                                         share of all responses
     ERR          effective reflection rate: located, diagnosed, and ends right   share of the responses that reflect
@@ -34,7 +35,7 @@ from workbench.rollout import sample_groups
 
 SPOKEN = re.compile(r"\b(wait|hold on|let me (double-?check|re-?check|reconsider|re-?examine|verify)|i made an? (mistake|error)|that'?s not right)\b",
                     re.IGNORECASE)
-RATES = ("first_pass", "dsr", "reflects", "err", "needless", "spoils")
+RATES = ("right", "first_pass", "dsr", "reflects", "err", "needless", "spoils")
 
 
 class Judgement(NamedTuple):
@@ -110,7 +111,7 @@ def measure(groups: Sequence[Group], judge: Judge, problems: set[str] | None = N
         right, reflects = [row[0] for row in rows], [row[1] for row in rows]
         direct = sum(ok and not reflected for ok, reflected in zip(right, reflects))
         needless = [row for row in rows if row[1] and row[3]]
-        parts = {"first_pass": (direct, len(rows)), "dsr": (direct, sum(right)), "reflects": (sum(reflects), len(rows)),
+        parts = {"right": (sum(right), len(rows)), "first_pass": (direct, len(rows)), "dsr": (direct, sum(right)), "reflects": (sum(reflects), len(rows)),
                  "err": (sum(row[1] and row[2] for row in rows), sum(reflects)), "needless": (len(needless), sum(reflects)),
                  "spoils": (sum(not row[0] for row in needless), len(needless))}
         for name, (hit, of) in parts.items():
