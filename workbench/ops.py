@@ -160,7 +160,7 @@ def _slope(log_p: Tensor, credits: Tensor) -> Tensor:
 def _credits(log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
     """[C] divergences, [C, V] credits, [C] tail masses of distributions given as [C, V] log-probabilities."""
     vocabulary = log_p.shape[-1]
-    ids = log_p.topk(k).indices if 0 < k < vocabulary else None
+    ids = log_p.topk(k, sorted=False).indices if 0 < k < vocabulary else None
     if ids is not None:
         log_p, log_q = _bucketed(log_p, ids), _bucketed(log_q, ids)
     p, q, delta = log_p.exp(), log_q.exp(), log_q - log_p
