@@ -15,6 +15,7 @@ from test_graded import chat
 from test_readings import group_of
 from test_steps import byte_level
 from workbench import compose as composing
+from workbench import synthesis
 from workbench.buffer import Replay, append, groups, load
 from workbench.compose import compose, edit, keep_through, of_text, reconstruct, rest_of, to_rollout
 from workbench.core import Group, Reading, Rollout, Verdict, WorkbenchError
@@ -182,20 +183,23 @@ def test_byte_level_tokens_are_kept_verbatim():
 # ---- written by the policy
 
 def test_the_policys_own_reconstruction(tiny_policy, group, monkeypatch):
-    outputs = ["no tags", "<analysis>borrowed wrongly</analysis><reconstruction>47+85=132\n132-29=113\nWait, 132-29=103\nAnswer 103</reconstruction>"]
+    """What training would drop is not offered for editing either."""
+    wrap = "<analysis>borrowed wrongly</analysis><reconstruction>{}</reconstruction>".format
+    outputs = ["no tags", wrap("47+85=132\nReflect."), wrap("47+85=132\n132-29=113\nWait, 132-29=103\nAnswer 103"), wrap("Answer 103")]
 
-    def written(policy, prompts, seeds, *, max_new):
-        assert len(seeds[0]) == 4 and RIGHT in policy.tokenizer.decode(prompts[0]) and WRONG in policy.tokenizer.decode(prompts[0])
-        return [[Sample(policy.completion_ids(text), (), True) for text in outputs]]
+    def written(policy, prompts, seeds, **_):
+        assert len({seed for row in seeds for seed in row}) == len(prompts) == 4
+        assert all(RIGHT in policy.tokenizer.decode(ids) and WRONG in policy.tokenizer.decode(ids) for ids in prompts)
+        return [[Sample(policy.completion_ids(text), (), text != outputs[3])] for text in outputs]
 
-    monkeypatch.setattr(composing, "generate", written)
+    monkeypatch.setattr(synthesis, "generate", written)
     made = reconstruct(tiny_policy, TASK, group, 0, reference=2)
     assert (made.keep, made.diagnosis, made.reference) == (21, "borrowed wrongly", RIGHT)
     assert made.authors == {"prefix": "tiny", "continuation": "tiny"} and made.continuation.startswith("Wait, ")
     rollout = to_rollout(tiny_policy, TASK, made)
     assert rollout.verdict.correct and rollout.origin == "correction" and "borrowed" not in rollout.text
-    outputs.pop()
-    with pytest.raises(WorkbenchError, match="none of 4 outputs"):
+    outputs[2] = ""
+    with pytest.raises(WorkbenchError, match=r"none of 4 outputs .*\(2 unparsed, 1 injected, 1 truncated\): try another seed"):
         reconstruct(tiny_policy, TASK, group, 0)
     with pytest.raises(WorkbenchError, match="has no synthesis prompt"):
         reconstruct(tiny_policy, toys.FirstCharacter(), group, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +13,16 @@ import torch
 import tiny
 import toys
 from workbench import ops, readings
+from workbench.batch import collate, score
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
+from workbench.methods import find, names, sdpo
 from workbench.methods.grpo import GRPO
+from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.policy import Learner
-from workbench.readings import inspect_group, read, teacher_prompt
+from workbench.readings import inspect_group, read
+from workbench.records import dumps, group_from_dict, group_to_dict
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.tasks.prompts import AGAIN
 
 TASK = Arithmetic(steps=2)
 PROBLEM = TASK.problem("47+85-29")
@@ -66,50 +71,47 @@ def test_nothing_to_read_and_too_much_to_read(tiny_policy):
         read(toys.tiny_policy(context=16), [(7,) * 8], [toys.rollout(10)])
 
 
-def test_a_teacher_that_reads_the_same_prompt_agrees_everywhere(tiny_policy):
-    prompt = tiny_policy.prompt_ids(toys.QUESTION.messages)
-    group = Group(toys.QUESTION, tuple(replace(toys.rollout(4, r, seed=i), text=str(i), prompt_ids=prompt) for i, r in enumerate((1.0, 0.0, 1.0))))
-    found = inspect_group(tiny_policy, group, toys.FirstCharacter())  # its reprompt is the plain prompt
-    for delta in found.layers["delta"]:
+def test_a_teacher_that_reads_the_same_prompt_agrees_everywhere(tiny_policy, monkeypatch):
+    monkeypatch.setattr(sdpo, "reprompt", lambda problem, **_: problem.messages)
+    for delta in inspect_group(tiny_policy, group_of(tiny_policy, WRONG, RIGHT, RIGHT), TASK).layers["delta"]:
         np.testing.assert_allclose(delta, 0.0, atol=1e-6)
 
 
-def shown(policy, group, i, **options) -> str | None:
-    ids = teacher_prompt(policy, TASK, group, i, **options)
-    return None if ids is None else policy.tokenizer.decode(list(ids))
+@pytest.mark.parametrize("options", [{}, {"demonstration": "reference"}, {"feedback": "always"}, {"demonstration": "none"}, {"srpo": True}], ids=str)
+def test_the_self_teacher_that_is_drawn_is_the_one_that_is_trained_on(options):
+    """The very prompts of SDPO's credits, and its Delta."""
+    learner, method = Learner(toys.tiny_policy()), SDPO(form="token", **options)
+    for texts in ((WRONG, RIGHT, RIGHT + "\nAnswer 103", "1"), (WRONG, "47"), (WRONG, RIGHT)):
+        group = group_of(learner.policy, *texts)
+        credits = method.credit([group], learner)
+        found = inspect_group(learner, group, TASK, {"GRPO": GRPO(), "SDPO": method}, teacher="teacher")
+        assert [reading and reading.prompt_ids for reading in found.teacher] == [credit.teacher_prompt_ids for credit in credits]
+        [batch] = collate(credits, learner.policy.pad_id)
+        scores = score(learner, batch, method)
+        for i, (credit, delta) in enumerate(zip(credits, found.layers["delta"])):
+            if credit.teacher_prompt_ids is None:
+                assert np.isnan(delta).all()
+            else:
+                np.testing.assert_allclose(delta, (scores.teacher - scores.logp)[i, : len(delta)].detach(), atol=1e-5)
 
 
 def test_what_the_self_teacher_is_shown(tiny_policy):
-    other = RIGHT + "\nWait, 132-29=103\nAnswer 103"  # right, in other words
-    group = group_of(tiny_policy, WRONG, RIGHT, RIGHT, other)
+    group = group_of(tiny_policy, WRONG, RIGHT)
     feedback = group.rollouts[0].verdict.feedback
-    assert any(text in shown(tiny_policy, group, 0) for text in (RIGHT, other)) and feedback not in shown(tiny_policy, group, 0)
-    assert other in shown(tiny_policy, group, 1)  # never its own words, also not from the mouth of another
-    assert shown(tiny_policy, group, 3).count(RIGHT) == 1 and other not in shown(tiny_policy, group, 3)
-    alone = group_of(tiny_policy, WRONG, WRONG, RIGHT)
-    assert RIGHT in shown(tiny_policy, alone, 0)
-    assert shown(tiny_policy, alone, 2) is None  # a lone success, and no feedback on it
-    assert feedback in shown(tiny_policy, group_of(tiny_policy, WRONG, WRONG), 0)
-    assert feedback in shown(tiny_policy, group, 0, show=("feedback",)) and RIGHT not in shown(tiny_policy, group, 0, show=("feedback",))
-    assert shown(tiny_policy, group_of(tiny_policy, WRONG), 0, show=("solution",)) is None
-    assert shown(tiny_policy, group, 0) == shown(tiny_policy, group, 0)  # the same at every call
 
+    def shown(group, **options) -> list[str | None]:
+        found = inspect_group(tiny_policy, group, TASK, **options)
+        return [reading and tiny_policy.tokenizer.decode(list(reading.prompt_ids)) for reading in found.teacher]
 
-def test_thoughts_are_not_shown(tiny_policy):
-    thoughtful = replace(written(tiny_policy, RIGHT), text=f"<think>\n1+1\n</think>\n{RIGHT}")
-    text = shown(tiny_policy, Group(PROBLEM, (written(tiny_policy, WRONG), thoughtful)), 0)
-    assert RIGHT in text and "think" not in text and "1+1" not in text
-
-
-def test_a_long_demonstration_loses_its_end_and_never_the_instruction():
-    group = group_of(toys.tiny_policy(), WRONG, RIGHT)
-    whole = teacher_prompt(toys.tiny_policy(), TASK, group, 0)
-    size = len(whole) + len(group.rollouts[0].completion_ids)
-    policy = toys.tiny_policy(context=size - 3)
-    text = shown(policy, group, 0)
-    assert AGAIN in text and PROBLEM.id in text and RIGHT[:-3] in text and RIGHT[:-2] not in text
-    assert len(teacher_prompt(policy, TASK, group, 0)) + len(group.rollouts[0].completion_ids) == policy.context
-    assert teacher_prompt(toys.tiny_policy(context=size - len(RIGHT)), TASK, group, 0) is None
+    for options in ({}, {"show": ("solution", "feedback")}, {"show": ("solution",)}):
+        wrong, right = shown(group, **options)
+        assert RIGHT in wrong and feedback not in wrong and right is None  # a lone success, and no feedback on it
+    wrong, right = shown(group, show=("feedback",))
+    assert feedback in wrong and RIGHT not in wrong and right is None
+    failed = group_of(tiny_policy, WRONG, WRONG)
+    assert shown(failed, show=("solution",)) == [None, None] and feedback in shown(failed)[0]
+    with pytest.raises(WorkbenchError, match="show takes some of"):
+        shown(group, show=("attempt",))
 
 
 def test_an_inspection_holds_every_layer_and_leaves_no_trace():
@@ -124,7 +126,6 @@ def test_an_inspection_holds_every_layer_and_leaves_no_trace():
     assert all((credit == 1).all() for credit in found.layers["SFT credit"])
     assert found.first_errors[0].index == 0 and found.first_errors[1:] == (None, None, None)
     assert found.student[0].top_ids.shape == (len(group.rollouts[0].completion_ids), 3)
-    assert found.teacher[1] is None and np.isnan(found.layers["delta"][1]).all()  # all correct siblings say the same
     np.testing.assert_allclose(found.layers["delta"][0], found.teacher[0].logprobs - found.student[0].logprobs)
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in learner.policy.model.named_parameters())
     assert not learner.optimiser.state
@@ -138,6 +139,34 @@ def test_a_policy_stands_for_a_learner_that_has_not_learned(tiny_policy):
     for name in plain.layers:
         for a, b in zip(plain.layers[name], learned.layers[name]):
             np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def recorded(policy) -> dict[str, Group]:
+    """Groups as runs leave them: own rollouts; one prefixed, one by an expert and a correction beside them; expert solutions only."""
+    own = group_of(policy, WRONG, RIGHT, WRONG + " ", RIGHT)
+    a, b, c = own.rollouts[1:]
+    foreign = [replace(r, origin=origin, borrowed=n, logprobs=(math.nan,) * n + r.logprobs[n:])
+               for r, origin, n in ((a, "guided", 4), (b, "correction", 0), (c, "expert", len(c.completion_ids)))]
+    made = {"own": own, "mixed": replace(own, rollouts=(*own.rollouts, *foreign)), "expert": replace(own, rollouts=(foreign[-1],))}
+    return {name: group_from_dict(json.loads(dumps(group_to_dict(group)))) for name, group in made.items()}
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_method_paints_every_recorded_group_or_says_what_it_needs(name, tiny_policy):
+    method, learner = find(name)(), Learner(tiny_policy, expert=toys.tiny_policy(seed=1))
+    for kind, group in recorded(tiny_policy).items():
+        layers = inspect_group(learner, group, TASK, {name: method}).layers
+        for credit, rollout in zip(layers[f"{name} credit"], group.rollouts, strict=True):
+            assert credit.shape == (len(rollout.completion_ids),) and np.isfinite(credit).all()
+        if kind == "own":
+            assert any(credit.any() for credit in layers[f"{name} credit"])
+        if name in ("opd", "scope"):  # a bare policy has no expert
+            with pytest.raises(WorkbenchError, match=f"^{name.upper()} learns from a stronger model with the same tokenizer") as error:
+                inspect_group(tiny_policy, group, TASK, {name: method})
+            assert len(str(error.value).splitlines()) == 1
+        else:
+            for a, b in zip(inspect_group(tiny_policy, group, TASK, {name: method}).layers[f"{name} credit"], layers[f"{name} credit"]):
+                np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_a_rollout_that_a_method_leaves_out_has_no_numbers(tiny_policy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,10 +34,8 @@ def given(monkeypatch):
         monkeypatch.setattr(scope, "teacher_logprobs", lambda learner, rollouts, which: [teacher[id(r)] for r in rollouts])
         monkeypatch.setattr(opd, "rescore", lambda policy, rollouts: [(student[id(r)], None) for r in rollouts])
         monkeypatch.setattr(opd, "teacher_logprobs", lambda learner, rollouts, which: [teacher[id(r)] for r in rollouts])
-        return Learner.__new__(Learner)
-    Learner.policy = None
-    yield install
-    del Learner.policy
+        return SimpleNamespace(policy=None, expert="scripted")
+    return install
 
 
 def random_tables(groups, seed=0):

@@ -19,7 +19,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -46,12 +46,13 @@ class Size:
     hidden: int
     layers: int
     heads: int
+    share: float = 1.0  # of the tokens of the stages that have no target
 
 
 SIZES = {
     "3m": Size(192, 6, 6),
-    "1m": Size(128, 5, 4),
-    "0.4m": Size(96, 4, 3),
+    "1m": Size(128, 5, 4, 0.5),
+    "0.4m": Size(96, 4, 3, 0.5),
 }
 
 
@@ -246,7 +247,8 @@ def build(name: str, seed: int, out: Path, say=print) -> None:
                 vocab_size=128, hidden_size=size.hidden, intermediate_size=size.hidden * 8 // 3, num_hidden_layers=size.layers,
                 num_attention_heads=size.heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
                 eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
-            train(model.float(), tok, stage, coordinates("organism", name, number, seed), lambda text: say(f"{name} {stage.name:8} {text}"))
+            budget = stage if stage.until <= 1 else replace(stage, most=int(stage.most * size.share))
+            train(model.float(), tok, budget, coordinates("organism", name, number, seed), lambda text: say(f"{name} {stage.name:8} {text}"))
             model.to(torch.bfloat16).save_pretrained(folder)
             tok.save_pretrained(folder)
         if name == "3m" and stage.name == TEACHER_STAGE:
