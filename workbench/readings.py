@@ -1,27 +1,25 @@
 """What a model says of every token: readings under the plain prompt and under the self-teacher's, and whole groups made ready for the viewer.
 
-The self-teacher (SDPO, arXiv 2601.20802; METHODS section 2) is the policy itself, reading the same completion under a longer prompt: another
-correct solution of the group, or the feedback on this attempt. Where it disagrees, Delta_t = log q(y_t) - log pi(y_t) is negative.
+The self-teacher is SDPO's (workbench/methods/sdpo.py): the policy itself, reading the same completion under a longer prompt, with another correct
+solution of the group or the feedback on this attempt. Where it disagrees, Delta_t = log q(y_t) - log pi(y_t) is negative.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from random import Random
 
 import numpy as np
 import torch
 
 from workbench.batch import collate, score, states
-from workbench.core import CHANNELS, Credit, Group, Inspection, Method, Reading, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import CHANNELS, Credit, Group, Inspection, Method, Reading, Rollout, Task, WorkbenchError
+from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.ops import ranks, token_scores, top_k
 from workbench.policy import Learner, Policy
 
 ROWS = 32  # rollouts read together
-_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 @torch.no_grad()
@@ -44,42 +42,23 @@ def read(policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[
     return [found[id(credit)] for credit in moved]
 
 
-def teacher_prompt(policy: Policy, task: Task, group: Group, i: int, show: Sequence[str] = ("solution", "feedback")) -> tuple[int, ...] | None:
-    """The self-teacher's prompt for rollout ``i``: the first of ``show`` that exists; None when none does.
-
-    ``solution`` is the text of another correct rollout of the group, never the rollout's own and never twice the same words; the draw depends on
-    the problem and ``i`` alone. Too long for the context, the text that is shown loses its end, never the instruction after it [choice].
-    """
-    rollout = group.rollouts[i]
-    others = sorted({r.text for j, r in enumerate(group.rollouts) if j != i and r.verdict.correct and r.text != rollout.text})
-    demonstration = Random(coordinates("sibling", group.problem.id, i)).choice(others) if others else ""
-    texts = {"solution": _THOUGHT.sub("", demonstration), "feedback": rollout.verdict.feedback}
-    kind = next((name for name in show if texts[name].strip()), None)
-    if kind is None:
-        return None
-    room = policy.context - len(rollout.completion_ids)
-    text = texts[kind]
-    while text.strip():
-        ids = policy.prompt_ids(task.reprompt(group.problem, **{kind: text}))
-        if len(ids) <= room:
-            return ids
-        shown = policy.completion_ids(text)[:-1]
-        text = policy.decode(shown[: max(0, len(shown) - max(1, len(ids) - room))])
-    return None
-
-
 def inspect_group(learner: Learner | Policy, group: Group, task: Task, methods: Mapping[str, Method] = {}, *, k: int = 5,
-                  show: Sequence[str] = ("solution", "feedback"), teacher: str = "policy") -> Inspection:
+                  show: Sequence[str] | None = None, teacher: str = "policy") -> Inspection:
     """Everything known of a group's tokens. Nothing of the learner changes: no gradient is computed.
 
     Layers: ``delta`` (teacher minus student log-prob, NaN without a teacher); for each method ``NAME credit``, the realised credit if this group
-    were the whole batch, and ``NAME pg``, ``nll``, ``kl`` where they are not all zero. ``teacher``: whose weights read as the self-teacher
-    ("policy", "reference", or "teacher": the learner's EMA). A ``Policy`` stands for a learner that has not learned yet.
+    were the whole batch, and ``NAME pg``, ``nll``, ``kl`` where they are not all zero.
+
+    ``show``: what the self-teacher may be shown, of "solution" (another correct rollout) and "feedback" (where there is no solution); None: what the
+    first SDPO among ``methods`` shows, or SDPO() does. ``teacher``: whose weights read as the self-teacher ("policy", "reference", or "teacher":
+    the learner's EMA). A ``Policy`` stands for a learner that has not learned yet. Raises WorkbenchError where the model's context is too short,
+    and where a method cannot paint this group: one that learns from a stronger model needs a learner with an expert.
     """
     learner = Still(learner) if isinstance(learner, Policy) else learner
     policy, rollouts = learner.policy, group.rollouts
     student = read(policy, [r.prompt_ids for r in rollouts], rollouts, k)
-    prompts = [teacher_prompt(policy, task, group, i, show) for i in range(len(rollouts))]
+    shows = _shows(methods, show)
+    prompts = [teacher_prompt(policy, group.problem, rollout, *shows.shown(group, i)) for i, rollout in enumerate(rollouts)]
     taught = [i for i, prompt in enumerate(prompts) if prompt is not None]
     with learner.weights(teacher) as weights:
         read_by_teacher = dict(zip(taught, read(weights, [prompts[i] for i in taught], [rollouts[i] for i in taught], k)))
@@ -90,6 +69,15 @@ def inspect_group(learner: Learner | Policy, group: Group, task: Task, methods: 
         layers |= {f"{name} {layer}": values for layer, values in painted(learner, group, method).items()}
     first_errors = tuple(task.first_error(group.problem, r.text) for r in rollouts)
     return Inspection(group, layers, tuple(student), tuple(read_by_teacher.get(i) for i in range(len(rollouts))), first_errors)
+
+
+def _shows(methods: Mapping[str, Method], show: Sequence[str] | None) -> SDPO:
+    """The SDPO whose self-teacher is read."""
+    if show is None:
+        return next((method for method in methods.values() if isinstance(method, SDPO)), SDPO())
+    if not set(show) <= {"solution", "feedback"}:
+        raise WorkbenchError(f"show takes some of ('solution', 'feedback'), not {show!r}")
+    return SDPO(demonstration="sibling" if "solution" in show else "none", feedback="fallback" if "feedback" in show else "never")
 
 
 @torch.no_grad()
