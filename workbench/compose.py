@@ -11,18 +11,17 @@ controls to them, and workbench/buffer.py keeps what was composed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
 from workbench.locate import shared_steps
 from workbench.policy import Policy
-from workbench.rollout import generate
 from workbench.steps import Layout, common_prefix, steps
-from workbench.tasks.prompts import parse_synthesis
+from workbench.synthesis import TRANSITION, Pair, construct
 
-TRANSITION = "Wait, "
 _ANSWER = re.compile(r"\\boxed\s*\{\s*[^{}\s]|####[ \t]*\S|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]|^A:[ \t]*\S", re.MULTILINE)
 
 
@@ -120,25 +119,22 @@ def _right(group: Group, i: int) -> Rollout:
 
 def reconstruct(policy: Policy, task: Task, group: Group, source: int, *, reference: int | None = None, tries: int = 4,
                 seed: int = 0) -> Composition:
-    """Let the policy write the correction in TAPO's format, from the question, the wrong rollout and a correct sibling.
+    """Let the policy write the correction in TAPO's format, from the question, the wrong rollout and a correct sibling, as ``synthesis.construct``
+    does for training.
 
-    What it copied of the rollout, token by token, is the kept part; the diagnosis is its analysis. The first of ``tries`` samples that parses
-    counts. Raises WorkbenchError when none does.
+    What it copied of the rollout, token by token, is the kept part; the diagnosis is its analysis. The first of ``tries`` outputs that TAPO would
+    train on counts. Raises WorkbenchError when there is none, saying why they were dropped, and for a task without a synthesis prompt.
     """
     rollout = _wrong(group, source)
     right = _right(group, nearest(policy, group, source) if reference is None else reference)
-    if not hasattr(task, "synthesis"):
-        raise WorkbenchError(f"the task {task.name} has no synthesis prompt, so the policy cannot be asked for a reconstruction")
-    wrong = policy.decode(rollout.completion_ids)
-    prompt = policy.prompt_ids(task.synthesis(group.problem, wrong, right.text))
-    seeds = [coordinates(seed, "reconstruct", group.problem.id, source, j) for j in range(tries)]
-    samples = generate(policy, [prompt], [seeds], max_new=2 * task.max_new)[0]
-    parsed = next((found for s in samples if (found := parse_synthesis(policy.decode(s.ids)))), None)
-    if parsed is None:
-        raise WorkbenchError(f"none of {tries} outputs of the policy is an analysis and a reconstruction: try another seed, or write it yourself")
-    diagnosis, text = parsed
-    made = of_text(policy, group.problem, rollout, text, author=called(policy))
-    return replace(made, reference=right.text, diagnosis=diagnosis)
+    made = construct(policy, task, [Pair(group.problem, rollout, right, j) for j in range(tries)], (seed, "reconstruct", source))
+    usable = next((m for m in made if m.rollout is not None), None)
+    if usable is None:
+        why = ", ".join(f"{n} {reason}" for reason, n in Counter(m.dropped for m in made).items())
+        raise WorkbenchError(f"none of {tries} outputs of the policy is a usable analysis and reconstruction ({why}): "
+                             "try another seed, or write it yourself")
+    composition = of_text(policy, group.problem, rollout, usable.rollout.text, author=called(policy))
+    return replace(composition, reference=right.text, diagnosis=usable.analysis)
 
 
 def of_text(policy: Policy, problem: Problem, source: Rollout, text: str, author: str = "user") -> Composition:

@@ -145,7 +145,7 @@ def extend(group: Group, made: Sequence[Construction], composed: Group | None = 
 
 def from_buffer(path: str, policy: Policy, most: int, seed: tuple[int | str, ...]) -> dict[str, Group]:
     """At most ``most`` groups of corrections composed by hand (workbench/buffer.py), drawn with the seed, by the id of their problem."""
-    from workbench import buffer
+    from workbench import buffer  # which imports compose, which imports this
 
     found = buffer.groups(buffer.load(path), policy)
     if not found:
