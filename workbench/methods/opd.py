@@ -38,6 +38,7 @@ class OPD(Method):
         return sample_groups(learner.policy, task, problems, self.k, seed)
 
     def credit(self, groups, learner) -> list[Credit]:
+        require_teacher(learner, self.teacher, "OPD")
         rollouts = [r for group in groups for r in group.rollouts]
         pairs = zip(rollouts, rescore(learner.policy, rollouts), teacher_logprobs(learner, rollouts, self.teacher))
         return [Credit.of(rollout, pg=teacher - student) for rollout, (student, _), teacher in pairs if teacher is not None]
@@ -56,6 +57,7 @@ class OPD(Method):
 
 
 def require_teacher(learner, which: str, method: str) -> None:
+    """Raises WorkbenchError when the teacher is the learner's expert and it has none."""
     if which == "expert" and learner.expert is None:
         raise WorkbenchError(f"{method} learns from a stronger model with the same tokenizer: name one with --teacher (Learner's expert)")
 

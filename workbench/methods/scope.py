@@ -62,6 +62,7 @@ class SCOPE(Method):
         return sample_groups(learner.policy, task, problems, self.k, seed)
 
     def credit(self, groups, learner) -> list[Credit]:
+        require_teacher(learner, self.teacher, "SCOPE")
         rollouts = [r for group in groups for r in group.rollouts]
         right = [r for r in rollouts if r.verdict.correct and self.correct != "off"]
         asked = [r for r in rollouts if not r.verdict.correct and self.wrong != "off"]

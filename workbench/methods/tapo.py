@@ -114,7 +114,7 @@ class TAPO(GRPO):
         own, ref = split(group)
         if not self.dae:
             return super().credit([group], learner)
-        credits = super().credit([replace(group, rollouts=own)], learner)
+        credits = super().credit([replace(group, rollouts=own)], learner) if own else []
         if len(ref) == 1:
             return [*credits, Credit.of(ref[0], pg=ref[0].verdict.reward)]
         return credits + (super().credit([replace(group, rollouts=ref)], learner) if ref else [])
