@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from workbench.batch import collate
 from workbench.buffer import Correction, append
 from workbench.compose import Composition, called, compose, edit, keep_through, reconstruct, to_rollout
 from workbench.core import Credit, Group, Inspection, Method, Reading, Rollout, Task, Verdict, WorkbenchError
+from workbench.methods.tapo import suppression
 from workbench.policy import Learner, Policy
 from workbench.readings import inspect_group, read
 from workbench.steps import Layout
@@ -27,10 +29,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def ood_weights(reading: Reading, low: float = 0.01, high: float = 10.0) -> np.ndarray:
-    """[T] TAPO's weight of each token, clamp(exp(log pi(y_t) + H_t), low, high) (arXiv 2606.18844, eqs. 7 and 8): near 1 where the token is what the
-    policy would write there, near 0 where it never would. Two outcomes, p = .9: 1.25; .5: 1.00; .1: .14."""
-    return np.exp(reading.logprobs + reading.entropy).clip(low, high)
+def ood_weights(reading: Reading) -> np.ndarray:
+    """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the policy would write there, near 0 where it never
+    would."""
+    return suppression(torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)).numpy()
 
 
 @dataclass(frozen=True)

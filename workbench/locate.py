@@ -7,7 +7,7 @@
     chance               a step drawn uniformly: what every locator has to beat
 
 Two more ask the policy to write (workbench/probe.py): its own diagnosis, and the drop of the success rate over the steps.
-``locate`` runs locators on a group; tools/locator_table.py scores them against the truth.
+``locate`` runs locators on a group; workbench/locator_table.py scores them against the truth.
 """
 
 from __future__ import annotations
