@@ -52,9 +52,11 @@ def learner(request):
     return learner_of(request.param)
 
 
+@pytest.mark.parametrize("kept", [llama.KEPT, 0], ids=["weights kept", "weights made again"])
 @pytest.mark.parametrize("rows", [None, 3, 1], ids=["one batch", "rows of 3", "rows of 1"])
-def test_scores_and_gradients_equal_the_naive_way(learner, rows):
+def test_scores_and_gradients_equal_the_naive_way(learner, rows, kept, monkeypatch):
     """Shared and single prompts, ragged completions, a completion of one token; the loss weighs every token differently."""
+    monkeypatch.setattr(llama, "KEPT", kept)
     credits = credits_of()
     weigh = lambda credit, logp: (logp * torch.from_numpy(credit.pg) * torch.cos(torch.arange(len(logp)))).sum()  # noqa: E731
     want = {id(credit): naive(learner.policy, credit) for credit in credits}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from workbench.policy import Policy
 
 LARGEST = 10**9  # parameters; above, merged copies of the weights cost more memory than the saved kernels are worth
+KEPT = 2**24  # attention weights of all layers together that training keeps for its backward pass (about 200 MB with what goes with them)
 
 
 def supported(policy: Policy) -> bool:
@@ -221,13 +222,14 @@ def completion_states(policy: Policy, prompts: Sequence[Sequence[int]], completi
     rotation = _Rotation.table(policy, max(positions) + 1).at(send(positions))
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, base.model.layers[0].self_attn.head_dim
 
+    keep = heads * config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
     x = base.get_input_embeddings()(send(ids))
     for layer in base.model.layers:
         q, k, v, out, gate, up, down = _projections(layer)
         qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
         qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
         q, k = rotation(qk).split([heads, kv_heads], dim=1)
-        x = x + out(_Attention.apply(q, k, v, spans).flatten(1))
+        x = x + out((_attention if keep else _Attention.apply)(q, k, v, spans).flatten(1))
         gate, up = _product(layer.post_attention_layernorm(x), gate, up).chunk(2, dim=-1)
         x = x + down(F.silu(gate) * up)
     return base.model.norm(x[send([place for row in picks for place in row])])
@@ -248,6 +250,12 @@ class _Span(NamedTuple):
     pad: Tensor | None  # [K T] the packed token at each place of the completions padded to T tokens; None: they are equally long
     real: Tensor | None  # [sum of lengths] the padded place of each packed token
 
+    @property
+    def weights(self) -> int:
+        """Attention weights of one head, padded."""
+        widest = max(self.lengths)
+        return self.prompt**2 + len(self.lengths) * widest * (self.prompt + widest)
+
     @classmethod
     def of(cls, prompt: int, lengths: list[int], device: torch.device) -> _Span:
         if len(set(lengths)) == 1:
@@ -257,15 +265,20 @@ class _Span(NamedTuple):
         return cls(prompt, lengths, pad.to(device), inside.flatten().nonzero()[:, 0].to(device))
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span]) -> Tensor:
+    """Causal attention inside each span."""
+    return torch.cat([_attend(*parts, span) for parts, span in _by_span(spans, q, k, v)])
+
+
 class _Attention(torch.autograd.Function):
-    """Causal attention inside each span. Nothing of the size of the attention weights is kept: the backward pass makes them again, span by span,
-    small enough to stay in the processor's cache."""
+    """``_attention`` that keeps nothing of the size of the attention weights: the backward pass makes them again, span by span. That takes twice
+    the time of a backward pass that finds them, and no memory."""
 
     @staticmethod
     def forward(ctx, q, k, v, spans):
         ctx.save_for_backward(q, k, v)
         ctx.spans = spans
-        return torch.cat([_attend(*parts, span) for parts, span in _by_span(spans, q, k, v)])
+        return _attention(q, k, v, spans)
 
     @staticmethod
     def backward(ctx, grad):
