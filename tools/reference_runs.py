@@ -1,4 +1,9 @@
-"""Make the committed reference runs again: python tools/reference_runs.py [--seeds 0 1 2]
+"""Make the committed reference runs again: python tools/reference_runs.py [METHOD] [--seeds 0 1 2]
+
+    python tools/reference_runs.py                                        GRPO
+    python tools/reference_runs.py tapo
+    python tools/reference_runs.py grpo --name grpo12 --set k=12          GRPO with about as many tokens as TAPO
+    python tools/reference_runs.py scope --teacher data/organism/teacher
 
 Each is the README's training command, with an evaluation on 400 held-out test problems before and after it. What is kept in data/runs is the
 record, not the weights: a few hundred kilobytes a run.
@@ -29,17 +34,22 @@ def evaluation(model: str, seed: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="grpo")
+    parser.add_argument("method", nargs="?", default="grpo")
+    parser.add_argument("--name", help="what the runs are called (default: the method)")
+    parser.add_argument("--teacher")
+    parser.add_argument("--set", action="append", default=[], dest="options", metavar="KEY=VALUE")
     parser.add_argument("--model", default="data/organism/3m")
     parser.add_argument("--steps", default="60")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
+    more = [word for option in args.options for word in ("--set", option)] + (["--teacher", args.teacher] if args.teacher else [])
     for seed in args.seeds:
-        name = f"{args.method}-{Path(args.model).name}-seed{seed}"
+        name = f"{args.name or args.method}-{Path(args.model).name}-seed{seed}"
         run, kept = ROOT / "runs" / name, ROOT / "data" / "runs" / name
         shutil.rmtree(run, ignore_errors=True)
         before = evaluation(args.model, seed)
-        workbench("train", args.method, "--model", args.model, "--task", "arithmetic", "--steps", args.steps, "--seed", str(seed), "--out", f"runs/{name}")
+        workbench("train", args.method, "--model", args.model, "--task", "arithmetic", "--steps", args.steps, "--seed", str(seed),
+                  "--out", f"runs/{name}", *more)
         after = evaluation(f"runs/{name}/model", seed)
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
