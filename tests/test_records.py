@@ -13,6 +13,7 @@ import pytest
 
 import toys
 from workbench import records
+from workbench.compare import table
 from workbench.core import Group, Problem, Rollout, StepRecord, Verdict, WorkbenchError
 from workbench.records import RunWriter, group_from_dict, group_to_dict, read_run, replace_folder, write_atomic
 
@@ -143,3 +144,20 @@ def test_replace_folder_leaves_nothing_of_the_older_one(tmp_path):
         (tmp_path / name / f"{name}.txt").write_text(name)
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [p.name for p in (tmp_path / "old").iterdir()] == ["new.txt"] and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name, text", [("config.json", "{"), ("config.json", "[]"), ("env.json", ""),
+                                        ("metrics.jsonl", "[1]\n"), ("metrics.jsonl", '{"step":0}\n'), ("groups.jsonl", '{"x":1}\n')])
+def test_a_damaged_run_is_one_sentence(tmp_path, name, text):
+    writer = RunWriter(tmp_path, {"method": "GRPO", "plan": {}})
+    writer.write(StepRecord(0, {"correct": 0.5, "length": 3.0}))
+    read_run(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(WorkbenchError, match="damaged|is not JSON"):
+        table([tmp_path])
+
+
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WorkbenchError, match="no ordinary file"):
+        write_atomic(tmp_path / "folder", "text")

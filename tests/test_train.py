@@ -19,11 +19,12 @@ import torch
 import toys
 from tiny import shake_adapter
 from workbench.batch import collate, score
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, with_options
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
 from workbench.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
+from workbench.tasks import load_task
 from workbench.train import Plan, fit, update
 
 TASK = toys.FirstCharacter(toys.HALF, max_new=6)
@@ -442,7 +443,6 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     problems = folder / "digits.jsonl"
     problems.write_text("".join(json.dumps({"question": f"{i}?", "answer": i % 10, "solution": str(i * 7 % 10)}) + "\n" for i in range(300)))
-    from workbench.tasks import load_task
 
     task, learner = load_task(str(problems)), Learner(toys.tiny_policy(), Optimiser(lr=1e-2))
     for step in range(60):
@@ -479,3 +479,38 @@ def test_kill_9_in_the_middle_and_resume_gives_the_same_run(digits, tmp_path):
     assert (tmp_path / "cut" / "groups.jsonl").read_bytes() == (tmp_path / "whole" / "groups.jsonl").read_bytes()
     adapter = "adapter/adapter_model.safetensors"
     assert (tmp_path / "cut" / adapter).read_bytes() == (tmp_path / "whole" / adapter).read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"clip": -1.0}, {"weight_decay": -1.0}, {"ema": 7.0}])
+def test_an_optimiser_that_cannot_be_is_refused(options):
+    with pytest.raises(WorkbenchError, match="the optimiser takes"):
+        Optimiser(**options)
+
+
+def test_options_are_finite():
+    with pytest.raises(WorkbenchError, match="beta=inf is not a finite number"):
+        with_options(GRPO, ["beta=inf"], "grpo")
+
+
+class Never(GRPO):
+    """Fails in its first step, as a method without its teacher does."""
+
+    def sample(self, learner, task, problems, seed):
+        raise WorkbenchError("not today")
+
+
+def test_a_run_that_failed_in_its_first_step_may_be_begun_again(digits, tmp_path):
+    model, problems = digits
+    task, plan = load_task(str(problems)), Plan(steps=1, prompts=2, eval_every=0)
+    with pytest.raises(WorkbenchError, match="not today"):
+        fit(Never(k=2), Learner(load_policy(model)), task, plan, tmp_path / "run", progress=False)
+    with pytest.raises(WorkbenchError, match="other settings"):
+        fit(GRPO(k=3), Learner(load_policy(model)), task, plan, tmp_path / "run", progress=False, resume=True)
+    fit(GRPO(k=2), Learner(load_policy(model)), task, plan, tmp_path / "run", progress=False)
+    assert len(lines(tmp_path / "run")) == 1
+
+
+def test_a_problem_file_takes_a_shorter_limit(digits):
+    assert load_task(f"{digits[1]}:max_new=7").max_new == 7
+    with pytest.raises(WorkbenchError, match="max_new=x is not a whole number"):
+        load_task(f"{digits[1]}:max_new=x")

@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID")
-    verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, or a .jsonl file")
+    verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, or a file: problems.jsonl, problems.jsonl:max_new=64")
 
 
 def _positive(text: str) -> int:

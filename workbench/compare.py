@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from workbench.core import WorkbenchError
 from workbench.records import Run, read_run, write_atomic
 
 
@@ -49,4 +50,10 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
 def _frame(runs: Sequence[Run]):
     import pandas as pd
 
-    return pd.DataFrame([summary(run) for run in runs]).fillna("")
+    rows = []
+    for run in runs:
+        try:
+            rows.append(summary(run))
+        except (KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+            raise WorkbenchError(f"the run in {run.folder} is damaged: {type(error).__name__}: {error}") from error
+    return pd.DataFrame(rows).fillna("")

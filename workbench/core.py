@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -300,6 +301,8 @@ def with_options(kind: type, options: Sequence[str], of: str) -> Any:
                 chosen[key] = {"true": True, "false": False}[text.lower()]
             else:
                 chosen[key] = type(default)(text)
+            if isinstance(default, float) and not math.isfinite(chosen[key]) and math.isfinite(default):
+                raise ValueError("not finite")
         except (ValueError, KeyError) as error:
-            raise WorkbenchError(f"{of}: {key}={text} is not a {type(default).__name__}") from error
+            raise WorkbenchError(f"{of}: {key}={text} is not a {'finite number' if isinstance(default, float) else type(default).__name__}") from error
     return kind(**chosen)

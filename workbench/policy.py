@@ -90,7 +90,8 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    unreadable = (OSError, ValueError, RuntimeError, SafetensorError)
+    # A damaged or foreign model fails in as many ways as there are files in it.
+    unreadable = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError, AttributeError, ImportError)
     path = Path(model).expanduser()
     looks_local = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
     if looks_local and not (path / "config.json").is_file():
@@ -133,6 +134,10 @@ class Optimiser:
     weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.05  # the teacher's update rate u
+
+    def __post_init__(self):
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and self.clip > 0 and 0 <= self.ema <= 1):
+            raise WorkbenchError("the optimiser takes lr and clip above 0, weight_decay of 0 or more, and ema from 0 to 1")
 
 
 class Learner:

@@ -32,6 +32,8 @@ SCHEMA_VERSION = 1
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """All of the file or none of it, also when the process or the disk gives up half-way."""
+    if path.exists() and not path.is_file():
+        raise WorkbenchError(f"could not write {path}: it is no ordinary file")
     partial = path.with_name(f".{path.name}.partial")  # always the same name, so that a killed process leaves one at most
     try:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -151,12 +153,20 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise WorkbenchError(f"there is no run in {folder}: a folder with a config.json is needed")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("schema_version") != SCHEMA_VERSION:
-        raise WorkbenchError(f"the run in {folder} has schema version {config.get('schema_version')}, this package reads {SCHEMA_VERSION}")
-    env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-    groups = tuple((g["step"], group_from_dict(g), g["credit"]) for g in _lines(folder / "groups.jsonl"))
-    return Run(folder, config, env, pd.DataFrame(_lines(folder / "metrics.jsonl")), groups)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        version = config["schema_version"]
+        if version == SCHEMA_VERSION:
+            env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+            groups = tuple((g["step"], group_from_dict(g), g["credit"]) for g in _lines(folder / "groups.jsonl"))
+            metrics = pd.DataFrame(_lines(folder / "metrics.jsonl"))
+            if len(metrics) and "step" not in metrics:
+                raise ValueError("metrics.jsonl has other fields than a run's")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorkbenchError(f"the run in {folder} is damaged: {type(error).__name__}: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise WorkbenchError(f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}")
+    return Run(folder, config, env, metrics, groups)
 
 
 class TensorBoard:

@@ -18,7 +18,7 @@ from workbench.batch import collate, score
 from workbench.core import Batch, Group, Loss, Method, Scores, StepRecord, Task, WorkbenchError, coordinates
 from workbench.evaluate import evaluate
 from workbench.policy import Learner
-from workbench.records import RunWriter, replace_folder, write_atomic
+from workbench.records import RunWriter, dumps, replace_folder, write_atomic
 
 
 def update(method: Method, learner: Learner, task: Task, problems: Sequence, seed: tuple[int, ...], *, step: int = 0, rows: int | None = 32,
@@ -207,7 +207,9 @@ def _identity(config: dict) -> dict:
 
 
 def _fresh(out: Path) -> int:
-    if (out / "checkpoint.pt").exists() or (out / "metrics.jsonl").exists():
+    metrics = out / "metrics.jsonl"
+    # A run that failed within its first step left no line: it may be begun again.
+    if (out / "checkpoint.pt").exists() or (metrics.exists() and metrics.stat().st_size):
         raise WorkbenchError(f"{out} already holds a run: go on with it (--resume), or name another folder")
     return 0
 
@@ -216,21 +218,37 @@ def _resume(out: Path, learner: Learner, config: dict) -> int:
     path = out / "checkpoint.pt"
     if not path.exists():
         begun = [p for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
-        if (out / "config.json").exists() or not begun:
-            return 0  # killed before its first checkpoint, or not begun: from the start
+        if (out / "config.json").exists():
+            _same(out, _stored(out / "config.json"), config)
+            return 0  # killed before its first checkpoint: from the start
+        if not begun:
+            return 0
         raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
     try:
         saved = torch.load(path, map_location=learner.policy.device, weights_only=True)
-        state, was = saved["learner"], _identity(saved["config"])
+        state, was, step = saved["learner"], saved["config"], saved["step"]
     except Exception as error:
         raise WorkbenchError(f"{path} is not a checkpoint of the workbench") from error
     learner.load_state(state)
-    now = _identity(config)
+    _same(out, was, config)
+    return step
+
+
+def _stored(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return config | {"plan": dict(config["plan"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise WorkbenchError(f"{path} is damaged: name another folder") from error
+
+
+def _same(out: Path, was: dict, now: dict) -> None:
+    """Refuse to go on with a run under other settings. (Through JSON: there a tuple is a list.)"""
+    was, now = (json.loads(dumps(_identity(config))) for config in (was, now))
     changed = [key for key in now if was.get(key) != now[key]]
     if changed:
         raise WorkbenchError(f"the run in {out} was started with other settings ({', '.join(changed)}): resume with the same ones, "
                              "or name another folder")
-    return saved["step"]
 
 
 def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:

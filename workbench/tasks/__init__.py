@@ -1,4 +1,5 @@
-"""Tasks by name: ``arithmetic``, ``arithmetic:steps=5,largest=999``, or the path of a JSON-lines file of problems.
+"""Tasks by name: ``arithmetic``, ``arithmetic:steps=5,largest=999``, or the path of a JSON-lines file of problems
+(``problems.jsonl:max_new=64`` for shorter completions than its 512 tokens).
 
 A task is found by its file's name: ``workbench/tasks/arithmetic.py`` holds the dataclass ``Arithmetic``.
 """
@@ -15,9 +16,13 @@ from workbench.core import Task, WorkbenchError, with_options
 
 def load_task(name: str) -> Task:
     """Raises WorkbenchError for an unknown name, a bad dial, or a file that is not a list of problems."""
-    if name.endswith(".jsonl"):
+    path, _, limit = name.partition(".jsonl:max_new=")
+    if name.endswith(".jsonl") or limit:
         from workbench.tasks.file import File
-        return File.read(Path(name))
+        made = File.read(Path(path + ".jsonl" if limit else name))
+        if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
+            raise WorkbenchError(f"max_new={limit} is not a whole number of 1 or more")
+        return dataclasses.replace(made, max_new=int(limit)) if limit else made
     name, _, dials = name.partition(":")
     found = {}
     for module in pkgutil.iter_modules(__path__):
