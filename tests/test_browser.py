@@ -340,6 +340,7 @@ def wait(what, seconds: float):
 
 
 NOTEBOOK = ROOT / "notebooks" / "02_credit_and_failure_points.ipynb"
+COMPOSE = ROOT / "notebooks" / "03_compose_corrections.ipynb"
 
 
 @pytest.mark.skipif(not NOTEBOOK.exists(), reason=f"{NOTEBOOK.name} is not there")
@@ -361,6 +362,24 @@ def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
         token.click()
         number = int(card.get_attribute("aria-label").split()[1]) - 1
         wait(lambda: heard.read_text() == f"({number}, 3)", 20)
+
+
+def test_in_jupyterlab_a_click_changes_the_composers_preview(browser, tmp_path):
+    """Notebook 03's view and panel, in one cell: JupyterLab takes cells that are out of sight off the page."""
+    pytest.importorskip("jupyterlab")
+    notebook = nbformat.read(COMPOSE, 4)
+    last = next(i for i, cell in enumerate(notebook.cells) if cell.source.endswith("\npanel"))
+    notebook.cells = [cell for cell in notebook.cells[: last + 1] if cell.cell_type == "code"]
+    notebook.cells[-1].source += "\nfrom ipywidgets import VBox\nVBox([panel.box, view.widget])"
+    nbformat.write(notebook, tmp_path / COMPOSE.name)
+    with run_in_lab(browser, tmp_path, tmp_path / COMPOSE.name, 400) as page:
+        draft, card = page.locator(".wb-draft").last, page.locator(".wb-view").last.locator(".wb-card:has(.wb-bad)").last
+        card.scroll_into_view_if_needed()
+        before = draft.text_content()
+        assert "correction" in before
+        card.locator(".wb-toks .wb-t").nth(15).click()  # two steps after the point that the panel began with
+        wait(lambda: draft.text_content() != before, 30)
+        assert "correction" in draft.text_content()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Build the model organism: tiny Llamas that do multi-step arithmetic about half right, can read a solution or feedback, and can reflect.
 
-    python -m workbench.organism                 rebuild all of data/organism (about an hour on two cores) and print its table
+    python -m workbench.organism                 rebuild all of data/organism (an hour or two on two cores) and print its table
     python -m workbench.organism --only 3m       one of them
     python -m workbench.organism --measure       only measure the checkpoints again; with another --seed the table is printed and not written
 
