@@ -514,3 +514,23 @@ def test_a_problem_file_takes_a_shorter_limit(digits):
     assert load_task(f"{digits[1]}:max_new=7").max_new == 7
     with pytest.raises(WorkbenchError, match="max_new=x is not a whole number"):
         load_task(f"{digits[1]}:max_new=x")
+
+
+@pytest.mark.parametrize("name, text", [("config.json", "[]"), ("config.json", "{"), ("tokenizer.json", "{}")])
+def test_a_damaged_model_folder_is_one_sentence(tmp_path, name, text):
+    folder = toys.saved(toys.tiny_policy(), tmp_path / "model")
+    (folder / name).write_text(text)
+    with pytest.raises(WorkbenchError, match="could not load the model"):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("missing", ["step", "learner", "config"])
+def test_a_checkpoint_that_lacks_something_is_one_sentence(digits, tmp_path, missing):
+    model, problems = digits
+    task, plan, run = load_task(str(problems)), Plan(steps=1, prompts=2, eval_every=0), tmp_path / "run"
+    fit(GRPO(k=2), Learner(load_policy(model)), task, plan, run, progress=False)
+    saved = torch.load(run / "checkpoint.pt", weights_only=True)
+    del saved[missing]
+    torch.save(saved, run / "checkpoint.pt")
+    with pytest.raises(WorkbenchError, match="is not a checkpoint of the workbench"):
+        fit(GRPO(k=2), Learner(load_policy(model)), task, plan, run, progress=False, resume=True)

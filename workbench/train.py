@@ -227,6 +227,7 @@ def _resume(out: Path, learner: Learner, config: dict) -> int:
     try:
         saved = torch.load(path, map_location=learner.policy.device, weights_only=True)
         state, was, step = saved["learner"], saved["config"], saved["step"]
+        state["trainable"], state["optimiser"], was["plan"]
     except Exception as error:
         raise WorkbenchError(f"{path} is not a checkpoint of the workbench") from error
     learner.load_state(state)

@@ -6,7 +6,7 @@ r"""SDPO: self-distillation policy optimisation.   arXiv 2601.20802 v2 (and the 
     token  : L = - mean_t w_t sg(Delta_t) log pi(y_t),   Delta_t = log q(y_t) - log pi(y_t);   sequence: Delta_t's mean over the rollout
     w_t    = min(pi / pi_old, cap) min(pi_old / pi_sampler, cap)              detached; 1 on the first update with one engine
     D over the policy's top_k tokens and one bucket for the others (eq. 11);  with GRPO: mix L_GRPO + (1 - mix) L  (eq. 3's lambda)
-    mixed teacher: log q = (1 - trust) log q_ref + trust log q_theta - log Z  (eq. 4's trust region), both under the reprompt
+    mixed teacher: log q = (1 - trust) log q_ref + trust log q_theta - log Z  (the trust region), both under the reprompt
 
 The teacher never writes: it re-scores the policy's own tokens, knowing more. A rollout is shown another correct rollout of its group, drawn by
 coordinates (problem, its place, the texts of the group: the same group, the same draw), without its <think> part; if there is none, the

@@ -1,4 +1,4 @@
-r"""TAPO: trajectory-augmented policy optimisation.   arXiv 2606.18844 (eqs. 1 to 8, algorithm 1)
+r"""TAPO: learning from micro-reflective trajectories that the policy composes itself.   arXiv 2606.18844 (eqs. 1 to 8, algorithm 1)
 
     eligible   |P| >= n_pos and |N| >= n_neg;  up to m_max of N are rewritten, each with its own y+ ~ Uniform(P)                        Eq. 3
     y_ref      what the policy writes from (x, y-, y+): y- through its first mistake, "Wait, ...", the correction. Wrong ones stay as negatives.
