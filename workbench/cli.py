@@ -54,6 +54,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     compare.add_argument("--html", type=Path, metavar="F", help="write a page with the curves as well")
 
+    study = verb("study", _study, "Make the comparison's runs: every method, several seeds; what is there already is kept.")
+    from workbench.study import arguments
+    arguments(study)
+
     verb("doctor", _doctor, "Report the environment, and which parts will work here.")
     return top
 
@@ -85,7 +89,7 @@ def _tour(args) -> None:
     tour(args.out, steps=args.steps, seed=args.seed)
 
 
-def _split_options(options: list[str], method: type, learner_keys: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+def split_options(options: list[str], method: type, learner_keys: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
     """``--set`` options by whose they are: the method's, the learner's, the plan's."""
     from workbench.train import Plan
 
@@ -109,7 +113,7 @@ def _train(args) -> None:
     from workbench.train import Plan, fit
 
     kind = methods.find(args.method)
-    for_method, for_optimiser, for_plan = _split_options(args.options, kind, tuple(f.name for f in fields(Optimiser)))
+    for_method, for_optimiser, for_plan = split_options(args.options, kind, tuple(f.name for f in fields(Optimiser)))
     method = with_options(kind, for_method, args.method)
     optimiser = with_options(Optimiser, for_optimiser, "the optimiser")
     plan = with_options(Plan, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
@@ -142,6 +146,12 @@ def _compare(args) -> None:
     if args.html:
         write_page(args.runs, args.html)
         print(f"The curves are in {args.html}")
+
+
+def _study(args) -> None:
+    from workbench.study import main as run_study
+
+    run_study(args)
 
 
 def _doctor(args) -> None:

@@ -39,6 +39,7 @@ TEMPLATE = ("{% for message in messages %}{{ '<|' + message['role'] + '|>' + mes
 TEACHER = "teacher"
 SLIPS = 0.3  # chance of a slip per carried or borrowed digit, in plain solutions
 REFLECT = 0.1  # share of slips that the plain training solutions notice
+NOTHING = float("nan")  # to be measured
 
 
 @dataclass(frozen=True)
@@ -307,11 +308,19 @@ def greedy_accuracy(policy, n: int = 100) -> float:
 def measure(folder: Path, problems: int = 400, seed: int = 0) -> dict[str, tuple[float, float, float]]:
     """On held-out problems at temperature 1: each number with its 95 % bootstrap interval over problems."""
     from workbench.policy import load_policy
-    from workbench.rollout import generate, sample_groups
+    from workbench.rollout import sample_groups
 
     policy, task = load_policy(folder), Arithmetic()
     groups = sample_groups(policy, task, task.problems("test", problems, seed), 8, ("measure", seed))
-    found = {"plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups], "contrast": [float(g.has_contrast) for g in groups]}
+    found = {"plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups], "contrast": [float(g.has_contrast) for g in groups],
+             **skills(policy, task, groups, seed)}
+    return {name: (sum(values) / len(values), *bootstrap(values)) for name, values in found.items()}
+
+
+def skills(policy, task: Arithmetic, groups: list, seed: int) -> dict[str, list[float]]:
+    """What a policy makes of more than the plain prompt, at temperature 1: for each of ROWS after the first two one number for each problem of
+    ``groups``, its own rollouts of them. A policy that is always right has no wrong attempt to read: those lists are then [NaN]."""
+    from workbench.rollout import generate
 
     def ask(name: str, prompts: list, max_new: int) -> list[str]:
         seeds = [[coordinates("measure", name, seed, i)] for i in range(len(prompts))]
@@ -319,22 +328,23 @@ def measure(folder: Path, problems: int = 400, seed: int = 0) -> dict[str, tuple
         return [policy.decode(row[0].ids) for row in samples]
 
     def correct(cases: list, texts: list[str]) -> list[float]:
-        return [float(task.grade(problem, text).correct) for (problem, *_), text in zip(cases, texts)]
+        return [float(task.grade(problem, text).correct) for (problem, *_), text in zip(cases, texts)] or [NOTHING]
 
     # a correct sibling where there is one, else the expert's solution; the first wrong attempt where there is one
     shown = [(g.problem, next((r.text for r in g.rollouts if r.verdict.correct), g.problem.solutions[0])) for g in groups]
     wrong = [(problem, next((r for r in g.rollouts if not r.verdict.correct), None), right) for g, (problem, right) in zip(groups, shown)]
     wrong = [(problem, rollout, right) for problem, rollout, right in wrong if rollout is not None]
-    found["reference"] = correct(shown, ask("reference", [task.reprompt(p, solution=right) for p, right in shown], task.max_new))
+    found = {"reference": correct(shown, ask("reference", [task.reprompt(p, solution=right) for p, right in shown], task.max_new))}
     found["feedback"] = correct(wrong, ask("feedback", [task.reprompt(p, attempt=r.text, feedback=r.verdict.feedback) for p, r, _ in wrong],
                                            task.max_new))
     found["feedback_alone"] = correct(wrong, ask("alone", [task.reprompt(p, feedback=r.verdict.feedback) for p, r, _ in wrong], task.max_new))
     outputs = [parse_synthesis(text) for text in
                ask("synthesis", [task.synthesis(p, r.text, right) for p, r, right in wrong], 2 * task.max_new)]
-    found["parses"] = [float(output is not None) for output in outputs]
-    found["copies"] = [float(output is not None and _copies(problem, rollout.text, output[1])) for (problem, rollout, _), output in zip(wrong, outputs)]
+    found["parses"] = [float(output is not None) for output in outputs] or [NOTHING]
+    found["copies"] = [float(output is not None and _copies(problem, rollout.text, output[1]))
+                       for (problem, rollout, _), output in zip(wrong, outputs)] or [NOTHING]
     found["mends"] = correct(wrong, [output[1] if output else "" for output in outputs])
-    return {name: (sum(values) / len(values), *bootstrap(values)) for name, values in found.items()}
+    return found
 
 
 def _copies(problem: Problem, wrong: str, mended: str) -> bool:

@@ -136,8 +136,9 @@ class Plan:
 
 
 def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Path, *, config: dict | None = None, resume: bool = False,
-        writers: Sequence = (), progress: bool = True) -> Path:
-    """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy in it.
+        writers: Sequence = (), watch: Mapping[str, Task] = {}, progress: bool = True) -> Path:
+    """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy in it. ``watch``: other tasks that every evaluation
+    also measures, as ``eval_NAME`` (avg@k on their validation split): what the policy could do before and may forget.
 
     A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves the same metrics as one that was not:
     seeds come from coordinates, so nothing depends on what ran before.
@@ -151,13 +152,15 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     config = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan), **(config or {})}
     start = _resume(out, learner, config) if resume else _fresh(out)
     writer = RunWriter(out, config, start)
-    validation = task.problems("validation", plan.eval_problems, 0) if plan.eval_every else []
+    validation, *others = [t.problems("validation", plan.eval_problems, 0) if plan.eval_every else [] for t in (task, *watch.values())]
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if method.distil else []
     ended = collapse(history)
 
     def measured() -> dict[str, float]:
         result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
-        return {"eval_avg": result.avg, "eval_low": result.low, "eval_high": result.high, "eval_length": result.length}
+        more = {f"eval_{name}": evaluate(learner.policy, other, problems, plan.eval_samples, 0).avg
+                for (name, other), problems in zip(watch.items(), others)}
+        return {"eval_avg": result.avg, "eval_low": result.low, "eval_high": result.high, "eval_length": result.length, **more}
 
     with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not progress, unit="step") as bar:
         for step in range(start, plan.steps):

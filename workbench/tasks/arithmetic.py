@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -140,11 +140,13 @@ def split_of(expression: str) -> str:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Difficulty dials: ``steps`` operations on numbers 1..``largest``. ``style``: how the expert solutions are written; nothing else."""
+    """Difficulty dials: ``steps`` operations on numbers 1..``largest``. ``style``: how the expert solutions are written; nothing else.
+    ``shown`` "solution": the prompt holds one, to be read and not worked out; what a policy could do before it was trained on the plain prompt."""
 
     steps: int = 4
     largest: int = 20
     style: Style = "plain"
+    shown: Literal["nothing", "solution"] = "nothing"
 
     name = "arithmetic"
 
@@ -153,6 +155,8 @@ class Arithmetic:
             raise WorkbenchError(f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, largest={self.largest}")
         if self.style not in ("plain", "turned"):
             raise WorkbenchError(f"arithmetic takes style=plain or style=turned, not style={self.style}")
+        if self.shown not in ("nothing", "solution"):
+            raise WorkbenchError(f"arithmetic takes shown=nothing or shown=solution, not shown={self.shown}")
 
     @property
     def max_new(self) -> int:
@@ -161,8 +165,9 @@ class Arithmetic:
 
     def problem(self, expression: str) -> Problem:
         answer = solve(expression).rsplit(ANSWER, 1)[1]
-        return Problem(expression, ({"role": "user", "content": expression},), answer, (solve(expression, self.style),),
+        made = Problem(expression, ({"role": "user", "content": expression},), answer, (solve(expression, self.style),),
                        {"split": split_of(expression), "steps": self.steps, "largest": self.largest})
+        return replace(made, messages=self.reprompt(made, solution=solve(expression))) if self.shown == "solution" else made
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split`` (train, validation, test), the same for the same seed."""

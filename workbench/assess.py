@@ -1,0 +1,60 @@
+"""Everything that the comparison measures of one trained policy of the arithmetic task, on held-out problems, as numbers for a record.
+
+    test        avg@k, pass@k and length on the plain task                     recovery   ends right after a wrong beginning of the base model
+    harder      avg@k with two more steps than it was trained on               skills     what it could do before: read a solution, read feedback,
+    distinct    different right answers among the right ones of a problem                 diagnose and mend in TAPO's format (forgetting)
+    counts      per problem: samples right, direct, reflecting, effective, needless, spoiled; from them DSR and ERR on any set of problems
+
+The problems and the beginnings are the same for every policy of one seed, so that differences between policies are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from workbench import organism, reflection
+from workbench.core import Group, Problem
+from workbench.evaluate import Evaluation, bootstrap, evaluate
+from workbench.policy import Policy
+from workbench.rollout import sample_groups
+from workbench.tasks.arithmetic import Arithmetic
+
+COUNTS = ("right", "direct", "reflecting", "effective", "needless", "spoiled")
+
+
+def assess(policy: Policy, base: Policy, task: Arithmetic, seed: int, problems: int = 200, samples: int = 32) -> dict:
+    """Temperature 1. ``base`` is the model that training started from: its wrong attempts are the beginnings to recover from."""
+    held_out = task.problems("test", problems, seed)
+    groups = sample_groups(policy, task, held_out, samples, (seed, "assess"))
+    few = held_out[: max(1, problems // 2)]
+    planted = reflection.plant(base, task, sample_groups(base, task, few, 4, (seed, "plant")))
+    recovered = reflection.recovery(reflection.recover(policy, task, planted, 4, seed))
+    longer = replace(task, steps=min(12, task.steps + 2))
+    harder = evaluate(policy, longer, longer.problems("test", len(few), seed), 8, seed)
+    skills = organism.skills(policy, task, [Group(g.problem, g.rollouts[:8]) for g in groups], seed)
+    return {"seed": seed, "test": _short(Evaluation.of(groups)), "harder": _short(harder), "distinct": distinct(groups),
+            "recovery": asdict(recovered), "skills": {name: (float(np.mean(v)), *bootstrap(v)) for name, v in skills.items()},
+            "counts": {p.id: row for p, row in zip(held_out, counts(groups, reflection.by_checker(task)))}}
+
+
+def _short(found: Evaluation) -> dict:
+    return {name: value for name, value in asdict(found).items() if name != "per_problem"}
+
+
+def distinct(groups: Sequence[Group]) -> float:
+    """Mean number of different texts among the right answers to a problem, over the problems that have one."""
+    texts = [{r.text for r in group.rollouts if r.verdict.correct} for group in groups]
+    return float(np.mean([len(found) for found in texts if found] or [0.0]))
+
+
+def counts(groups: Sequence[Group], judge: reflection.Judge) -> list[tuple[int, ...]]:
+    """For each problem how many of its samples are COUNTS."""
+    return [tuple(map(sum, zip(*(_row(group.problem, rollout, judge) for rollout in group.rollouts)))) for group in groups]
+
+
+def _row(problem: Problem, rollout, judge: reflection.Judge) -> tuple[int, ...]:
+    right, (reflects, effective, needless) = rollout.verdict.correct, judge(problem, rollout)
+    return tuple(map(int, (right, right and not reflects, reflects, effective, needless, needless and not right)))

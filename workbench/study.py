@@ -1,0 +1,326 @@
+"""The comparison as a grid that can be stopped and taken up again: arms x seeds, each cell a run that leaves a small record in data/runs.
+
+    workbench study                          every cell of the grid that has no record yet, one process a core, one thread each
+    workbench study --only grpo sdpo         some arms
+    workbench study --tune                   the learning rate of each method on the validation split, before anything else: data/study/tuning.json
+    workbench study --quick --out DIR        three arms, few steps: the whole path in minutes
+
+An arm is what one would write about it in a paper: a method with its options, or two in turn. All arms of a task start from the same checkpoint and
+see the same problems in the same steps; with a seed they are evaluated on the same held-out problems (assess.py). A cell that was killed goes
+on from its checkpoint; a record is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from workbench.core import WorkbenchError, coordinates, with_options
+from workbench.records import dumps, write_atomic
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "data" / "runs"
+TUNING = ROOT / "data" / "study" / "tuning.json"
+RATES = ("3e-5", "1e-4", "3e-4")
+TEACHER = "data/organism/teacher"
+READING = "arithmetic:largest=99,shown=solution"  # what the organism could do before, and may forget
+TURNED = "arithmetic:style=turned"  # expert solutions in a style that the organism does not write
+HARD = "arithmetic:steps=8,style=turned"
+
+
+class Stage(NamedTuple):
+    """``share``: of the arm's steps. ``options``: key=value, of the method, the optimiser or the plan."""
+
+    method: str
+    options: tuple[str, ...] = ()
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the comparison. Without stages: the model as it is."""
+
+    name: str
+    stages: tuple[Stage, ...] = ()
+    task: str = "arithmetic"
+    model: str = "3m"
+    teacher: str = ""
+    seeds: int = 3
+
+    @property
+    def steps(self) -> int:
+        return 60
+
+    def cell(self, seed: int) -> str:
+        return f"{self.name}-{self.model}-seed{seed}"
+
+
+def _arm(name: str, method: str = "", *options: str, **more) -> Arm:
+    return Arm(name, (Stage(method or name, options),), **more)
+
+
+METHODS = (
+    Arm("base", seeds=5),
+    _arm("grpo", seeds=5),
+    _arm("grpo-tokens", "grpo", "k=12"),  # about as many tokens as TAPO writes
+    _arm("sdpo", seeds=5),
+    _arm("tapo", seeds=5),
+    _arm("trapo", task=TURNED, seeds=5),
+    _arm("scope", teacher=TEACHER, seeds=5),
+    _arm("opd", "opd", "k=8", teacher=TEACHER, seeds=5),
+    _arm("opd-1", "opd", "k=1", teacher=TEACHER),
+    _arm("luffy", task=TURNED),
+    _arm("sft", "sft", "prompts=128", task=TURNED),  # as many solutions in a step as the others have rollouts
+    Arm("sft-then-rl", (Stage("sft", ("prompts=128",), 1 / 3), Stage("grpo", (), 2 / 3)), task=TURNED),
+    _arm("srpo", "sdpo", "srpo=true"),
+)
+ABLATIONS = (
+    *(_arm(f"sdpo-{teacher}", "sdpo", f"teacher={teacher}") for teacher in ("frozen", "mixed", "live")),
+    *(_arm(f"sdpo-{form}", "sdpo", f"form={form}") for form in ("token", "sequence")),
+    *(_arm(f"scope-{name}", "scope", *options, teacher=TEACHER) for name, options in {
+        "uniform": ("correct=uniform", "wrong=uniform"), "correct-only": ("wrong=off",), "wrong-only": ("correct=off",), "low": ("correct=low",)}.items()),
+    *(_arm(f"trapo-{prefix}", "trapo", f"prefix={prefix}", task=TURNED) for prefix in ("none", "sft", "luffy")),
+    *(_arm(f"tapo-{name}", "tapo", option) for name, option in {
+        "no-reference": "reference=false", "no-dae": "dae=false", "no-ots": "ots=false", "no-negatives": "negatives=false", "no-prefix": "prefix=none",
+        "sft": "sft=true"}.items()),
+)
+HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _arm("hard-trapo", "trapo", "constant=160", task=HARD),
+          _arm("hard-luffy", "luffy", "constant=160", task=HARD))
+SIZES = tuple(replace(arm, model=model, seeds=3) for model in ("1m", "0.4m") for arm in METHODS if arm.name in ("base", "grpo", "sdpo", "tapo"))
+GRID = (*METHODS, *ABLATIONS, *HARDER, *SIZES)
+QUICK = tuple(arm for arm in METHODS if arm.name in ("base", "grpo", "sdpo"))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: steps of a run, problems and samples of its evaluations."""
+
+    steps: int = 60
+    eval_every: int = 15
+    eval_problems: int = 100
+    problems: int = 200
+    samples: int = 32
+
+
+FULL, SMALL = Scale(), Scale(steps=4, eval_every=4, eval_problems=20, problems=20, samples=4)
+
+
+# ---- one cell
+
+def run_cell(arm: Arm, seed: int, work: Path, records: Path, scale: Scale = FULL, rates: dict[str, float] | None = None) -> Path:
+    """Train, assess, and leave the record. Returns its folder. ``work`` holds the run while it is made and can be thrown away after."""
+    import torch
+
+    from workbench.assess import assess
+    from workbench.policy import load_policy
+    from workbench.tasks import load_task
+
+    torch.set_num_threads(1)
+    name = arm.cell(seed)
+    out, model, rates = work / name, ROOT / "data" / "organism" / arm.model, _rates() if rates is None else rates
+    began, folders = time.perf_counter(), []
+    for number, stage in enumerate(arm.stages):
+        folder = out if number + 1 == len(arm.stages) else out / f"stage{number + 1}"
+        last_folder = train_stage(arm, stage, seed, folder, scale, model, rates)
+        folders.append(last_folder)
+        model = last_folder / "model"
+    policy, base = load_policy(model), load_policy(ROOT / "data" / "organism" / arm.model)
+    found = assess(policy, base, load_task(arm.task), seed, scale.problems, scale.samples)
+    found |= {"arm": asdict(arm), "seconds": time.perf_counter() - began}
+    return _keep(found, folders, out, records / name)
+
+
+def train_stage(arm: Arm, stage: Stage, seed: int, out: Path, scale: Scale, model: Path, rates: dict[str, float]) -> Path:
+    """One stage of an arm as a run directory, from its checkpoint where it has one."""
+    from workbench import methods
+    from workbench.cli import split_options
+    from workbench.policy import Learner, Optimiser, load_policy
+    from workbench.tasks import load_task
+    from workbench.train import Plan, fit
+
+    if (out / ("model/config.json")).is_file():
+        return out
+    kind = methods.find(stage.method)
+    rate = [f"lr={rates[stage.method]}"] if stage.method in rates else []
+    mine, optimiser, plan = split_options([*rate, *stage.options], kind, tuple(f.name for f in fields(Optimiser)))
+    optimiser = with_options(Optimiser, optimiser, "the optimiser")
+    plan = with_options(Plan, [f"steps={round(scale.steps * stage.share)}", f"seed={seed}", f"eval_every={scale.eval_every}",
+                               f"eval_problems={scale.eval_problems}", "keep_groups=1", *plan], "the plan")
+    expert = load_policy(ROOT / arm.teacher) if arm.teacher else None
+    learner = Learner(load_policy(model), optimiser, seed=seed, expert=expert)
+    config = {"model": _within(model), "task": arm.task, "lora": 0, "teacher": arm.teacher or None, "optimiser": asdict(optimiser)}
+    return fit(with_options(kind, mine, stage.method), learner, load_task(arm.task), plan, out, config=config, resume=True,
+               watch={"reading": load_task(READING)}, progress=False)
+
+
+def _within(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
+def _rates() -> dict[str, float]:
+    """The tuned learning rate of each method."""
+    return json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
+
+
+def _keep(found: dict, folders: Sequence[Path], out: Path, record: Path) -> Path:
+    """The record: the last stage's configuration and environment, the metrics of all stages in turn, the groups, the evaluation. Not the weights."""
+    fresh = record.with_name(f".{record.name}.partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    lines: list[dict] = []
+    for folder in folders:
+        begun = len(lines)
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            lines.append({**{name: _round(value) for name, value in row.items()}, "step": begun + row["step"]})
+    if folders:
+        for file in ("config.json", "env.json", "groups.jsonl"):
+            shutil.copy(folders[-1] / file, fresh / file)
+        write_atomic(fresh / "metrics.jsonl", "".join(dumps(line) + "\n" for line in lines))
+    write_atomic(fresh / "evaluation.json", dumps(found) + "\n")
+    shutil.rmtree(record, ignore_errors=True)
+    os.replace(fresh, record)
+    shutil.rmtree(out, ignore_errors=True)
+    return record
+
+
+def _round(value):
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+# ---- the learning rates
+
+def tune(method: str, rate: str, work: Path, scale: Scale = FULL) -> dict:
+    """Half a run with one learning rate, seed 0, judged on the validation split."""
+    import torch
+
+    torch.set_num_threads(1)
+    arm = next(arm for arm in METHODS if any(stage.method == method for stage in arm.stages))
+    stage = next(stage for stage in arm.stages if stage.method == method)
+    half = replace(scale, steps=scale.steps // 2, eval_every=scale.steps // 2, eval_problems=2 * scale.eval_problems)
+    out = work / f"tune-{method}-{rate}"
+    train_stage(arm, stage._replace(share=1.0), coordinates("tune") % 1000, out, half, ROOT / "data" / "organism" / arm.model, {method: float(rate)})
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return {"method": method, "rate": float(rate), "steps": half.steps, "before": _first(out), "after": last["final_eval_avg"],
+            "low": last["final_eval_low"], "high": last["final_eval_high"], "reading": last["final_eval_reading"]}
+
+
+def _first(out: Path) -> float:
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["eval_avg"]
+
+
+def choose(found: Sequence[dict]) -> dict[str, float]:
+    """For each method the rate that did best on validation; of equals the smaller."""
+    best: dict[str, dict] = {}
+    for row in sorted(found, key=lambda row: row["rate"]):
+        if row["method"] not in best or row["after"] > best[row["method"]]["after"]:
+            best[row["method"]] = row
+    return {method: row["rate"] for method, row in best.items()}
+
+
+# ---- the grid
+
+def missing(arms: Sequence[Arm], seeds: Sequence[int] | None, records: Path) -> list[tuple[Arm, int]]:
+    """The cells without a record, seed by seed, so that a study that is stopped early has whole rows of seeds."""
+    cells = [(arm, seed) for seed in range(max((arm.seeds for arm in arms), default=0)) for arm in arms if seed < arm.seeds]
+    return [(arm, seed) for arm, seed in cells if (seeds is None or seed in seeds) and not (records / arm.cell(seed) / "evaluation.json").is_file()]
+
+
+def in_processes(jobs: Sequence[list[str]], workers: int, done: Callable[[list[str], str], None]) -> list[str]:
+    """``python -m workbench.study WORDS`` for each job, one thread each. Returns what the failed ones said; the others go on."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+    def one(words: list[str]) -> str:
+        ran = subprocess.run([sys.executable, "-m", "workbench.study", *words], cwd=ROOT, env=env, capture_output=True, text=True)
+        if ran.returncode:
+            return f"{' '.join(words)}: {ran.stderr.strip().splitlines()[-1] if ran.stderr.strip() else 'killed'}"
+        done(words, ran.stdout)
+        return ""
+
+    with ThreadPoolExecutor(workers) as pool:
+        return [failure for failure in pool.map(one, jobs) if failure]
+
+
+def study(arms: Sequence[Arm], seeds: Sequence[int] | None, workers: int, records: Path, work: Path, quick: bool) -> None:
+    """Make the missing cells. Raises WorkbenchError when some failed, after all others are done."""
+    todo = missing(arms, seeds, records)
+    jobs = [["--cell", arm.cell(seed), "--out", str(records), "--work", str(work), *(["--quick"] if quick else [])] for arm, seed in todo]
+    print(f"{len(todo)} cells to make, {workers} at a time", flush=True)
+    failed = in_processes(jobs, workers, lambda words, said: print(said.strip().splitlines()[-1], flush=True))
+    if failed:
+        raise WorkbenchError(f"{len(failed)} of {len(jobs)} cells failed: {'; '.join(failed)}")
+
+
+def tune_all(workers: int, work: Path) -> None:
+    """Every method at every rate; what is known already is kept."""
+    found = json.loads(TUNING.read_text())["runs"] if TUNING.is_file() else []
+    known = {(row["method"], row["rate"]) for row in found}
+    names = sorted({stage.method for arm in METHODS for stage in arm.stages})
+    jobs = [["--tune-one", name, rate, "--work", str(work)] for name in names for rate in RATES if (name, float(rate)) not in known]
+
+    def done(words: list[str], said: str) -> None:
+        found.append(json.loads(said.strip().splitlines()[-1]))
+        TUNING.parent.mkdir(parents=True, exist_ok=True)
+        rows = sorted(found, key=lambda row: (row["method"], row["rate"]))
+        write_atomic(TUNING, dumps({"split": "validation", "rates": choose(rows), "runs": rows}, indent=1) + "\n")
+        print(said.strip().splitlines()[-1], flush=True)
+
+    failed = in_processes(jobs, workers, done)
+    if failed:
+        raise WorkbenchError("; ".join(failed))
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", nargs="+", metavar="ARM", help=f"of {', '.join(dict.fromkeys(arm.name for arm in GRID))}")
+    parser.add_argument("--models", nargs="+", metavar="SIZE", help="of 3m, 1m, 0.4m")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=RECORDS, help="where the records go (default: data/runs)")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "study", help="where the runs are while they are made")
+    parser.add_argument("--quick", action="store_true", help="three arms, four steps")
+    parser.add_argument("--tune", action="store_true", help="find the learning rates first")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.tune:
+        tune_all(args.workers, args.work.resolve())
+        return
+    arms = QUICK if args.quick else GRID
+    if args.quick and args.out == RECORDS:
+        raise WorkbenchError("a quick study is not to be mixed with the committed records: name a folder with --out")
+    unknown = set(args.only or ()) - {arm.name for arm in arms}
+    if unknown:
+        raise WorkbenchError(f"there is no arm {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(arm.name for arm in arms))}")
+    arms = [arm for arm in arms if (not args.only or arm.name in args.only) and (not args.models or arm.model in args.models)]
+    study(arms, [0] if args.quick else args.seeds, args.workers, args.out.resolve(), args.work.resolve(), args.quick)
+
+
+def _worker() -> None:
+    """One job of ``in_processes``: what it prints last is read by the parent."""
+    parser = argparse.ArgumentParser()
+    arguments(parser)
+    parser.add_argument("--cell")
+    parser.add_argument("--tune-one", nargs=2)
+    args = parser.parse_args()
+    if args.tune_one:
+        print(dumps(tune(*args.tune_one, args.work)))
+        return
+    arm, seed = next((arm, seed) for arm in GRID for seed in range(arm.seeds) if arm.cell(seed) == args.cell)
+    record = run_cell(arm, seed, args.work, args.out, SMALL if args.quick else FULL)
+    found = json.loads((record / "evaluation.json").read_text())
+    print(f"{args.cell}: avg@{found['test']['samples']} {found['test']['avg']:.3f} [{found['test']['low']:.3f}, {found['test']['high']:.3f}]  "
+          f"{found['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    _worker()
