@@ -1,0 +1,189 @@
+"""What the records of a study say: tables, learning curves, and paired differences with intervals. Reads data/runs, writes nothing.
+
+    cells()                        one row a record: what it was, how far it came, what it cost
+    curves(["grpo", "sdpo"])       accuracy along the run, by updates and by generated tokens, a row an evaluation and seed
+    effect("sdpo", "grpo")         SDPO minus GRPO on the same problems
+    reflection_rates(["tapo", "grpo"])    DSR, ERR and their like on the problems that all of them solve sometimes and not always
+
+Arms that have no record yet are left out of tables and curves, and are an error where two are compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from workbench.assess import COUNTS
+from workbench.core import WorkbenchError
+from workbench.evaluate import pass_at_k
+from workbench.reflection import Rate
+from workbench.study import RECORDS
+from workbench.viz.curves import evaluations
+
+
+def _records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
+    """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed; its folder under "folder"."""
+    found = {}
+    for path in sorted(Path(root).glob("*/evaluation.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            arm = record["arm"]
+            found[arm["name"], arm["model"], record["seed"]] = record | {"folder": path.parent}
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkbenchError(f"{path} is no record of a study: {type(error).__name__}: {error}") from error
+    return dict(sorted(found.items()))
+
+
+def _metrics(record: Mapping) -> pd.DataFrame:
+    path = record["folder"] / "metrics.jsonl"
+    return pd.read_json(path, lines=True) if path.is_file() else pd.DataFrame()
+
+
+def cells(root: Path = RECORDS) -> pd.DataFrame:
+    """One row a record. avg, low, high, pass@k, length: the test problems; harder, distinct, recovery and the skills: see assess.py. tokens: what the
+    policy generated in training; updates, seconds: what the whole cell took."""
+    rows = []
+    for (arm, model, seed), record in _records(root).items():
+        metrics, test = _metrics(record), record["test"]
+        rows.append({"arm": arm, "model": model, "task": record["arm"]["task"], "seed": seed, "updates": len(metrics),
+                     "tokens": float(metrics.generated.sum()) if len(metrics) else 0.0, "seconds": record["seconds"],
+                     **{name: test[name] for name in ("avg", "low", "high", "length")},
+                     **{f"pass@{k}": value for k, value in test["pass_at"].items()},
+                     "harder": record["harder"]["avg"], "distinct": record["distinct"], "recovery": record["recovery"]["value"],
+                     **{name: value[0] for name, value in record["skills"].items()}})
+    return pd.DataFrame(rows)
+
+
+def summary(arms: Sequence[str], columns: Sequence[str] = ("avg", "pass@32", "length", "tokens"), model: str = "3m", root: Path = RECORDS) -> pd.DataFrame:
+    """Means over the seeds, one row an arm in the order given, with the number of seeds and the span of avg over them."""
+    found = cells(root)
+    found = found[found.model == model] if len(found) else found
+    rows = {}
+    for arm in arms:
+        mine = found[found.arm == arm] if len(found) else found
+        if len(mine):
+            rows[arm] = {"seeds": len(mine), **mine[list(columns)].astype(float).mean(), "worst seed": mine.avg.min(), "best seed": mine.avg.max()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def curves(arms: Sequence[str], model: str = "3m", watched: str = "", root: Path = RECORDS) -> pd.DataFrame:
+    """arm, seed, updates, tokens (generated before), avg on the validation problems; of a ``watched`` task instead ("reading")."""
+    rows = []
+    for (arm, size, seed), record in _records(root).items():
+        metrics = _metrics(record)
+        if arm not in arms or size != model or metrics.empty:
+            continue
+        if watched:
+            metrics = metrics.assign(eval_avg=metrics[f"eval_{watched}"], final_eval_avg=metrics[f"final_eval_{watched}"])
+        spent = np.concatenate([[0.0], metrics.generated.cumsum()])
+        # Of a run in two stages the last evaluation of the first is the first of the second.
+        measured = evaluations(metrics).drop_duplicates("updates", keep="last").sort_values("updates")
+        rows += [{"arm": arm, "seed": seed, "updates": int(row.updates), "tokens": spent[int(row.updates)], "avg": row.avg} for row in measured.itertuples()]
+    found = pd.DataFrame(rows, columns=["arm", "seed", "updates", "tokens", "avg"])
+    return found.sort_values(["arm", "seed", "updates"], key=lambda c: c.map(list(arms).index) if c.name == "arm" else c, ignore_index=True)
+
+
+def reaches(frame: pd.DataFrame, level: Mapping[int, float], by: str = "updates") -> dict[int, float]:
+    """For each seed of one arm's ``curves`` the first evaluation, in ``by``, at which its accuracy is at least ``level[seed]``; NaN: never."""
+    found = {}
+    for seed, rows in frame.groupby("seed"):
+        there = rows[rows.avg >= level[seed]] if seed in level else rows[:0]
+        found[int(seed)] = float(there[by].min()) if len(there) else float("nan")
+    return found
+
+
+# ---- paired differences
+
+@dataclass(frozen=True)
+class Effect:
+    """a - b, paired by problem: mean over seeds and problems, 95 % interval from resampling seeds and, within them, problems; ``p`` two-sided from
+    the same draws; ``agree``: seeds whose own mean has the sign of the mean. Few seeds make a rough interval: read it with ``agree``."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    seeds: int
+    problems: int
+    agree: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {self.agree} of {self.seeds} seeds"
+
+
+def measured(record: Mapping, measure: str) -> dict[str, float]:
+    """Each problem's number: "avg", "first_pass" (right without a reflection), or "pass@k"."""
+    n, right, direct = record["test"]["samples"], COUNTS.index("right"), COUNTS.index("direct")
+    if measure.startswith("pass@"):
+        return {problem: pass_at_k(n, row[right], int(measure[5:])) for problem, row in record["counts"].items()}
+    if measure not in ("avg", "first_pass"):
+        raise WorkbenchError(f"there is no measure {measure!r}: avg, first_pass, or pass@k")
+    return {problem: row[right if measure == "avg" else direct] / n for problem, row in record["counts"].items()}
+
+
+def differences(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS) -> list[np.ndarray]:
+    """For each seed that both arms have, [problems] a - b. Raises WorkbenchError when there is none."""
+    found = _records(root)
+    pairs = [(record, found[b, model, seed]) for (arm, size, seed), record in found.items() if arm == a and size == model and (b, model, seed) in found]
+    if not pairs:
+        raise WorkbenchError(f"no seed has records of both {a} and {b} ({model})")
+    rows = [(measured(one, measure), measured(other, measure)) for one, other in pairs]
+    return [np.array([mine[problem] - theirs[problem] for problem in mine if problem in theirs]) for mine, theirs in rows]
+
+
+def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS, draws: int = 4000) -> Effect:
+    return paired(differences(a, b, measure, model, root), draws)
+
+
+def paired(by_seed: Sequence[np.ndarray], draws: int = 4000, seed: int = 0) -> Effect:
+    """From one array of differences for each seed."""
+    rng, means = np.random.default_rng(seed), np.array([d.mean() for d in by_seed])
+    # Resampled means of each seed's problems, then a resampling of the seeds.
+    inner = np.stack([d[rng.integers(0, len(d), (draws, len(d)))].mean(1) for d in by_seed])
+    drawn = inner[rng.integers(0, len(by_seed), (len(by_seed), draws)), np.arange(draws)].mean(0)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + draws))
+    return Effect(float(means.mean()), float(low), float(high), float(p), len(by_seed), sum(map(len, by_seed)),
+                  int((np.sign(means) == np.sign(means.mean())).sum()))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's correction: each p times the number of comparisons that are not yet decided, never falling."""
+    order, corrected, largest = np.argsort(ps), [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, ps[i] * (len(ps) - rank)))
+        corrected[i] = largest
+    return corrected
+
+
+# ---- reflection
+
+REFLECTION = {"first_pass": ("direct", None), "dsr": ("direct", "right"), "reflects": ("reflecting", None), "err": ("effective", "reflecting"),
+              "needless": ("needless", "reflecting"), "spoils": ("spoiled", "needless")}
+
+
+def reflection_rates(arms: Sequence[str], model: str = "3m", boundary: bool = True, root: Path = RECORDS) -> pd.DataFrame:
+    """The rates of reflection.py as ``Rate``, a row an arm, pooled over the seeds that all of the arms have. ``boundary``: only problems that every
+    one of the arms solves sometimes and not always (the paper's DSR and ERR). Also recovery, the mean over those seeds."""
+    found = _records(root)
+    arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in found)]
+    seeds = [seed for seed in range(100) if arms and all((arm, model, seed) in found for arm in arms)]
+    rows: dict[str, dict] = {}
+    for arm in arms:
+        kept = []
+        for seed in seeds:
+            records = [found[other, model, seed] for other in arms]
+            right = [{problem: row[0] for problem, row in r["counts"].items()} for r in records]
+            n = [r["test"]["samples"] for r in records]
+            for problem, row in found[arm, model, seed]["counts"].items():
+                if not boundary or all(0 < counts.get(problem, 0) < total for counts, total in zip(right, n)):
+                    kept.append((*row, found[arm, model, seed]["test"]["samples"]))
+        columns = dict(zip((*COUNTS, None), np.array(kept, float).reshape(len(kept), len(COUNTS) + 1).T))
+        rows[arm] = {name: Rate.of(columns[upper], columns[lower]) for name, (upper, lower) in REFLECTION.items()}
+        rows[arm]["recovery"] = float(np.mean([found[arm, model, seed]["recovery"]["value"] for seed in seeds])) if seeds else float("nan")
+    return pd.DataFrame.from_dict(rows, orient="index")
