@@ -79,6 +79,7 @@ METHODS = (
     _arm("scope", teacher=TEACHER, seeds=5),
     _arm("opd", "opd", "k=8", teacher=TEACHER, seeds=5),
     _arm("opd-1", "opd", "k=1", teacher=TEACHER),
+    _arm("kd", "kd", "k=8", teacher=TEACHER),
     _arm("luffy", task=TURNED),
     _arm("sft", "sft", "prompts=128", task=TURNED),  # as many solutions in a step as the others have rollouts
     Arm("sft-then-rl", (Stage("sft", ("prompts=128",), 1 / 3), Stage("grpo", (), 2 / 3)), task=TURNED),
@@ -130,14 +131,13 @@ def run_cell(arm: Arm, seed: int, work: Path, records: Path, scale: Scale = FULL
     out, model, rates = work / name, ROOT / "data" / "organism" / arm.model, _rates() if rates is None else rates
     began, folders = time.perf_counter(), []
     for number, stage in enumerate(arm.stages):
-        folder = out if number + 1 == len(arm.stages) else out / f"stage{number + 1}"
-        last_folder = train_stage(arm, stage, seed, folder, scale, model, rates)
-        folders.append(last_folder)
-        model = last_folder / "model"
+        last = number + 1 == len(arm.stages)
+        folders.append(train_stage(arm, stage, seed, out if last else work / f"{name}-stage{number + 1}", scale, model, rates))
+        model = folders[-1] / "model"
     policy, base = load_policy(model), load_policy(ROOT / "data" / "organism" / arm.model)
     found = assess(policy, base, load_task(arm.task), seed, scale.problems, scale.samples)
     found |= {"arm": asdict(arm), "seconds": time.perf_counter() - began}
-    return _keep(found, folders, out, records / name)
+    return _keep(found, folders, records / name)
 
 
 def train_stage(arm: Arm, stage: Stage, seed: int, out: Path, scale: Scale, model: Path, rates: dict[str, float]) -> Path:
@@ -172,7 +172,7 @@ def _rates() -> dict[str, float]:
     return json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
 
 
-def _keep(found: dict, folders: Sequence[Path], out: Path, record: Path) -> Path:
+def _keep(found: dict, folders: Sequence[Path], record: Path) -> Path:
     """The record: the last stage's configuration and environment, the metrics of all stages in turn, the groups, the evaluation. Not the weights."""
     fresh = record.with_name(f".{record.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -190,7 +190,8 @@ def _keep(found: dict, folders: Sequence[Path], out: Path, record: Path) -> Path
     write_atomic(fresh / "evaluation.json", dumps(found) + "\n")
     shutil.rmtree(record, ignore_errors=True)
     os.replace(fresh, record)
-    shutil.rmtree(out, ignore_errors=True)
+    for folder in folders:
+        shutil.rmtree(folder)
     return record
 
 

@@ -1,0 +1,97 @@
+"""The grid: every arm can be built, cells are made once, a killed cell goes on, a record is whole."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+from workbench import methods, study
+from workbench.cli import main, split_options
+from workbench.core import with_options
+from workbench.policy import Optimiser
+from workbench.records import read_run
+from workbench.study import ABLATIONS, FULL, GRID, METHODS, QUICK, SMALL, Arm, Stage, choose, missing, run_cell
+from workbench.tasks import load_task
+from workbench.train import Plan
+
+TINY = replace(SMALL, steps=2, eval_every=2, eval_problems=3, problems=6, samples=2)
+
+
+def test_every_arm_is_a_method_with_options_that_it_has():
+    for arm in GRID:
+        load_task(arm.task)
+        for stage in arm.stages:
+            kind = methods.find(stage.method)
+            mine, optimiser, plan = split_options(list(stage.options), kind, tuple(f.name for f in fields(Optimiser)))
+            with_options(kind, mine, arm.name), with_options(Optimiser, optimiser, arm.name), with_options(Plan, plan, arm.name)
+    cells = [arm.cell(seed) for arm in GRID for seed in range(arm.seeds)]
+    assert len(cells) == len(set(cells))
+
+
+def test_an_ablation_differs_from_its_method_in_its_options_only():
+    whole = {arm.name: arm for arm in METHODS}
+    for arm in ABLATIONS:
+        of = whole[arm.name.split("-")[0]]
+        assert (arm.task, arm.model, arm.teacher, arm.stages[0].method) == (of.task, of.model, of.teacher, of.stages[0].method) and arm.stages[0].options
+
+
+def test_seeds_come_first_and_what_is_there_is_not_made_again(tmp_path):
+    arms = (Arm("a", seeds=2), Arm("b", seeds=1))
+    assert [(arm.name, seed) for arm, seed in missing(arms, None, tmp_path)] == [("a", 0), ("b", 0), ("a", 1)]
+    (tmp_path / "a-3m-seed0").mkdir()
+    assert len(missing(arms, None, tmp_path)) == 3  # begun is not made
+    (tmp_path / "a-3m-seed0" / "evaluation.json").write_text("{}")
+    assert [(arm.name, seed) for arm, seed in missing(arms, None, tmp_path)] == [("b", 0), ("a", 1)]
+    assert [(arm.name, seed) for arm, seed in missing(arms, [1], tmp_path)] == [("a", 1)]
+
+
+def test_the_best_rate_of_each_method_is_chosen_and_the_smaller_of_equals():
+    row = lambda method, rate, after: {"method": method, "rate": rate, "after": after}  # noqa: E731
+    found = [row("a", 3e-4, 0.5), row("a", 1e-4, 0.7), row("b", 3e-4, 0.6), row("b", 3e-5, 0.6)]
+    assert choose(found) == {"a": 1e-4, "b": 3e-5}
+
+
+def test_two_stages_are_one_record_and_the_second_starts_from_the_first(tmp_path):
+    arm = Arm("both", (Stage("sft", ("prompts=2",), 0.5), Stage("grpo", ("prompts=2", "k=2"), 0.5)), task="arithmetic:style=turned")
+    record = run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY, {"sft": 3e-4})
+    run = read_run(record)
+    assert list(run.metrics.step) == [0, 1] and "nll" in run.metrics
+    assert run.metrics.nll.notna().tolist() == [True, False]
+    assert run.config["model"] == "model" and run.config["method"] == "GRPO"
+    found = json.loads((record / "evaluation.json").read_text())
+    assert found["arm"]["name"] == "both" and len(found["counts"]) == 6 and found["test"]["samples"] == 2
+    assert not list((tmp_path / "work").iterdir()) and not list((tmp_path / "records").glob(".*"))
+
+
+def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
+    arm = Arm("grpo", (Stage("grpo", ("prompts=2", "k=2", "checkpoint_every=1")),))
+    whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY, {})
+    half = study.train_stage(arm, arm.stages[0], 0, tmp_path / "again" / arm.cell(0), replace(TINY, steps=1), study.ROOT / "data/organism/3m", {})
+    shutil.rmtree(half / "model")  # as if it had been killed after its first step
+    again = run_cell(arm, 0, tmp_path / "again", tmp_path / "two", TINY, {})
+    drop = ["seconds_sample", "seconds_train"]
+    one, two = read_run(whole).metrics.drop(columns=drop), read_run(again).metrics.drop(columns=drop)
+    assert one.loss.tolist() == two.loss.tolist() and one.correct.tolist() == two.correct.tolist()
+    counts = [json.loads((folder / "evaluation.json").read_text())["counts"] for folder in (whole, again)]
+    assert counts[0] == counts[1]
+
+
+def test_a_failed_cell_is_named_and_the_others_are_made(tmp_path):
+    done = []
+    failed = study.in_processes([["--cell", "no-such-cell"], ["--help"]], 2, lambda words, said: done.append(words))
+    assert done == [["--help"]] and len(failed) == 1 and failed[0].startswith("--cell no-such-cell:")
+
+
+def test_bad_input_is_one_sentence(tmp_path, capsys):
+    assert main(["study", "--only", "nothing"]) == 2 and "there is no arm nothing" in capsys.readouterr().err
+    assert main(["study", "--quick"]) == 2 and "name a folder with --out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_quick_study_from_the_command_line(tmp_path):
+    words = ["study", "--quick", "--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
+    subprocess.run([sys.executable, "-m", "workbench.cli", *words], check=True, cwd=study.ROOT)
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {arm.cell(0) for arm in QUICK}
+    assert FULL.steps == 60
