@@ -35,7 +35,7 @@ RATES = ("3e-5", "1e-4", "3e-4")
 TEACHER = "data/organism/teacher"
 READING = "arithmetic:largest=99,shown=solution"  # what the organism could do before, and may forget
 TURNED = "arithmetic:style=turned"  # expert solutions in a style that the organism does not write
-HARD = "arithmetic:steps=8,style=turned"
+HARD = "arithmetic:largest=40,style=turned"  # numbers that the 3m rarely gets right: three groups of four are all wrong at the start
 
 
 class Stage(NamedTuple):
@@ -95,8 +95,8 @@ ABLATIONS = (
         "no-reference": "reference=false", "no-dae": "dae=false", "no-ots": "ots=false", "no-negatives": "negatives=false", "no-prefix": "prefix=none",
         "sft": "sft=true"}.items()),
 )
-HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _arm("hard-trapo", "trapo", "constant=160", task=HARD),
-          _arm("hard-luffy", "luffy", "constant=160", task=HARD))
+HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _arm("hard-trapo", "trapo", task=HARD),
+          _arm("hard-luffy", "luffy", task=HARD))
 SIZES = tuple(replace(arm, model=model, seeds=3) for model in ("1m", "0.4m") for arm in METHODS if arm.name in ("base", "grpo", "sdpo", "tapo"))
 GRID = (*METHODS, *ABLATIONS, *HARDER, *SIZES)
 QUICK = tuple(arm for arm in METHODS if arm.name in ("base", "grpo", "sdpo"))
