@@ -74,7 +74,7 @@ def test_what_cannot_be_made_says_why_and_changes_nothing(desk):
     control(panel, "Let the policy write").click()  # a random model does not know the format
     assert panel.composition == before and "none of 4 outputs" in panel.box.children[-1].value
     panel.begin(token=999)
-    assert panel.composition == before and "outside the rollout" in panel.message and panel.choice["token"] == 10
+    assert panel.composition == before and "there is no token 999" in panel.message and panel.choice["token"] == 10
     with pytest.raises(WorkbenchError, match="nothing to correct"):
         Composer(Desk(desk.policy, TASK, group_of(desk.policy, RIGHT)))
 
@@ -123,3 +123,12 @@ def test_text_is_always_escaped(desk, hostile):
         page = panel.to_html()
         assert "<script" not in page and "<img" not in page and "\u202e" not in page
         assert page.count("</section>") == page.count("<section") and page.count("</pre>") == page.count("<pre>")
+
+
+def test_a_point_that_is_not_there_leaves_everything_as_it_was_and_says_why(desk):
+    composer = Composer(desk)
+    before, source = composer.composition, composer.choice["source"]
+    for choice, message in (({"source": 99}, "there is no rollout 99"), ({"token": 10_000}, "there is no token 10000"), ({"token": -1}, "there is no token -1"),
+                            ({"reference": 99}, "rollout 99 is no correct reference")):
+        composer.begin(**choice)
+        assert message in composer.message and composer.composition == before and composer.choice["source"] == source

@@ -129,3 +129,10 @@ def test_gsm8k_human_labels_agree():
             if task.grade(problem, row[model]["solution"]).correct != row[model]["is_correct"]:
                 differ.append((model, problem.answer, row[model]["is_correct"], row[model]["solution"][-60:]))
     assert n == 600 and not differ, differ
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "1+1", "answer": 2}\n{"question": "\\ud800", "answer": 2}\n')
+    with pytest.raises(WorkbenchError, match="line 2 holds half of a surrogate pair"):
+        File.read(path)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,12 +320,31 @@ def test_models_that_cannot_be_loaded_are_refused_in_one_sentence(tmp_path, tiny
         with pytest.raises(WorkbenchError, match=message) as caught:
             load_policy(model)
         assert "\n" not in str(caught.value)
+    config = json.loads((tiny_folder / "config.json").read_text())
+    deeper = shutil.copytree(tiny_folder, tmp_path / "deeper")
+    (deeper / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] + 1, "layer_types": None}))
+    with pytest.raises(WorkbenchError, match="lacks 9 of its weights, such as model.layers.2"):  # not: random ones in their place
+        load_policy(deeper)
+    with pytest.raises(WorkbenchError, match="no model is named"):
+        load_policy(" ")
     with pytest.raises(WorkbenchError, match="there is no adapter in"):
         load_policy(tiny_folder, adapter=tmp_path / "empty")
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "adapter_config.json").write_text("{}")
+    with pytest.raises(WorkbenchError, match="there is no adapter in"):  # not: a look on the hub
+        load_policy(tiny_folder, adapter=half)
     other = Learner(toys.tiny_policy(hidden=48), lora=4)
     other.save(tmp_path / "adapter")
     with pytest.raises(WorkbenchError, match="does not fit the model"):
         load_policy(tiny_folder, adapter=tmp_path / "adapter")
+
+
+def test_a_template_that_refuses_a_prompt_says_so_in_one_sentence():
+    policy = toys.tiny_policy()
+    policy.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(WorkbenchError, match="the chat template of tiny refuses this prompt: System role not supported"):
+        policy.prompt_ids(({"role": "system", "content": "x"},))
 
 
 # ---- whole runs, in this process
@@ -397,9 +417,9 @@ def test_what_cannot_be_resumed_is_refused(tmp_path):
         run(out)
     with pytest.raises(WorkbenchError, match="belongs to another model"):
         fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy(hidden=48)), TASK, PLAN, out, config={"model": "tiny"}, resume=True, progress=False)
-    with pytest.raises(WorkbenchError, match=r"other settings \(options\)"):
+    with pytest.raises(WorkbenchError, match=r"other settings \(beta: 0.02 -> 0.0\)"):
         run(out, method=GRPO(k=4), resume=True)
-    with pytest.raises(WorkbenchError, match=r"other settings \(plan\)"):
+    with pytest.raises(WorkbenchError, match=r"other settings \(seed: 0 -> 1\)"):
         run(out, plan=replace(PLAN, seed=1), resume=True)
     with pytest.raises(WorkbenchError, match="other settings"):
         run(out, method=SFT(), resume=True)

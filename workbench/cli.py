@@ -31,9 +31,9 @@ def parser() -> argparse.ArgumentParser:
     _model(train)
     train.add_argument("--steps", type=_positive, default=60)
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="the run directory")
+    train.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the run directory")
     train.add_argument("--lora", type=_positive, default=0, metavar="R", help="train a LoRA adapter of rank R instead of all weights")
-    train.add_argument("--teacher", metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
+    train.add_argument("--teacher", type=_named, metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                        help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
                             "eval_every, ...); may be repeated")
@@ -71,6 +71,16 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def _named(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return Path(_named(text))
 
 
 def _temperature(text: str) -> float:

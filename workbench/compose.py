@@ -75,7 +75,7 @@ def compose(policy: Policy, group: Group, source: int, keep: int, *, transition:
     is a beginning of it, else at the first step that the kept part does not have right. After a whole step the transition begins a new line.
     Raises WorkbenchError for a point outside the rollout or inside a character, a source that is correct, or a reference that is not.
     """
-    rollout = _wrong(group, source)
+    rollout = wrong_rollout(group, source)
     layout = Layout(rollout, policy.decode)
     if not 0 <= keep <= layout.written:
         raise WorkbenchError(f"the point is outside the rollout: 0 to {layout.written} of its tokens can be kept, not {keep}")
@@ -102,7 +102,7 @@ def rest_of(solution: str, prefix: str) -> str:
     return "".join(lines[shared_steps([prefix[s.start: s.end] for s in steps(prefix)], lines):])
 
 
-def _wrong(group: Group, i: int) -> Rollout:
+def wrong_rollout(group: Group, i: int) -> Rollout:
     if not 0 <= i < len(group.rollouts):
         raise WorkbenchError(f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}")
     if group.rollouts[i].verdict.correct:
@@ -125,7 +125,7 @@ def reconstruct(policy: Policy, task: Task, group: Group, source: int, *, refere
     What it copied of the rollout, token by token, is the kept part; the diagnosis is its analysis. The first of ``tries`` outputs that TAPO would
     train on counts. Raises WorkbenchError when there is none, saying why they were dropped, and for a task without a synthesis prompt.
     """
-    rollout = _wrong(group, source)
+    rollout = wrong_rollout(group, source)
     right = _right(group, nearest(policy, group, source) if reference is None else reference)
     made = construct(policy, task, [Pair(group.problem, rollout, right, j) for j in range(tries)], (seed, "reconstruct", source))
     usable = next((m for m in made if m.rollout is not None), None)

@@ -18,7 +18,7 @@ import torch
 
 from workbench.batch import collate
 from workbench.buffer import Correction, append
-from workbench.compose import Composition, called, compose, edit, keep_through, reconstruct, to_rollout
+from workbench.compose import Composition, called, compose, edit, keep_through, reconstruct, to_rollout, wrong_rollout
 from workbench.core import Credit, Group, Inspection, Method, Reading, Rollout, Task, Verdict, WorkbenchError
 from workbench.methods.tapo import suppression
 from workbench.policy import Learner, Policy
@@ -54,7 +54,10 @@ class Desk:
 
     def compose(self, source: int, token: int, *, whole_step: bool = True, **options) -> Composition:
         """``compose`` at a token of a rollout, its step kept whole (so that the mistake is seen and taken back) or cut before the token."""
-        keep = keep_through(self.policy, self.group.rollouts[source], token) if whole_step else token
+        rollout = wrong_rollout(self.group, source)
+        if not 0 <= token < len(rollout.completion_ids):
+            raise WorkbenchError(f"there is no token {token}: rollout {source} has 0 to {len(rollout.completion_ids) - 1}")
+        keep = keep_through(self.policy, rollout, token) if whole_step else token
         return compose(self.policy, self.group, source, keep, **options)
 
     def reconstruct(self, source: int, **options) -> Composition:

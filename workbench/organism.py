@@ -59,13 +59,14 @@ SIZES = {
 
 # ---- tokenizer -----------------------------------------------------------------------------------------------------------------------
 
-def tokenizer():
-    """One token a character (printable ASCII and the line break), one for each fixed phrase of the prompts, and the chat template's marks."""
+def tokenizer(fixed: tuple[str, ...] = PHRASES):
+    """One token a character (printable ASCII and the line break), one for each ``fixed`` phrase of the task and its prompts, and the chat template's
+    marks."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = [PAD, UNK, END, *ROLES, "\n", *map(chr, range(32, 127)), *PHRASES]
-    phrases = "|".join(_escape(p) for p in sorted(PHRASES, key=len, reverse=True))
+    pieces = [PAD, UNK, END, *ROLES, "\n", *map(chr, range(32, 127)), *fixed]
+    phrases = "|".join(_escape(p) for p in sorted(fixed, key=len, reverse=True))
     core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{phrases}|[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
@@ -237,19 +238,14 @@ TEACHER_STAGE = "reading"  # the teacher is the 3m as this stage left it: it kno
 def build(name: str, seed: int, out: Path, say=print) -> None:
     """Train one size through the stages and save it in Hugging Face format, bf16. A stage whose checkpoint is there is not trained again."""
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     size, tok, start = SIZES[name], tokenizer(), None
     for number, stage in enumerate(STAGES):
         folder = out / name if stage is STAGES[-1] else out / f".{name}-{stage.name}"
         if stage is STAGES[-1] or not (folder / "config.json").is_file():
-            torch.manual_seed(coordinates("organism", name, stage.name, seed) % 2**31)
-            model = AutoModelForCausalLM.from_pretrained(start) if start else LlamaForCausalLM(LlamaConfig(
-                vocab_size=128, hidden_size=size.hidden, intermediate_size=size.hidden * 8 // 3, num_hidden_layers=size.layers,
-                num_attention_heads=size.heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
-                eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
             budget = stage if stage.until <= 1 else replace(stage, most=int(stage.most * size.share))
-            train(model.float(), tok, budget, coordinates("organism", name, number, seed), lambda text: say(f"{name} {stage.name:8} {text}"))
+            model = begin(size, tok, coordinates("organism", name, stage.name, seed) % 2**31, start)
+            train(model, tok, budget, coordinates("organism", name, number, seed), lambda text: say(f"{name} {stage.name:8} {text}"), Arithmetic())
             model.to(torch.bfloat16).save_pretrained(folder)
             tok.save_pretrained(folder)
         if name == "3m" and stage.name == TEACHER_STAGE:
@@ -257,8 +253,21 @@ def build(name: str, seed: int, out: Path, say=print) -> None:
         start = folder
 
 
-def train(model, tok, stage: Stage, seed: int, say) -> None:
-    """One stage, in place."""
+def begin(size: Size, tok, seed: int, start: Path | None = None, vocabulary: int = 128):
+    """A model with random weights, or the one saved in ``start``; fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(start) if start else LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=size.hidden, intermediate_size=size.hidden * 8 // 3, num_hidden_layers=size.layers,
+        num_attention_heads=size.heads, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id))
+    return model.float()
+
+
+def train(model, tok, stage: Stage, seed: int, say, task) -> None:
+    """One stage, in place. ``task``: of the greedy accuracy."""
     import torch
     import torch.nn.functional as F
 
@@ -288,17 +297,16 @@ def train(model, tok, stage: Stage, seed: int, say) -> None:
         tokens, step = tokens + ids.numel(), step + 1
         smooth = loss.item() if smooth is None else 0.97 * smooth + 0.03 * loss.item()
         if step % 75 == 0 or tokens >= stage.most:
-            reached = greedy_accuracy(policy)
+            reached = greedy_accuracy(policy, task)
             say(f"step {step}  {tokens / 1e6:.2f}M tokens  {time.time() - began:.0f} s  loss {smooth:.3f}  greedy accuracy {reached:.2f}")
             if reached >= stage.until:
                 break
 
 
-def greedy_accuracy(policy, n: int = 100) -> float:
+def greedy_accuracy(policy, task, n: int = 100) -> float:
     """On validation problems, plain prompt, temperature 0."""
     from workbench.rollout import sample_groups
 
-    task = Arithmetic()
     groups = sample_groups(policy, task, task.problems("validation", n, 0), 1, ("greedy",), temperature=0.0)
     return sum(group.rollouts[0].verdict.correct for group in groups) / n
 

@@ -67,7 +67,12 @@ class Policy:
 
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued."""
-        text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # raised by the template itself: "System role not supported", "Conversation roles must alternate", ...
+            raise WorkbenchError(f"the chat template of {self.name} refuses this prompt: {error}") from error
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
@@ -92,19 +97,24 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
 
     # A damaged or foreign model fails in as many ways as there are files in it.
     unreadable = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError, AttributeError, ImportError)
+    if not str(model).strip():
+        raise WorkbenchError("no model is named: a folder or a hub id is needed")
     path = Path(model).expanduser()
     looks_local = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
     if looks_local and not (path / "config.json").is_file():
         raise WorkbenchError(f"there is no model in {model}: a Hugging Face folder with a config.json is needed")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path if looks_local else str(model))
-        net = AutoModelForCausalLM.from_pretrained(path if looks_local else str(model), dtype=dtype)
+        net, loading = AutoModelForCausalLM.from_pretrained(path if looks_local else str(model), dtype=dtype, output_loading_info=True)
     except unreadable as error:
         raise WorkbenchError(f"could not load the model {model}: {str(error).strip().splitlines()[0]}") from error
+    if loading["missing_keys"]:  # transformers fills them with random numbers
+        raise WorkbenchError(f"the model {model} lacks {len(loading['missing_keys'])} of its weights, such as {min(loading['missing_keys'])}")
     if adapter is not None:
         from peft import PeftModel
-        if not (Path(adapter) / "adapter_config.json").is_file():
-            raise WorkbenchError(f"there is no adapter in {adapter}: a folder with an adapter_config.json is needed")
+        files = {file.name for file in Path(adapter).iterdir()} if Path(adapter).is_dir() else set()
+        if "adapter_config.json" not in files or not files & {"adapter_model.safetensors", "adapter_model.bin"}:
+            raise WorkbenchError(f"there is no adapter in {adapter}: a folder with adapter_config.json and adapter_model.safetensors is needed")
         try:
             net = PeftModel.from_pretrained(net, str(adapter))
         except unreadable as error:

@@ -249,10 +249,17 @@ def _stored(path: Path) -> dict:
 def _same(out: Path, was: dict, now: dict) -> None:
     """Refuse to go on with a run under other settings. (Through JSON: there a tuple is a list.)"""
     was, now = (json.loads(dumps(_identity(config))) for config in (was, now))
-    changed = [key for key in now if was.get(key) != now[key]]
+    changed = [name for key in now for name in _changes(key, was.get(key), now[key])]
     if changed:
         raise WorkbenchError(f"the run in {out} was started with other settings ({', '.join(changed)}): resume with the same ones, "
                              "or name another folder")
+
+
+def _changes(key: str, was, now) -> list[str]:
+    """What differs, as "key was -> now"; of a group of settings, each."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return [name for inner in {**was, **now} for name in _changes(inner, was.get(inner), now.get(inner))]
+    return [] if was == now else [f"{key}: {was} -> {now}"]
 
 
 def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:

@@ -97,6 +97,8 @@ def _problem(path: Path, number: int, line: str) -> Problem:
     if not isinstance(row.get("answer"), (str, int, float)) or not str(row["answer"]).strip():
         raise WorkbenchError(f'{where} needs an "answer"')
     question, answer, solution = row["question"], str(row["answer"]), str(row.get("solution") or "")
+    if any("\ud800" <= c <= "\udfff" for c in question + answer + solution):
+        raise WorkbenchError(f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text")
     if "####" in answer:
         solution, answer = solution or answer, answer.rsplit("####", 1)[1].strip()
         if not answer:

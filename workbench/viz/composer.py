@@ -97,7 +97,7 @@ class Composer:
     def begin(self, **choice) -> None:
         """Compose again from the group, with these choices changed: source, token, whole_step, reference, transition."""
         chosen = {**self.choice, **choice}
-        if "source" in choice and "token" not in choice:
+        if "token" not in choice and 0 <= chosen["source"] < len(self.desk.group.rollouts):
             chosen["token"] = min(chosen["token"], len(self.desk.group.rollouts[chosen["source"]].completion_ids) - 1)
         self._try(lambda: self.desk.compose(**chosen), chosen)
 
