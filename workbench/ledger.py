@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +21,30 @@ import pandas as pd
 
 from workbench.assess import COUNTS
 from workbench.core import WorkbenchError
-from workbench.evaluate import pass_at_k
+from workbench.evaluate import bootstrap, pass_at_k
 from workbench.reflection import Rate
 from workbench.study import RECORDS
 from workbench.viz.curves import evaluations
 
 
 def _records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
-    """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed; its folder under "folder"."""
+    """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed; its metrics as a frame under "metrics"."""
     found = {}
     for path in sorted(Path(root).glob("*/evaluation.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            arm = record["arm"]
-            found[arm["name"], arm["model"], record["seed"]] = record | {"folder": path.parent}
-        except (ValueError, KeyError, TypeError) as error:
-            raise WorkbenchError(f"{path} is no record of a study: {type(error).__name__}: {error}") from error
+        record = _evaluation(path, path.stat().st_mtime_ns)
+        found[record["arm"]["name"], record["arm"]["model"], record["seed"]] = record
     return dict(sorted(found.items()))
 
 
-def _metrics(record: Mapping) -> pd.DataFrame:
-    path = record["folder"] / "metrics.jsonl"
-    return pd.read_json(path, lines=True) if path.is_file() else pd.DataFrame()
+@lru_cache(maxsize=1000)  # the claims read the same records over and over
+def _evaluation(path: Path, changed: int) -> dict:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["arm"]["name"], record["arm"]["model"], record["seed"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WorkbenchError(f"{path} is no record of a study: {type(error).__name__}: {error}") from error
+    metrics = path.with_name("metrics.jsonl")
+    return record | {"metrics": pd.read_json(metrics, lines=True) if metrics.is_file() else pd.DataFrame()}
 
 
 def cells(root: Path = RECORDS) -> pd.DataFrame:
@@ -49,7 +52,7 @@ def cells(root: Path = RECORDS) -> pd.DataFrame:
     policy generated in training; updates, seconds: what the whole cell took."""
     rows = []
     for (arm, model, seed), record in _records(root).items():
-        metrics, test = _metrics(record), record["test"]
+        metrics, test = record["metrics"], record["test"]
         rows.append({"arm": arm, "model": model, "task": record["arm"]["task"], "seed": seed, "updates": len(metrics),
                      "tokens": float(metrics.generated.sum()) if len(metrics) else 0.0, "seconds": record["seconds"],
                      **{name: test[name] for name in ("avg", "low", "high", "length")},
@@ -75,7 +78,7 @@ def curves(arms: Sequence[str], model: str = "3m", watched: str = "", root: Path
     """arm, seed, updates, tokens (generated before), avg on the validation problems; of a ``watched`` task instead ("reading")."""
     rows = []
     for (arm, size, seed), record in _records(root).items():
-        metrics = _metrics(record)
+        metrics = record["metrics"]
         if arm not in arms or size != model or metrics.empty:
             continue
         if watched:
@@ -101,8 +104,9 @@ def reaches(frame: pd.DataFrame, level: Mapping[int, float], by: str = "updates"
 
 @dataclass(frozen=True)
 class Effect:
-    """a - b, paired by problem: mean over seeds and problems, 95 % interval from resampling seeds and, within them, problems; ``p`` two-sided from
-    the same draws; ``agree``: seeds whose own mean has the sign of the mean. Few seeds make a rough interval: read it with ``agree``."""
+    """a - b, paired by problem: the mean over seeds, and Student's 95 % interval and two-sided p from the seeds' own means. Seeds differ in the run and in
+    the held-out problems, so both are in it. ``agree``: seeds whose mean has the sign of the mean. Of one seed the interval is over its problems
+    (bootstrap), says nothing of other runs, and p is NaN."""
 
     mean: float
     low: float
@@ -136,25 +140,35 @@ def differences(a: str, b: str, measure: str = "avg", model: str = "3m", root: P
     return [np.array([mine[problem] - theirs[problem] for problem in mine if problem in theirs]) for mine, theirs in rows]
 
 
-def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS, draws: int = 4000) -> Effect:
-    return paired(differences(a, b, measure, model, root), draws)
+def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS) -> Effect:
+    return paired(differences(a, b, measure, model, root))
 
 
-def paired(by_seed: Sequence[np.ndarray], draws: int = 4000, seed: int = 0) -> Effect:
+def paired(by_seed: Sequence[np.ndarray]) -> Effect:
     """From one array of differences for each seed."""
-    rng, means = np.random.default_rng(seed), np.array([d.mean() for d in by_seed])
-    # Resampled means of each seed's problems, then a resampling of the seeds.
-    inner = np.stack([d[rng.integers(0, len(d), (draws, len(d)))].mean(1) for d in by_seed])
-    drawn = inner[rng.integers(0, len(by_seed), (len(by_seed), draws)), np.arange(draws)].mean(0)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + draws))
-    return Effect(float(means.mean()), float(low), float(high), float(p), len(by_seed), sum(map(len, by_seed)),
-                  int((np.sign(means) == np.sign(means.mean())).sum()))
+    means, problems = np.array([d.mean() for d in by_seed]), sum(map(len, by_seed))
+    mean, agree = float(means.mean()), int((np.sign(means) == np.sign(means.mean())).sum())
+    if len(means) == 1:
+        return Effect(mean, *bootstrap(by_seed[0]), float("nan"), 1, problems, agree)
+    error = float(means.std(ddof=1) / np.sqrt(len(means)))
+    reach, p = student(mean / error if error else float(mean != 0) * 1e9, len(means) - 1)
+    return Effect(mean, mean - reach * error, mean + reach * error, p, len(means), problems, agree)
+
+
+def student(t: float, freedom: int) -> tuple[float, float]:
+    """Of Student's distribution: the t that 5 % exceed in absolute value, and the share that exceeds ``t``. With t = sqrt(freedom) tan(angle) the
+    density is cos(angle)^(freedom - 1)."""
+    angle = np.linspace(0, np.pi / 2, 200_001)
+    density = np.cos(angle) ** (freedom - 1)
+    above = 1 - np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])]) / (2 * density.sum() - density[0] - density[-1])
+    edge = np.interp(-0.05, -above, angle)
+    share = np.interp(np.arctan(abs(t) / np.sqrt(freedom)), angle, above)
+    return float(np.sqrt(freedom) * np.tan(edge)), float(share)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's correction: each p times the number of comparisons that are not yet decided, never falling."""
-    order, corrected, largest = np.argsort(ps), [0.0] * len(ps), 0.0
+    order, corrected, largest = np.argsort(ps), [0.0] * len(ps), 0.0  # NaN comes last
     for rank, i in enumerate(order):
         largest = max(largest, min(1.0, ps[i] * (len(ps) - rank)))
         corrected[i] = largest
@@ -167,12 +181,14 @@ REFLECTION = {"first_pass": ("direct", None), "dsr": ("direct", "right"), "refle
               "needless": ("needless", "reflecting"), "spoils": ("spoiled", "needless")}
 
 
-def reflection_rates(arms: Sequence[str], model: str = "3m", boundary: bool = True, root: Path = RECORDS) -> pd.DataFrame:
-    """The rates of reflection.py as ``Rate``, a row an arm, pooled over the seeds that all of the arms have. ``boundary``: only problems that every
+def reflection_rates(arms: Sequence[str], model: str = "3m", boundary: bool = True, seeds: Sequence[int] | None = None,
+                     root: Path = RECORDS) -> pd.DataFrame:
+    """The rates of reflection.py as ``Rate``, a row an arm, pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
     one of the arms solves sometimes and not always (the paper's DSR and ERR). Also recovery, the mean over those seeds."""
     found = _records(root)
     arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in found)]
-    seeds = [seed for seed in range(100) if arms and all((arm, model, seed) in found for arm in arms)]
+    if seeds is None:
+        seeds = [seed for seed in sorted({key[2] for key in found}) if all((arm, model, seed) in found for arm in arms)]
     rows: dict[str, dict] = {}
     for arm in arms:
         kept = []

@@ -1,0 +1,70 @@
+"""The ledger's verdicts, on hand-made records and on the committed ones."""
+
+import numpy as np
+import pytest
+from test_ledger import line, rows, write
+from workbench import claims
+from workbench.claims import CLAIMS, Claim, better, column, grows, rate, sooner, verdict, verdicts
+from workbench.ledger import paired
+from workbench.study import GRID
+
+
+def effects(*means):
+    return paired([np.full(4, m) for m in means])
+
+
+def test_verdicts_by_hand():
+    sure, near, against, nothing = effects(0.10, 0.101, 0.102), effects(0.06, 0.08, 0.10), effects(-0.10, -0.101, -0.102), effects(-0.1, 0.1, 0.05)
+    assert verdict(sure, 0.01) == "holds" and verdict(sure, 0.2) == "leans"
+    assert verdict(near, 0.2) == "leans" and verdict(against, 0.01) == "does not" and verdict(against, 0.2) == "leans against"
+    assert verdict(nothing, 1.0) == "undecided" and verdict(effects(0.5), float("nan")) == "undecided" and verdict(None, float("nan")) == "no record"
+
+
+def test_the_correction_is_within_a_paper_and_missing_runs_are_said(tmp_path):
+    for seed, right in enumerate(((4, 3), (4, 4), (4, 3))):
+        write(tmp_path, "a", seed, rows(*right))
+        write(tmp_path, "b", seed, rows(1, 1))
+    made = (Claim("one", "x", "", "", better("a", "b")), Claim("one", "y", "", "", better("b", "a")), Claim("two", "z", "", "", better("a", "b")),
+            Claim("two", "none", "", "", better("a", "absent")))
+    found = verdicts(tmp_path, made)
+    single = made[0].difference(tmp_path).p
+    assert found.p.tolist()[:3] == pytest.approx([2 * single, 2 * single, single])
+    assert found.verdict[3] == "no record" and "| no record |" in claims.markdown(found)
+    assert set(found.verdict[:2]) <= {"holds", "does not", "leans", "leans against"} and found.ours[0].mean > 0 > found.ours[1].mean
+
+
+def run(root, arm, seed, first, last, updates=4):
+    metrics = [line(0, 10, eval_avg=0.4, eval_low=0.3, eval_high=0.5), *(line(i, 10) for i in range(1, updates))]
+    metrics[updates // 2] |= {"eval_avg": first, "eval_low": 0.3, "eval_high": 0.9}
+    metrics[-1] |= {"final_eval_avg": last, "final_eval_low": 0.3, "final_eval_high": 0.9}
+    write(root, arm, seed, {"p": (2, 1, 1, seed % 2, 0, 0), "q": (3, 3, 1, 1, 0, 0)}, metrics=metrics)
+
+
+def test_sooner_is_the_share_of_the_updates_and_never_is_worse_than_all(tmp_path):
+    for seed in (0, 1):
+        run(tmp_path, "slow", seed, 0.6, 0.8)
+        run(tmp_path, "fast", seed, 0.85, 0.9)
+        run(tmp_path, "poor", seed, 0.5, 0.5)
+    assert sooner("fast", "slow", 0.5)(tmp_path).mean == 0.0  # half of the updates, where half was allowed
+    assert sooner("slow", "slow", 0.5)(tmp_path).mean == -0.5
+    assert sooner("poor", "slow", 0.5)(tmp_path).mean == -1.5
+
+
+def test_columns_rates_and_sizes(tmp_path):
+    for seed in (0, 1):
+        for arm in ("a", "b"):
+            run(tmp_path, arm, seed, 0.5, 0.6)
+        for model in ("3m", "0.4m"):
+            write(tmp_path, "c", seed, rows(4 if model == "3m" else 2), model=model)
+            write(tmp_path, "d", seed, rows(1), model=model)
+    assert column("a", "b", "length", -1.0)(tmp_path).mean == 0 and rate("a", "b", "dsr")(tmp_path).mean == 0
+    assert grows("c", "d")(tmp_path).mean == pytest.approx(3 / 4 - 1 / 4)
+
+
+def test_every_claim_names_arms_of_the_grid(tmp_path):
+    """With records of the whole grid, none is without a record."""
+    for arm in GRID:
+        for seed in range(min(2, arm.seeds)):
+            metrics = [line(0, 10, eval_avg=0.4, eval_low=0.3, eval_high=0.5, final_eval_avg=0.5, final_eval_low=0.4, final_eval_high=0.6)]
+            write(tmp_path, arm.name, seed, {"p": (2, 1, 1, seed, 0, 0)}, samples=32, model=arm.model, metrics=metrics)
+    assert not (verdicts(tmp_path).verdict == "no record").any() and len(CLAIMS) == len({(c.paper, c.text) for c in CLAIMS})
