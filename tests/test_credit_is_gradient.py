@@ -5,8 +5,8 @@ A new method is one line in ``METHODS`` (or ``DISTILLED``). What is tested where
 - here, on given scores, for every method: the coefficient of each token's log-prob in -L by autograd, also off policy and in micro-batches. A term
   in D(pi || q) must have its own sampled-token coefficient ``scores.toward`` times what D counts in the loss (importance weight and mean);
 - here, on a model, for ``METHODS``: the gradient of the parameters is the drawn numbers times grad log pi(y_t), nothing else;
-- SDPO's logit form moves the whole vocabulary, so for ``DISTILLED`` that last identity holds in expectation over y_t ~ pi: here on a model with
-  every token of the vocabulary in the place of y_t, and in tests/test_sdpo.py on one token out of four with clip and importance weights;
+- the logit forms of SDPO and OPD move the whole vocabulary, so for ``DISTILLED`` that last identity holds in expectation over y_t ~ pi: here on a
+  model with every token of the vocabulary in the place of y_t, and in tests/test_sdpo.py on one token out of four with clip and importance weights;
 - the entropy bonus of TRAPO and LUFFY has no coefficient of the sampled token and is not drawn (tests/test_trapo.py).
 """
 
@@ -24,6 +24,7 @@ from workbench.batch import collate, score
 from workbench.buffer import Replay
 from workbench.core import Group, Scores
 from workbench.methods.grpo import GRPO
+from workbench.methods.kd import KD
 from workbench.methods.luffy import LUFFY
 from workbench.methods.opd import OPD
 from workbench.methods.scope import SCOPE
@@ -41,6 +42,7 @@ METHODS = {
     "Dr.GRPO": GRPO(scale="none", aggregate="constant", constant=11),
     "GRPO, wide clip": GRPO(eps_lo=0.5, eps_hi=1.0),
     "SFT": SFT(),
+    "KD": KD(),
     "SDPO, token form": SDPO(form="token"),
     "SDPO, sequence form, mixed with GRPO": SDPO(form="sequence", mix=0.9, aggregate="sequence"),
     "SRPO, token form": SDPO(form="token", srpo=True),
@@ -64,6 +66,9 @@ DISTILLED = {
     "SDPO, forward KL": SDPO(a=0.0, top_k=5),
     "SDPO, mixed with GRPO": SDPO(mix=0.9, aggregate="sequence"),
     "SRPO": SDPO(srpo=True),
+    "OPD, all tokens": OPD(k=4, form="logit", top_k=0),
+    "OPD, top 5": OPD(k=4, form="logit", top_k=5),
+    "OPD from the reference, all tokens": OPD(k=4, teacher="reference", form="logit"),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 each_distilled = pytest.mark.parametrize("method", DISTILLED.values(), ids=DISTILLED)
@@ -166,7 +171,7 @@ def test_what_is_drawn_is_what_the_parameters_feel_in_expectation(method):
         own = method.loss(score(learner, batch, method), batch).credit
         by_token = [method.loss(score(learner, replace(batch, targets=torch.full_like(batch.targets, v)), method), batch).credit for v in range(128)]
     by_token, tokens, by_hand = torch.stack(by_token, -1), batch.denominators["tokens"], 0.0
-    base = method.grpo if method.mix or method.srpo else None
+    base = method.grpo if isinstance(method, SDPO) and (method.mix or method.srpo) else None
     for i, rollout in enumerate(group.rollouts):
         n, logp = len(rollout.completion_ids), log_probs(learner, rollout)
         pg = torch.zeros(n) if base is None else (method.mix or 1.0) * (batch.channels["pg"] * base.weights(batch))[i, :n] * tokens

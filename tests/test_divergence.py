@@ -1,14 +1,21 @@
 """The divergence from a teacher against hand arithmetic, the textbook formula, enumeration, finite differences, and what it may keep in memory."""
 
 import math
+import weakref
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from workbench import ops
+from workbench.methods.sdpo import SDPO
 from workbench.ops import divergence
+from workbench.viz.divergences import HEALTH, divergence_curves, health_curves
+from workbench.viz.page import INK
 
 EVERY_A = pytest.mark.parametrize("a", [0.0, 0.3, 0.5, 1.0])
 
@@ -184,26 +191,75 @@ def test_extreme_logits_are_finite():
 
 # ---- memory
 
-class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation made."""
+class Memory(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made, and the most that were alive at one moment, each storage counted once."""
 
-    elements = 0
+    largest = alive = peak = 0
+
+    def __init__(self):
+        super().__init__()
+        self.known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))])
+        for tensor in (leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, len(storage) // tensor.element_size()
+            self.largest = max(self.largest, tensor.numel())
+            if key not in self.known:
+                self.known[key], self.alive = weakref.ref(storage, lambda _, key=key, size=size: self._gone(key, size)), self.alive + size
+                self.peak = max(self.peak, self.alive)
         return made
+
+    def _gone(self, key: int, size: int) -> None:
+        del self.known[key]
+        self.alive -= size
+
+
+def measured(tokens: int, vocabulary: int, k: int, train_head: bool, function=divergence) -> Memory:
+    """Forward and backward pass; what goes in is not counted."""
+    hidden, head = torch.randn(tokens, 8, requires_grad=True), torch.randn(vocabulary, 8).requires_grad_(train_head)
+    teacher, targets = (torch.randn(tokens, 8), torch.randn(vocabulary, 8)), torch.zeros(tokens, dtype=torch.long)
+    with Memory() as memory:
+        function(hidden, head, *teacher, targets, 0.5, k).value.sum().backward()
+    return memory
+
+
+def whole(*arguments):
+    return SimpleNamespace(value=naive(*arguments))
 
 
 @pytest.mark.parametrize("train_head", [True, False])
 @pytest.mark.parametrize("k", [0, 20])
 def test_memory_does_not_grow_with_vocabulary_times_length(monkeypatch, k, train_head):
-    """4,000 tokens and a vocabulary of 3,000: 12 million logits, of which no tensor holds more than a chunk, in the forward or backward pass."""
+    """Vocabularies of 1,500 and 6,000 for 1,000 tokens, and of 1,500 for 4,000: no tensor holds more than a chunk of 60,000 logits, and what is alive at
+    once grows by a few rows of 8 for each further token or word. The textbook's grows by several tables of tokens x vocabulary."""
     monkeypatch.setattr(ops, "CHUNK_ELEMENTS", 60_000)
-    hidden, head = torch.randn(4000, 8, requires_grad=True), torch.randn(3000, 8).requires_grad_(train_head)
-    with Largest() as largest:
-        found = divergence(hidden, head, torch.randn(4000, 8), torch.randn(3000, 8), torch.zeros(4000, dtype=torch.long), 0.5, k)
-        kept = sum(t.numel() for t in found.value.grad_fn.saved_tensors if t is not None)
-        found.value.sum().backward()
-    assert largest.elements == 60_000
-    assert kept <= 3 * hidden.numel() + 2 * head.numel()
+    small, wide, long = (measured(*size, k, train_head) for size in ((1000, 1500), (1000, 6000), (4000, 1500)))
+    assert small.largest == wide.largest == long.largest == 60_000
+    assert wide.peak - small.peak <= 3 * 8 * 4500 and long.peak - small.peak <= 4 * 8 * 3000
+    if not k:
+        plain = [measured(*size, k, train_head, whole).peak for size in ((1000, 1500), (1000, 6000))]
+        assert plain[1] - plain[0] > 4 * 1000 * 4500 and wide.peak < plain[1] / 20
+
+
+# ---- drawn
+
+def test_the_curves_are_the_numbers_they_are_given():
+    p, found = np.array([0.2, 0.9]), {"reverse": (np.array([1.0, 0.0]), np.array([1.5, 0.0])), "forward": (np.array([2.0, 0.0]), np.array([3.5, 0.0]))}
+    left, right = divergence_curves(p, 0.9, found).axes
+    for axes, which in ((left, 0), (right, 1)):
+        lines = [line for line in axes.lines if len(line.get_xdata()) == len(p) and line.get_color() != INK]
+        assert [line.get_ydata().tolist() for line in lines] == [numbers[which].tolist() for numbers in found.values()]
+        assert len({line.get_linestyle() for line in lines}) == len({line.get_color() for line in lines}) == 2
+    assert [line.get_label() for line in left.lines if line.get_label() in found] == list(found)
+
+
+def test_health_is_drawn_for_what_was_recorded():
+    """Every number that a step of SDPO logs about itself has a place; one that a run lacks (no right rollout was ever distilled) is left out."""
+    names = [name for _, _, panel in HEALTH for name in panel]
+    assert {name for name in names if f" {name} " in SDPO.health.__doc__ + SDPO.diagnose.__doc__} == set(names) - {"teacher_distance"}
+    metrics = pd.DataFrame({"step": range(9)} | {name: [float(i)] * 9 for i, name in enumerate(names)}).drop(columns="delta_right")
+    drawn = {line.get_label(): line.get_ydata() for axes in health_curves(metrics).axes for line in axes.lines if line.get_label() in names}
+    assert drawn.keys() == set(names) - {"delta_right"}
+    assert all(np.allclose(values, names.index(name)) for name, values in drawn.items())

@@ -100,6 +100,8 @@ def test_curves_count_the_tokens_before_each_evaluation(tmp_path):
     assert ledger.curves(["a"], watched="reading", root=tmp_path).avg.tolist() == pytest.approx([0.9, 0.6])
     assert ledger.reaches(found, {0: 0.5}) == {0: 3.0} and ledger.reaches(found, {0: 0.5}, "tokens") == {0: 220.0}
     assert np.isnan(ledger.reaches(found, {0: 0.85})[0])
+    write(tmp_path, "cold", 0, rows(1), metrics=[line(-1, 500), *metrics])
+    assert ledger.curves(["cold"], root=tmp_path).tokens.tolist() == [500, 720]
 
 
 def test_tables_leave_out_what_is_not_there_and_comparisons_say_so(tmp_path):

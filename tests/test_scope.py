@@ -12,14 +12,15 @@ import torch
 
 import tiny
 import toys
-from workbench.batch import collate
+from workbench.batch import collate, rescore, score
 from workbench.core import Group, Verdict, WorkbenchError
 from workbench.methods import find
 from workbench.methods import opd, scope
 from workbench.methods.opd import OPD
 from workbench.methods.scope import SCOPE, effective_size, perplexity, weights
 from workbench.policy import Learner, Optimiser
-from workbench.rescue import quartiles, rescue
+from workbench.rescue import Paths, first_mistake, quartiles, read_record, record, rescue
+from workbench.steps import Layout
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.train import update
 
@@ -200,41 +201,48 @@ def test_an_all_right_group_has_the_gradient_of_nll(given):
 
 # ---- the released formula, with its own flags
 
-def released_weights(group_of, right, logp_s, logp_t, mask, student_positive, teacher_positive, tau):
-    """Softmax over the group's subset of sign * mean log-prob / tau, times its size; sign +1 for a flag that is true. So "positive" favours low
-    perplexity, and the paper's student weight is the flag false."""
+def released_weights(group_of, right, logp_s, logp_t, mask, student_positive, teacher_positive, tau, use_student, use_teacher):
+    """Softmax over the group's subset of sign * mean log-prob / tau, times its size; sign +1 for a "positive" flag. So "positive" favours low
+    perplexity, and the paper's student weight is the flag false. Without the weights of a path, 1 on it."""
     length = mask.sum(-1)
     found = [torch.zeros(len(mask)), torch.zeros(len(mask))]
-    for path, wanted, table, positive in ((0, True, logp_s, student_positive), (1, False, logp_t, teacher_positive)):
+    for path, wanted, table, positive, use in ((0, True, logp_s, student_positive, use_student), (1, False, logp_t, teacher_positive, use_teacher)):
         mean = (table * mask).sum(-1) / length * (1.0 if positive else -1.0) / tau
         for g in set(group_of):
             rows = [i for i in range(len(mask)) if group_of[i] == g and right[i] == wanted]
             if rows:
-                found[path][rows] = torch.softmax(mean[rows], 0) * len(rows)
+                found[path][rows] = torch.softmax(mean[rows], 0) * len(rows) if use else 1.0
     return found
 
 
 def released_loss(logp, old, logp_t, w_s, w_t, mask):
-    """Reward log T - log S on the wrong path times its weight, as the advantage, unclipped at ratio 1, mean over all tokens; plus -log pi times the
-    student weight, mean over the tokens of right answers."""
-    advantages = (logp_t - old) * w_t[:, None]
-    distilled = (-advantages * (logp - old).exp() * mask).sum() / mask.sum()
+    """Reward log T - log S on the wrong path times its weight, as the advantage of PPO's loss with both of its clips (0.2; 3), mean over all tokens;
+    plus -log pi times the student weight, mean over the tokens of right answers."""
+    advantages, ratio = (logp_t - old) * w_t[:, None], (logp - old).exp()
+    clipped = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(0.8, 1.2))
+    clipped = torch.where(advantages < 0, torch.min(-advantages * 3, clipped), clipped)
     right = (w_s > 0)[:, None] * mask
-    return distilled + (-logp * w_s[:, None] * right).sum() / right.sum()
+    return (clipped * mask).sum() / mask.sum() + (-logp * w_s[:, None] * right).sum() / right.sum()
 
 
-@pytest.mark.parametrize("correct, student_positive", [("high", False), ("low", True)])
-@pytest.mark.parametrize("tau", [1.0, 0.4])
-def test_loss_and_gradient_equal_the_released(correct, student_positive, tau, given):
+RELEASED = {"paper": ({}, (False, True, 1.0, True, True)), "scripts": ({"correct": "low"}, (True, True, 1.0, True, True)),
+            "sharp": ({"tau": 0.4}, (False, True, 0.4, True, True)),
+            "both reversed": ({"correct": "low", "wrong": "high"}, (True, False, 1.0, True, True)),
+            "no student weights": ({"correct": "uniform"}, (False, True, 1.0, False, True)),
+            "no weights": ({"correct": "uniform", "wrong": "uniform"}, (False, True, 1.0, False, False))}
+
+
+@pytest.mark.parametrize("options, flags", RELEASED.values(), ids=RELEASED)
+def test_loss_and_gradient_equal_the_released(options, flags, given):
     groups = groups_of_both()
     student, teacher = random_tables(groups, seed=5)
-    method = SCOPE(correct=correct, tau=tau)
+    method = SCOPE(**options)
     [batch] = collate(method.credit(groups, given(student, teacher)), 0)
     scores = score_by(student, batch)
     logp_t = score_by(teacher, batch).logp
     rollouts, mask = [c.rollout for c in batch.credits], batch.mask.float()
     group_of = [next(i for i, g in enumerate(groups) if any(r is x for x in g.rollouts)) for r in rollouts]
-    w = released_weights(group_of, [r.verdict.correct for r in rollouts], scores.logp, logp_t, mask, student_positive, True, tau)
+    w = released_weights(group_of, [r.verdict.correct for r in rollouts], scores.logp, logp_t, mask, *flags)
     ours, theirs = scores.logp.clone().requires_grad_(True), scores.logp.clone().requires_grad_(True)
     value, wanted = method.loss(replace(scores, logp=ours), batch).value, released_loss(theirs, scores.logp, logp_t, *w, mask)
     value.backward()
@@ -253,6 +261,31 @@ def test_a_teacher_equal_to_the_policy_teaches_nothing_on_the_wrong_path():
     record = update(SCOPE(k=4), learner, HALVES, HALVES.problems("train", 3, 0), (0,), rows=5)
     assert record.metrics["grad_norm"] > 0 and record.metrics["loss_wrong"] == 0
     assert set(record.metrics) >= {"ess_right", "ess_wrong", "perplexity_right", "perplexity_wrong", "teacher_failed"}
+
+
+@pytest.mark.parametrize("normalise", ["code", "paper"])
+def test_an_all_wrong_batch_moves_the_parameters_as_opd_does(normalise):
+    """With equal weights, through two models; by the paper's mean only where all lengths are the same."""
+    learner, groups = Learner(tiny.policy(), expert=tiny.policy(seed=3)), [toys.group([4, 4], [0, 0]), toys.group([4, 4], [0, 0], seed=9)]
+    found = []
+    for method in (OPD(), SCOPE(wrong="uniform", normalise=normalise)):
+        [batch] = collate(method.credit(groups, learner), 0)
+        method.loss(score(learner, batch, method), batch).value.backward()
+        found.append([p.grad.clone() for p in learner.parameters])
+        learner.optimiser.zero_grad()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+        assert a.abs().max() > 1e-3
+
+
+def test_the_disabled_adapter_can_be_the_teacher():
+    learner, group = Learner(tiny.policy(), lora=2, expert=tiny.policy()), toys.group([4, 2, 3], [0, 0, 1])
+    zero = [c for c in SCOPE(teacher="reference").credit([group], learner) if not c.rollout.verdict.correct]
+    assert not any(c.pg.any() for c in zero)  # the adapter has not moved: the policy is its base
+    tiny.shake_adapter(learner.policy.model)
+    for a, b in zip(*(SCOPE(teacher=teacher).credit([group], learner) for teacher in ("reference", "expert")), strict=True):
+        np.testing.assert_allclose(a.pg, b.pg, atol=1e-4)
+        assert a.weight == pytest.approx(b.weight, abs=1e-4) and a.pg.any() != a.rollout.verdict.correct
 
 
 def test_it_learns_from_its_own_right_answers():
@@ -305,19 +338,67 @@ def test_rescue_against_a_teacher_whose_answer_is_known(monkeypatch):
         return [[Sample((seven,) * n, (0.0,) * n, False) for _ in row] for row, n in zip(seeds, max_new)]
 
     monkeypatch.setattr(guide, "generate", sevens)
-    cells = rescue(teacher, task, groups, ratios=(0.25, 0.5), samples=3)
+    paths = rescue(teacher, task, groups, ratios=(0.25, 0.5), samples=3)
     assert calls == [(8, [3] * 8), (8, [2] * 8)]  # the right rollouts are not asked about; the prefix counts in the budget
-    assert [(c.quartile, c.ratio, c.paths) for c in cells] == [(q, ratio, 2) for q in (1, 2, 3, 4) for ratio in (0.25, 0.5)]
-    assert [c.rescued for c in cells] == [1.0, 0.0] * 4 and cells[0].low == cells[0].high == 1.0
-    found = [c.perplexity for c in cells[::2]]
-    assert found == sorted(found) == [c.perplexity for c in cells[1::2]] and found[0] < found[3]
+    assert paths.rescued.tolist() == [[1.0, 0.0]] * 8
+    wrong = [r for g in groups for r in g.rollouts if not r.verdict.correct]
+    assert paths.perplexity == pytest.approx([np.exp(-logp.mean()) for logp, _ in rescore(teacher, wrong)])  # of the whole path, whatever the ratio
+
+
+def test_cells_and_gaps_by_hand(tmp_path):
+    """Eight paths, two a quartile. Of the two surest .75 and .25 are rescued, of the two least sure none; at the second ratio nobody is."""
+    rescued = np.array([[0, 0], [0.75, 0], [0, 0], [0.25, 0], [1, 0], [1, 0], [1, 0], [0.5, 0]])
+    paths = Paths((0.2, 0.8), np.array([8.0, 1, 7, 2, 6, 3, 5, 4]), rescued, np.array([0.2] * 7 + [np.nan]))
+    cells = paths.cells()
+    assert [(c.quartile, c.ratio, c.paths) for c in cells] == [(q, ratio, 2) for q in (1, 2, 3, 4) for ratio in (0.2, 0.8)]
+    assert [c.rescued for c in cells[::2]] == [0.5, 0.75, 1.0, 0.0] and [c.perplexity for c in cells[::2]] == [1.5, 3.5, 5.5, 7.5]
+    assert (cells[0].low, cells[0].high) == (0.25, 0.75) and not any(c.rescued for c in cells[1::2])
+    early, late = paths.gaps()
+    assert early == (0.2, 8, 0.5, 0.25, 0.75) and late == (0.8, 8, 0.0, 0.0, 0.0)
+    assert paths.gaps("given") == paths.gaps("ahead") == []  # seven and none: where nothing is known of the mistake it is neither
+    (tmp_path / "r.json").write_text(record(paths, {"seed": 3}))
+    assert read_record(tmp_path / "r.json").cells() == cells and np.isnan(read_record(tmp_path / "r.json").mistake[-1])
+    (tmp_path / "r.json").write_text("{}")
+    for name in ("r.json", "none.json"):
+        with pytest.raises(WorkbenchError, match=f"{name} holds no record of a rescue experiment"):
+            read_record(tmp_path / name)
+
+
+def test_gaps_of_two_kinds_of_path():
+    """Sure and late against unsure and early: over all paths perplexity seems to tell whom the teacher can help, among those it was given the mistake
+    of, it does not. And the intervals are those of a difference of two means."""
+    rng, late = np.random.default_rng(1), np.arange(800) < 400
+    rescued = np.where(late, rng.random(800) < 0.9, rng.random(800) < 0.2).astype(float)[:, None]
+    paths = Paths((0.5,), np.arange(800.0), rescued, np.where(late, 0.8, 0.5))
+    [[every], [given], [ahead]] = (paths.gaps(mistake) for mistake in ("any", "given", "ahead"))
+    assert (every.paths, given.paths, ahead.paths) == (800, 400, 400)
+    assert every.low > 0.6 and given.low < 0 < given.high and ahead.low < 0 < ahead.high
+    sure, unsure = rescued[:200, 0], rescued[600:, 0]
+    error = np.sqrt(sure.var() / 200 + unsure.var() / 200)
+    assert every.mean == pytest.approx(sure.mean() - unsure.mean())
+    assert (every.low, every.high) == pytest.approx((every.mean - 1.96 * error, every.mean + 1.96 * error), abs=0.01)
+
+
+def test_the_place_of_the_first_mistake():
+    """The end of the first wrong line, of the tokens before the end-of-turn token. One token a character, phrases apart."""
+    policy, task = tiny.policy(), Arithmetic(steps=2)
+    problem = task.problem("7+5-3")
+
+    def place(text):
+        ids = policy.completion_ids(text)
+        return first_mistake(task, problem, Layout(replace(toys.rollout(len(ids)), completion_ids=ids, text=text), policy.decode))
+
+    first, second = "7+5=11\n11-3=8\nAnswer 8", "7+5=12\n12-3=8\nAnswer 8"  # a line of seven tokens, another one, and two or more
+    assert place(first) == pytest.approx(7 / (len(policy.completion_ids(first)) - 1)) and place(second) == pytest.approx(2 * place(first))
+    assert place("7+5=12\n") == 1.0  # the step that is wrong was never written
+    assert np.isnan(place("7+5=12\n12-3=9\nAnswer 9"))
 
 
 def test_rescue_runs_with_a_model_and_refuses_too_little():
     task = Arithmetic(steps=1)
     policy = tiny.policy()
     groups = SCOPE(k=4, teacher="reference").sample(Learner(policy), task, task.problems("train", 2, 0), (0,))
-    cells = rescue(policy, task, groups, samples=2)
-    assert len(cells) == 16 and sum(c.paths for c in cells if c.ratio == 0.2) == 8 and cells == rescue(policy, task, groups, samples=2)
+    paths = rescue(policy, task, groups, samples=2)
+    assert paths.rescued.shape == (8, 4) and np.array_equal(paths.perplexity, rescue(policy, task, groups, ratios=(0.2,), samples=1).perplexity)
     with pytest.raises(WorkbenchError, match="four wrong rollouts or more, there are 1"):
         rescue(policy, task, [toys.group([2], [0])])

@@ -12,6 +12,7 @@ import tiny
 import torch
 
 import toys
+from workbench import llama, train
 from workbench.batch import collate, score
 from workbench.core import Credit, Distil, Group, Problem, Rollout, Scores, Verdict, WorkbenchError, with_options
 from workbench.methods import find
@@ -95,6 +96,22 @@ def test_the_table_of_who_is_distilled(right, feedback, shown):
 def test_options_of_what_is_shown(options, shown):
     group = group_of(tiny.policy(), right=["A"], wrong=["C"], feedback="no")
     assert [SDPO(**options).shown(group, i) for i in range(2)] == shown
+
+
+def test_opsd_shows_every_rollout_the_reference_solution_and_reads_with_the_weights_as_loaded():
+    learner, opsd = learner_of(), SDPO(teacher="frozen", demonstration="reference")
+    disturb(learner)
+    group = group_of(learner.policy, right=["7+5=12"], wrong=["7+5=13", "1"], feedback="no")
+    credits = opsd.credit([group], learner)
+    want = learner.policy.prompt_ids(prompts.reprompt(PROBLEM, solution=PROBLEM.solutions[0]))
+    assert [c.teacher_prompt_ids for c in credits] == [want] * 3 and all((c.kl == 1).all() for c in credits)
+    [batch] = collate(credits, learner.policy.pad_id)
+    scores = score(learner, batch, opsd)
+    for i, credit in enumerate(batch.credits):
+        ids = torch.tensor(credit.rollout.completion_ids)
+        with torch.no_grad(), learner.weights("reference") as policy:
+            log_q = logits(policy, want, ids.tolist()).log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+        torch.testing.assert_close(scores.teacher[i, : len(ids)], log_q, rtol=0, atol=1e-6)
 
 
 def test_the_demonstration_is_drawn_evenly_and_by_coordinates():
@@ -224,6 +241,24 @@ def test_the_teacher_reads_the_same_tokens_under_its_own_prompt(teacher, rows, l
         assert scores.divergence.requires_grad == any(c.teacher_prompt_ids is not None for c in batch.credits)
         assert not any(x.requires_grad for x in (scores.teacher, scores.toward, scores.tail, scores.teacher_entropy))
     assert seen == 4
+
+
+@KINDS
+def test_equal_attempts_are_read_once_by_the_teacher_and_trained_on_each_time(lora, monkeypatch):
+    """Two of the three wrong ones are the same, and all are shown the one success: the teacher reads two completions, the policy four."""
+    learner, method = learner_of(lora), SDPO()
+    disturb(learner)
+    group = group_of(learner.policy, right=["7+5=12"], wrong=["7+5=13", "1", "7+5=13"])
+    credits, calls, read = method.credit([group], learner), [], llama.completion_states
+    monkeypatch.setattr(llama, "completion_states", lambda *args: (calls.append((len(args[2]), torch.is_grad_enabled())), read(*args))[1])
+    [batch] = collate(credits, learner.policy.pad_id)
+    scores = score(learner, batch, method)
+    assert calls == [(4, True), (2, False)]
+    for i, credit in enumerate(batch.credits):
+        [alone] = collate([credit], learner.policy.pad_id)
+        single, n = score(learner, alone, method), len(credit.kl)
+        for name in ("logp", "teacher", "divergence", "toward", "teacher_entropy"):
+            torch.testing.assert_close(getattr(scores, name)[i, :n].double(), getattr(single, name)[0].double(), rtol=0, atol=1e-10)
 
 
 @KINDS
@@ -418,6 +453,20 @@ def test_health_by_hand():
     assert loss.metrics == {} and loss.value == 0 and not loss.credit.any()
 
 
+def test_every_step_logs_the_health_and_each_number_is_explained_once():
+    """With a success and failures in every group; each name begins one line of one docstring."""
+    learner, task = Learner(toys.tiny_policy(), Optimiser(lr=1e-2)), Told()
+    health = {"demonstrated", "advised", "masked", "copied", "divergence", "delta_right", "delta_wrong", "tail", "student_entropy", "teacher_entropy"}
+    explained = Counter(word.strip(",:") for words in (SDPO.health.__doc__, SDPO.diagnose.__doc__) for line in words.split("\n")
+                        for word in line.split()[:1])
+    assert all(explained[name] == 1 for name in health)
+    assert "teacher_distance," in train._measure.__doc__ and "length (completion tokens)" in train._describe.__doc__
+    for step in range(2):
+        record = update(SDPO(k=8), learner, task, task.problems("train", 4, step), (0, step))
+        assert health | {"teacher_distance", "length"} <= record.metrics.keys()
+        assert all(math.isfinite(value) for value in record.metrics.values())
+
+
 def test_copied_is_the_share_of_lines_that_stand_in_the_demonstration():
     policy = tiny.policy()
     group = group_of(policy, right=["7+5=12\nAnswer 12"], wrong=["7+5=12\nAnswer 13", "1\n2"])
@@ -549,17 +598,32 @@ def test_the_teacher_stays_when_an_update_was_not_finite(monkeypatch):
 
 
 def test_the_adapters_product_follows_at_the_rate_of_the_ema():
-    """Product space: B'A' of the averaged factors against the average of the products B A, over eight updates of the policy."""
+    """Product space: B'A' of the averaged factors against the average of the products B A, after each of eight updates. A teacher whose A and B both
+    started from 0 would be .80, .64, .51, ... of it away."""
     learner, task = Learner(toys.tiny_policy(), Optimiser(lr=2e-3, ema=0.2), lora=4), Told()
     def products(adapter):
         found = {n: p for n, p in learner.policy.model.named_parameters() if f".{adapter}." in n}
         return [(found[n.replace("lora_A", "lora_B")] @ p).detach() for n, p in found.items() if "lora_A" in n]
+    norm = lambda parts: float(sum(p.square().sum() for p in parts)) ** 0.5  # noqa: E731
     exact = [torch.zeros_like(p) for p in products("default")]  # B = 0 at the start
     for step in range(8):
         update(SDPO(k=4, demonstration="any"), learner, task, task.problems("train", 4, step), (0, step))
         exact = [torch.lerp(e, p, 0.2) for e, p in zip(exact, products("default"))]
-    norm = lambda parts: float(sum(p.square().sum() for p in parts)) ** 0.5  # noqa: E731
-    assert norm(exact) > 0 and norm([a - b for a, b in zip(exact, products("teacher"))]) < 0.15 * norm(exact)
+        assert norm(exact) > 0 and norm([a - b for a, b in zip(exact, products("teacher"))]) < 0.03 * norm(exact)
+
+
+@pytest.mark.parametrize("teacher, adapters", [("ema", 2), ("mixed", 1), ("frozen", 1), ("live", 1)])
+def test_with_lora_no_teacher_is_a_second_copy_of_the_base(teacher, adapters):
+    """After a whole update: the tensors of the model, the optimiser, the teacher and the checkpoint, counted."""
+    policy = toys.tiny_policy()
+    base = sum(p.numel() for p in policy.model.parameters())
+    learner, task = Learner(policy, Optimiser(lr=1e-2), lora=2), Told()
+    adapter = sum(p.numel() for p in learner.parameters)
+    record = update(SDPO(k=4, teacher=teacher, demonstration="any"), learner, task, task.problems("train", 2, 0), (0, 0))
+    assert record.metrics["demonstrated"] > 0 and 4 * adapter < base
+    assert sum(p.numel() for p in policy.model.parameters()) == base + adapters * adapter
+    assert sum(p.numel() for p in learner._start.values()) == adapter
+    assert sum(p.numel() for p in (learner._teacher or {}).values()) == (adapters - 1) * adapter
 
 
 def test_a_batch_that_nobody_can_teach_changes_nothing():

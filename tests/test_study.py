@@ -4,15 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
-from workbench import methods, study
+from workbench import study
 from workbench.cli import main, split_options
 from workbench.core import with_options
+from workbench.methods.grpo import GRPO
 from workbench.policy import Optimiser
 from workbench.records import read_run
-from workbench.study import ABLATIONS, FULL, GRID, METHODS, QUICK, SMALL, Arm, Stage, choose, missing, run_cell
+from workbench.study import ABLATIONS, GRID, METHODS, QUICK, SMALL, Arm, Stage, choose, missing, run_cell
 from workbench.tasks import load_task
 from workbench.train import Plan
 
@@ -23,7 +24,7 @@ def test_every_arm_is_a_method_with_options_that_it_has():
     for arm in GRID:
         load_task(arm.task)
         for stage in arm.stages:
-            kind = methods.find(stage.method)
+            kind = study.kind_of(stage)
             mine, optimiser, plan = split_options(list(stage.options), kind, tuple(f.name for f in fields(Optimiser)))
             with_options(kind, mine, arm.name), with_options(Optimiser, optimiser, arm.name), with_options(Plan, plan, arm.name)
     cells = [arm.cell(seed) for arm in GRID for seed in range(arm.seeds)]
@@ -65,6 +66,15 @@ def test_two_stages_are_one_record_and_the_second_starts_from_the_first(tmp_path
     assert not list((tmp_path / "work").iterdir()) and not list((tmp_path / "records").glob(".*"))
 
 
+def test_a_cold_start_comes_before_the_steps_and_its_tokens_are_counted(tmp_path):
+    arm = Arm("cold", (Stage("coldstart", ("problems=4", "epochs=1", "prompts=8", "lr=1e-5")), Stage("grpo", ("prompts=2", "k=2"))))
+    metrics = read_run(run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY, {})).metrics
+    assert metrics.step.tolist() == list(range(-int(metrics.nll.notna().sum()), 2)) and metrics.step[0] < 0
+    before = metrics[metrics.step < 0]
+    assert before.generated.sum() > 4 * 8 * 20 and before.generated.nunique() == 1  # rollouts of about 40 tokens, and what was made of them
+    assert before.final_eval_avg.iloc[-1] == metrics[metrics.step == 0].eval_avg.item()  # where one ends the other begins
+
+
 def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
     arm = Arm("grpo", (Stage("grpo", ("prompts=2", "k=2", "checkpoint_every=1")),))
     whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY, {})
@@ -76,6 +86,23 @@ def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
     assert one.loss.tolist() == two.loss.tolist() and one.correct.tolist() == two.correct.tolist()
     counts = [json.loads((folder / "evaluation.json").read_text())["counts"] for folder in (whole, again)]
     assert counts[0] == counts[1]
+
+
+@dataclass(frozen=True)
+class Halved(GRPO):
+    """Somebody's own method, defined outside of the package."""
+
+    def credit(self, groups, learner):
+        return [replace(credit, pg=credit.pg / 2) for credit in super().credit(groups, learner)]
+
+
+def test_a_method_of_ones_own_goes_through_the_same_grid(tmp_path):
+    options = ("prompts=2", "k=2")
+    records = [run_cell(Arm(name, (Stage(method, options),)), 0, tmp_path / "work", tmp_path / "records", TINY, {"grpo": 1e-4})
+               for name, method in (("halved", Halved), ("grpo", "grpo"))]
+    own, known = (read_run(record) for record in records)
+    assert own.config["method"] == "Halved" and ledger.cells(tmp_path / "records").arm.tolist() == ["grpo", "halved"]
+    assert own.metrics.correct[0] == known.metrics.correct[0]
 
 
 def test_a_failed_cell_is_named_and_the_others_are_made(tmp_path):
@@ -94,4 +121,3 @@ def test_a_quick_study_from_the_command_line(tmp_path):
     words = ["study", "--quick", "--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
     subprocess.run([sys.executable, "-m", "workbench.cli", *words], check=True, cwd=study.ROOT)
     assert {path.name for path in (tmp_path / "records").iterdir()} == {arm.cell(0) for arm in QUICK}
-    assert FULL.steps == 60

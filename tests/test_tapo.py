@@ -14,19 +14,21 @@ import torch
 import toys
 from workbench import synthesis
 from workbench.batch import collate, rescore, score
-from workbench.coldstart import cold_start, lessons
+from workbench.coldstart import Recipe, cold_start, lessons
 from workbench.core import Group, Rollout, Scores, Verdict, WorkbenchError
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.tapo import TAPO, suppression
 from workbench.ops import token_scores
 from workbench.policy import Learner
+from workbench.records import read_run
 from workbench.rollout import Sample
 from workbench.synthesis import construct, copied, eligible, extend, overlap, pairs, split
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.tasks.file import File
 from workbench.tasks.prompts import synthesis as short_form
 from workbench.train import Plan, update
+from workbench.viz.corrections import contamination, eligibility
 
 
 @dataclass(frozen=True)
@@ -486,8 +488,20 @@ def test_corrections_from_the_buffer_join_their_group(tiny_policy, tmp_path):
     assert (mine.text, mine.origin, mine.borrowed) == (MENDED, "edited", len(mine.completion_ids))
     credits = TAPO().credit(groups, None)
     assert next(c for c in credits if c.rollout is mine).pg.tolist() == [1.0] * len(mine.completion_ids) and groups[0].notes["generated"] == 0
+    found = TAPO().diagnose(groups, credits)
+    assert (found["composed"], found["corrections"]) == (1, 0) and math.isnan(found["ref_correct"])  # not the policy's doing
     with pytest.raises(WorkbenchError, match="no corrections"):
         TAPO(buffer=str(tmp_path / "none.jsonl")).sample(Learner(tiny_policy), task, task.problems("train", 4, 0), (0,))
+
+
+def test_the_figures_show_the_numbers_that_they_are_given():
+    """Of 0, 1, 2, 4, 4, 5 right of 8, those with 2 to 4 are eligible: three problems. The mean line at 2 of 8 right is (2 up + 6 down) / 8."""
+    [axes] = eligibility([0, 1, 2, 4, 4, 5], 8, 2, 4).axes
+    assert [bar.get_height() for bar in axes.patches] == [1, 1, 1, 0, 2, 1, 0, 0, 0] and axes.get_title("left").startswith("3 of 6 problems")
+    lines = {"two groups": np.array([[1.5, -0.5]] * 3), "one merged group": np.array([[1.5, -0.5], [1.2, -0.8], [1.0, -1.0]])}
+    first, last = contamination({2: lines}, {"two groups": (0.4, -0.3), "one merged group": (0.3, -0.5)}, 8).axes
+    assert first.lines[5].get_ydata().tolist() == pytest.approx([0, -0.3, -0.5])
+    assert [bar.get_height() for bar in last.patches] == pytest.approx([0.4, -0.3, 0.1, 0.3, -0.5, -0.2])
 
 
 def test_bad_options_and_tasks_are_refused(tiny_policy):
@@ -519,11 +533,40 @@ def test_cold_start_lessons_and_training(tiny_policy, monkeypatch, tmp_path):
     assert made.grade(ask, wrap(MENDED)) == Verdict(1.0, True, "", {"right_steps": 5, "reflections": 1})
     assert not made.grade(ask, MENDED).correct and made.grade(reflect, MENDED).correct
     assert made.problems("validation", 3, 0) == ARITHMETIC.problems("validation", 3, 0) and len(made.problems("train", 8, 0)) == 8
+    count = lambda text: len(tiny_policy.completion_ids(text))  # noqa: E731
+    written = 2 * count(RIGHT) + 4 * count(WRONG) + 2 * count(wrap(MENDED)) + count(wrap(WRONG)) + count("?")
+    assert made.generated == written  # also what no lesson came of
 
     before = rescore(tiny_policy, [split(g)[0][0]])[0][0]
     out = cold_start(Learner(tiny_policy), made, tmp_path / "cold", epochs=4, plan=Plan(prompts=3, eval_every=0), config={})
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 4 and (out / "model").is_dir()
+    metrics = read_run(out).metrics
+    assert len(metrics) == 4 and metrics.generated.sum() == pytest.approx(written) and (out / "model").is_dir()
     assert np.abs(rescore(tiny_policy, [split(g)[0][0]])[0][0] - before).max() > 0
+
+
+@pytest.mark.parametrize("share, reflect, synthesis_", [(0, 4, 0), (0.5, 4, 2), (1, 4, 4), (2, 2, 4)])
+def test_share_is_synthesis_lessons_for_each_reflecting_one(tiny_policy, monkeypatch, script, share, reflect, synthesis_):
+    from workbench import coldstart
+
+    monkeypatch.setattr(coldstart, "sample_groups", lambda *_: [arithmetic_group(tiny_policy)])
+    script(*[wrap(MENDED)] * 4)
+    kinds = Counter(row.meta["lesson"] for row in lessons(tiny_policy, ARITHMETIC, [QUESTION], 0, share=share).rows)
+    assert (kinds["reflect"], kinds["synthesis"]) == (reflect, synthesis_)
+
+
+def test_a_recipe_is_lessons_from_the_policy_then_sft_on_them(tiny_policy, monkeypatch, script, tmp_path):
+    from workbench import coldstart
+
+    asked = []
+    monkeypatch.setattr(coldstart, "sample_groups", lambda policy, task, problems, k, seed: asked.extend(problems) or [arithmetic_group(tiny_policy)])
+    script(*[wrap(MENDED)] * 4)
+    out = Recipe(problems=7, share=0.5, epochs=1.5).follow(Learner(tiny_policy), ARITHMETIC, Plan(prompts=3, eval_every=0, steps=99), tmp_path / "cold")
+    run = read_run(out)
+    assert len(asked) == 7 and all(problem.meta["split"] == "train" for problem in asked)
+    assert (len(run.metrics), run.config["lessons"], run.config["plan"]["steps"]) == (3, 6, 3)  # 1.5 passes over 4 + 2 lessons, 3 a step
+    for bad in ({"problems": 0}, {"share": -1.0}, {"epochs": 0.0}):
+        with pytest.raises(WorkbenchError, match="cold start takes"):
+            Recipe(**bad)
 
 
 def test_cold_start_without_a_usable_reconstruction_says_so(tiny_policy):

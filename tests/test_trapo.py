@@ -12,7 +12,7 @@ import torch
 
 import toys
 from workbench.batch import collate
-from workbench.core import Group, WorkbenchError
+from workbench.core import Group, WorkbenchError, coordinates
 from workbench.methods import trapo as module
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
@@ -21,6 +21,7 @@ from workbench.ops import shaped, trsft
 from workbench.policy import Learner, Optimiser, load_policy
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.train import Plan, fit, update
+from workbench.viz.weights import gradient_weights, micro_groups, optima, optimum
 
 ARMS = ("trsft", "sft", "luffy", "none")
 
@@ -40,13 +41,20 @@ def test_trsft_gradient_is_min_1_p_over_alpha_of_sfts(alpha):
     torch.testing.assert_close(-grad, theirs)
 
 
-def test_trsft_value_by_hand_and_slope_and_value_meet_at_alpha():
-    value = lambda p, alpha=0.1: float(trsft(torch.tensor(p, dtype=torch.float64).log(), alpha)[0])  # noqa: E731
+def test_trsft_value_by_hand():
+    value = lambda p: float(trsft(torch.tensor(p, dtype=torch.float64).log(), 0.1)[0])  # noqa: E731
     assert value(0.5) == pytest.approx(math.log(2))
     assert value(0.05) == pytest.approx(math.log(10) + 1 - 0.5)  # 2.803; SFT's is 2.996
-    assert value(0.1 - 1e-9) == pytest.approx(value(0.1 + 1e-9), abs=1e-7)
-    slope = lambda p: (value(p + 1e-6) - value(p - 1e-6)) / 2e-6  # noqa: E731
-    assert slope(0.1 - 2e-6) == pytest.approx(slope(0.1 + 2e-6), rel=1e-4) and slope(0.1 + 2e-6) == pytest.approx(-10, rel=1e-3)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.1, 0.5, 1.0])
+def test_trsft_value_and_slope_meet_at_alpha(alpha):
+    p = torch.tensor([alpha * (1 - 1e-7), alpha], dtype=torch.float64)
+    logp = p.log().requires_grad_(True)
+    value, _ = trsft(logp, alpha)
+    [slope] = torch.autograd.grad(value.sum(), logp)
+    assert value.tolist() == pytest.approx([-math.log(alpha)] * 2, abs=1e-6)
+    assert (slope / p).tolist() == pytest.approx([-1 / alpha] * 2, rel=1e-6)  # in p
 
 
 def test_trsft_without_a_region_is_sft_and_never_breaks():
@@ -86,6 +94,26 @@ def test_proposition_1_where_no_set_fits():
     assert 0.905 / 0.95 == pytest.approx(0.9526, abs=5e-5)
 
 
+@pytest.mark.parametrize("expert, alpha, found", [([0.5, 0.3, 0.15, 0.05], 0.1, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+                                                  ([0.05, 0.3, 0.15, 0.5], 0.0, [0.05, 0.3, 0.15, 0.5]), ([0.905, 0.095], 0.1, [0.9526, 0.0474]),
+                                                  ([0.5, 0.3, 0.2], 0.5, [5 / 6, 1 / 6, 0]), ([0.3, 0.7], 1.0, [0, 1])])
+def test_the_drawn_optimum_by_hand(expert, alpha, found):
+    assert optimum(expert, alpha) == pytest.approx(found, abs=5e-5)
+
+
+def test_the_drawn_optimum_is_the_minimum():
+    """The loss is convex in p, so its minimum is where no token has a steeper slope expert / max(p, alpha) than those that have some probability."""
+    rng, boundary = np.random.default_rng(0), 0
+    for _ in range(300):
+        expert, alpha = rng.dirichlet(np.full(6, 0.7)), rng.uniform(0.01, 0.6)
+        p = optimum(expert, alpha)
+        slope, kept = expert / np.maximum(p, alpha), p > 0
+        assert p.sum() == pytest.approx(1) and (p >= 0).all()
+        assert np.ptp(slope[kept]) < 1e-9 and (slope <= slope[kept].max() + 1e-9).all()
+        boundary += bool((kept & (p < alpha)).any())
+    assert 20 < boundary < 280
+
+
 # ---- who is guided
 
 @pytest.mark.parametrize("preset, helped", [("paper", {4: (0, 1), 6: (0, 1, 2, 3, 4), 7: (0, 1, 2, 3, 4, 5, 6)}),
@@ -117,7 +145,7 @@ def test_decisions_are_from_all_earlier_samples(tiny_policy, monkeypatch):
     hard, easy = task.problems("train", 2, 0)
     calls = scripted(monkeypatch, {hard.id: [1, 0, 0, 0, 0, 0, 1], easy.id: [1] * 8})
     groups = TRAPO().sample(Learner(tiny_policy), task, [hard, easy], (0,))
-    assert len(calls) == 4 and [[len(s.seeds) for s in call] for call in calls] == [[4, 4], [2, 2], [1, 1], [0, 1]]
+    assert len(calls) == 4 and [[len(s.seeds) for s in call] for call in calls] == [[4, 4], [2, 2], [1, 2], [0, 0]]
     assert groups[0].notes == {"guided_2": 1, "guided_3": 1, "guided_4": 1} and groups[1].notes == {}
     assert list(groups[0].rewards) == [1, 0, 0, 0, 0, 0, 1, 1]  # the expert's trace is scored
     assert np.cumsum(groups[0].rewards)[[3, 5, 6]] / [4, 6, 7] == pytest.approx([0.25, 0.17, 0.29], abs=0.005)
@@ -126,6 +154,20 @@ def test_decisions_are_from_all_earlier_samples(tiny_policy, monkeypatch):
     assert given[0] == () and given[3] == whole and all(whole[: len(p)] == p for p in given)
     assert all(tiny_policy.decode(p).endswith("\n") for p in given[1:3])  # cut where a step ends
     assert len({seed for call in calls for s in call for seed in s.seeds}) == 7 + 8
+
+
+@pytest.mark.parametrize("seventh, tokens", [(1, None), (0, 9)])
+def test_the_last_rollout_is_written_ahead_and_thrown_away_if_help_is_due(tiny_policy, monkeypatch, seventh, tokens):
+    """After 6 of 6 the eighth rollout is written beside the seventh. If that fails, the mean is .857 and the expert's trace takes the place."""
+    task = Arithmetic(style="turned")
+    [problem] = task.problems("train", 1, 0)
+    calls = scripted(monkeypatch, {problem.id: [1] * 6 + [seventh, 1]})
+    [group] = TRAPO().sample(Learner(tiny_policy), task, [problem], (0,))
+    assert [len(call[0].seeds) for call in calls] == [4, 2, 2, 0]
+    assert [r.origin for r in group.rollouts] == ["policy"] * 7 + ["policy" if seventh else "expert"]
+    assert group.notes == ({} if seventh else {"guided_4": 1.0, "generated": tokens})
+    alone = [coordinates(0, problem.id, j) for j in range(8)]
+    assert [seed for call in calls for seed in call[0].seeds] == alone  # each rollout is the one it would be by itself
 
 
 def test_a_second_trace_and_none(tiny_policy, monkeypatch):
@@ -208,6 +250,20 @@ def test_groups_without_contrast(reward, prefixed):
     torch.testing.assert_close(d_entropy, -0.001 * batch.mask / batch.denominators["tokens"])
 
 
+def test_a_prefix_is_learned_whatever_the_reward():
+    """No advantage reaches a borrowed token: its gradient is min(1, p/alpha), over the constant and the number of sequences, in every group."""
+    found = []
+    for rewards in ((1, 0, 0, 0, 0, 1), (0, 1, 1, 0, 1, 1), (0.0,) * 6):
+        [batch] = collate(TRAPO(constant=13).credit([mixed_group(rewards)], None), 0)
+        scores, logp, _ = leaves(batch)
+        expert = batch.channels["nll"] != 0
+        assert not batch.channels["pg"][expert].any() and int(expert.sum()) == 3 + 4 + 5
+        found.append(-torch.autograd.grad(TRAPO(constant=13).loss(scores, batch).value, logp)[0][expert])
+        torch.testing.assert_close(found[-1], (logp.detach().exp()[expert] / 0.1).clamp(max=1.0) / (13 * 6))
+        torch.testing.assert_close(found[-1], found[0])
+    assert found[0].min() < 0.9 / (13 * 6)  # some are under alpha
+
+
 # ---- the loss
 
 def leaves(batch, seed=0):
@@ -288,7 +344,7 @@ def released_loss(logp, old, advantages, mask, prefix, learned, reshape, entropy
 
 
 @pytest.mark.parametrize("arm, reshape", [("trsft", "clip_low"), ("luffy", "p_div_p_0.1")])
-def test_gradient_equals_the_released_losss(arm, reshape):
+def test_numbers_equal_the_released_losss(arm, reshape):
     groups = [mixed_group(), mixed_group((0, 1, 0, 1, 0, 1), seed=7)]
     width = 7  # the longest completion stands for the response length
     method = TRAPO(prefix=arm, constant=width)
@@ -309,6 +365,8 @@ def test_gradient_equals_the_released_losss(arm, reshape):
         b, = torch.autograd.grad(theirs, leaf, retain_graph=True)
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert b.abs().max() > 0
+    if arm == "luffy":  # TrSFT's released loss, p / max(p, alpha), has its gradient and not its value
+        assert ((ours + bonus) * 12 - bonus).item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -370,6 +428,29 @@ def test_sft_then_rl_is_two_runs(tmp_path, tiny_folder):
         torch.testing.assert_close(p, dict(second.policy.model.named_parameters())[name])
     fit(GRPO(k=8, beta=0.1), second, task, plan, tmp_path / "rl", progress=False)
     assert (tmp_path / "rl" / "model" / "config.json").exists()
+
+
+# ---- pictures
+
+def test_the_picture_says_who_was_helped_and_why():
+    rewards = (1, 0, 0, 0, 0, 0, 1, 1)
+    helped = [borrowed(toys.rollout(9, reward, seed=i), k) for i, (reward, k) in enumerate(zip(rewards, (0, 0, 0, 0, 3, 3, 5, 9)))]
+    [axes] = micro_groups([Group(toys.QUESTION, tuple(helped)), toys.group([9] * 8, [1] * 8)], PRESETS["paper"]).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert [t for t in texts if "<" in t] == ["0.25 < 0.5 ▸", "0.17 < 0.7 ▸", "0.29 < 0.9 ▸"]
+    assert [t for t in texts if "≥" in t] == ["1.00 ≥ 0.5", "1.00 ≥ 0.7", "1.00 ≥ 0.9"]
+    assert texts.count("✓") == 3 + 8 and texts.count("✗") == 5
+    assert sorted(patch.get_width() for patch in axes.patches if patch.get_hatch()) == pytest.approx([0.3, 0.3, 0.5, 0.9])
+
+
+def test_the_pictures_of_weights_draw_what_they_are_given():
+    p = np.geomspace(1e-3, 1, 20)
+    lines = gradient_weights(p, {"SFT": np.ones(20), "DFT": p}).axes[0].lines
+    assert [line.get_label() for line in lines] == ["SFT", "DFT"] and (lines[1].get_ydata() == p).all()
+    for axes, alpha in zip(optima([0.905, 0.095], [0.09, 0.1]).axes, (0.09, 0.1)):
+        filled = [bar for bar in axes.patches if bar.get_fill()]
+        assert [bar.get_height() for bar in filled] == pytest.approx(optimum([0.905, 0.095], alpha))
+        assert [bool(bar.get_hatch()) for bar in filled] == [False, alpha == 0.1]
 
 
 @pytest.mark.parametrize("options", [{"preset": "mine"}, {"prefix": "dft"}, {"shared": "all"}, {"alpha": 1.5}, {"gamma": 0.0}, {"entropy": -1.0},

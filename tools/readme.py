@@ -8,18 +8,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from workbench import ledger, study
+
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
 
 
 def learning() -> list[str]:
-    """GRPO on the 3m: held-out accuracy before and after, seed by seed."""
-    lines = ["| GRPO on the organism, 60 updates | avg@8 before | avg@8 after |", "|---|---|---|"]
-    for folder in sorted((ROOT / "data" / "runs").glob("grpo-3m-seed*")):
-        found = json.loads((folder / "evaluation.json").read_text())
-        cells = ["{avg:.3f} [{low:.3f}, {high:.3f}]".format(**found[when]) for when in ("before", "after")]
-        lines.append(f"| seed {found['seed']} | {' | '.join(cells)} |")
-    return [*lines, "", "400 held-out problems, 8 samples each, temperature 1, 95 % bootstrap intervals over problems; records in [data/runs](data/runs)."]
+    """Every method on the 3m: held-out accuracy after the same number of updates."""
+    found = ledger.summary([arm.name for arm in study.METHODS], ("avg", "pass@32", "length", "tokens"))
+    lines = ["| on the organism | seeds | avg@32 (worst to best seed) | pass@32 | answer, tokens | written in training, thousands of tokens |",
+             "|---|---|---|---|---|---|"]
+    for name, row in found.iterrows():
+        lines.append(f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} ({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row['pass@32']:.3f} "
+                     f"| {row.length:.1f} | {row.tokens / 1000:.0f} |")
+    return [*lines, "", f"{study.FULL.steps} updates of 16 problems, 8 rollouts each unless the name says otherwise; {study.FULL.problems} held-out problems a seed, 32 samples, "
+            "temperature 1. Made by `workbench study`; records in [data/runs](data/runs). Which claims of the papers hold here, with intervals: "
+            "[15_compare](notebooks/15_compare.ipynb) and [data/study/ledger.md](data/study/ledger.md)."]
 
 
 def speed() -> list[str]:

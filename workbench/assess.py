@@ -1,9 +1,14 @@
-"""Everything that the comparison measures of one trained policy of the arithmetic task, on held-out problems, as numbers for a record.
+"""Everything that the comparison measures of one trained policy, on held-out problems, as numbers for a record.
 
-    test        avg@k, pass@k and length on the plain task                     recovery   ends right after a wrong beginning of the base model
-    harder      avg@k with two more steps than it was trained on               skills     what it could do before: read a solution, read feedback,
-    distinct    different right answers among the right ones of a problem                 diagnose and mend in TAPO's format (forgetting)
+    test        avg@k, pass@k and length on the plain task
+    distinct    different right answers among the right ones of a problem
     counts      per problem: samples right, direct, reflecting, effective, needless, spoiled; from them DSR and ERR on any set of problems
+
+and of the arithmetic task, which knows more:
+
+    harder      avg@k with two more steps than it was trained on
+    recovery    ends right after a wrong beginning of the base model
+    skills      what it could do before: read a solution, read feedback, diagnose and mend in TAPO's format (forgetting)
 
 The problems and the beginnings are the same for every policy of one seed, so that differences between policies are paired.
 """
@@ -16,7 +21,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from workbench import organism, reflection
-from workbench.core import Group, Problem
+from workbench.core import Group, Problem, Task
 from workbench.evaluate import Evaluation, bootstrap, evaluate
 from workbench.policy import Policy
 from workbench.rollout import sample_groups
@@ -25,19 +30,24 @@ from workbench.tasks.arithmetic import Arithmetic
 COUNTS = ("right", "direct", "reflecting", "effective", "needless", "spoiled")
 
 
-def assess(policy: Policy, base: Policy, task: Arithmetic, seed: int, problems: int = 200, samples: int = 32) -> dict:
+def assess(policy: Policy, base: Policy, task: Task, seed: int, problems: int = 200, samples: int = 32) -> dict:
     """Temperature 1. ``base`` is the model that training started from: its wrong attempts are the beginnings to recover from."""
     held_out = task.problems("test", problems, seed)
     groups = sample_groups(policy, task, held_out, samples, (seed, "assess"))
-    few = held_out[: max(1, problems // 2)]
+    judge = reflection.by_checker(task) if isinstance(task, Arithmetic) else reflection.by_words
+    more = _arithmetic(policy, base, task, groups, seed) if isinstance(task, Arithmetic) else {}
+    return {"seed": seed, "test": _short(Evaluation.of(groups)), "distinct": distinct(groups), **more,
+            "counts": {p.id: row for p, row in zip(held_out, counts(groups, judge))}}
+
+
+def _arithmetic(policy: Policy, base: Policy, task: Arithmetic, groups: Sequence[Group], seed: int) -> dict:
+    few = [g.problem for g in groups[: max(1, len(groups) // 2)]]
     planted = reflection.plant(base, task, sample_groups(base, task, few, 4, (seed, "plant")))
     recovered = reflection.recovery(reflection.recover(policy, task, planted, 4, seed))
     longer = replace(task, steps=min(12, task.steps + 2))
     harder = evaluate(policy, longer, longer.problems("test", len(few), seed), 8, seed)
     skills = organism.skills(policy, task, [Group(g.problem, g.rollouts[:8]) for g in groups], seed)
-    return {"seed": seed, "test": _short(Evaluation.of(groups)), "harder": _short(harder), "distinct": distinct(groups),
-            "recovery": asdict(recovered), "skills": {name: (float(np.mean(v)), *bootstrap(v)) for name, v in skills.items()},
-            "counts": {p.id: row for p, row in zip(held_out, counts(groups, reflection.by_checker(task)))}}
+    return {"harder": _short(harder), "recovery": asdict(recovered), "skills": {name: (float(np.mean(v)), *bootstrap(v)) for name, v in skills.items()}}
 
 
 def _short(found: Evaluation) -> dict:

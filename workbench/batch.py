@@ -107,6 +107,8 @@ def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tens
         with learner.weights(which) as policy:
             return states(policy, batch), policy.head.detach()
 
+    if distil.weights == "expert":  # models of one family may pad their heads to different sizes: the rows after the policy's are no tokens
+        return states(learner.expert, batch), learner.expert.head[: len(learner.policy.head)].detach()
     if distil.weights != "mixed":
         return read(distil.weights)
     (reference, head), (policy, own) = read("reference"), read("policy")
@@ -139,9 +141,13 @@ def _spread(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 def states(policy, batch: Batch) -> torch.Tensor:
     """[N, D] the last hidden state that predicts each of the batch's N completion tokens."""
-    rollouts = [credit.rollout for credit in batch.credits]
-    prompts = [rollout.prompt_ids for rollout in rollouts]
-    if policy.device.type == "cpu" and len(set(prompts)) < len(prompts) and llama.supported(policy):
-        return llama.completion_states(policy, prompts, [rollout.completion_ids for rollout in rollouts])
+    rows = [(credit.rollout.prompt_ids, credit.rollout.completion_ids) for credit in batch.credits]
+    if policy.device.type == "cpu" and len({prompt for prompt, _ in rows}) < len(rows) and llama.supported(policy):
+        once = rows if torch.is_grad_enabled() else list(dict.fromkeys(rows))  # a teacher reads equal attempts once
+        found = llama.completion_states(policy, *zip(*once))
+        if len(once) == len(rows):
+            return found
+        by_row = dict(zip(once, found.split([len(completion) for _, completion in once])))
+        return torch.cat([by_row[row] for row in rows])
     hidden = policy.hidden(batch.input_ids)  # right padding after a causal model's real tokens: no mask needed
     return hidden.gather(1, batch.gather[..., None].expand(-1, -1, hidden.shape[-1]))[batch.mask]

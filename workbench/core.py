@@ -254,13 +254,14 @@ class Distil:
 
     ``a`` 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m), m = (1-a) pi + a q.
     ``k``: over the policy's k likeliest tokens and one bucket for the rest; 0: over the whole vocabulary.
-    ``weights``: whose weights read: the EMA teacher's, the frozen reference's, the policy's own as they are now, or "mixed": log q is
-    (1 - trust) log reference + trust log policy, normalised. ``clip``: largest credit of any token of the vocabulary.
+    ``weights``: whose weights read: the EMA teacher's, the frozen reference's, the policy's own as they are now, the learner's expert's (another
+    network with the same vocabulary), or "mixed": log q is (1 - trust) log reference + trust log policy, normalised. ``clip``: largest credit of
+    any token of the vocabulary.
     """
 
     a: float = 0.5
     k: int = 100
-    weights: Literal["teacher", "reference", "policy", "mixed"] = "teacher"
+    weights: Literal["teacher", "reference", "policy", "expert", "mixed"] = "teacher"
     trust: float = 0.01
     clip: float = math.inf
 

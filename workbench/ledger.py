@@ -48,7 +48,7 @@ def _evaluation(path: Path, changed: int) -> dict:
 
 
 def cells(root: Path = RECORDS) -> pd.DataFrame:
-    """One row a record. avg, low, high, pass@k, length: the test problems; harder, distinct, recovery and the skills: see assess.py. tokens: what the
+    """One row a record. avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills: see assess.py. tokens: what the
     policy generated in training; updates, seconds: what the whole cell took."""
     rows = []
     for (arm, model, seed), record in _records(root).items():
@@ -57,8 +57,9 @@ def cells(root: Path = RECORDS) -> pd.DataFrame:
                      "tokens": float(metrics.generated.sum()) if len(metrics) else 0.0, "seconds": record["seconds"],
                      **{name: test[name] for name in ("avg", "low", "high", "length")},
                      **{f"pass@{k}": value for k, value in test["pass_at"].items()},
-                     "harder": record["harder"]["avg"], "distinct": record["distinct"], "recovery": record["recovery"]["value"],
-                     **{name: value[0] for name, value in record["skills"].items()}})
+                     "distinct": record["distinct"]})
+        if "skills" in record:  # of the arithmetic task
+            rows[-1] |= {"harder": record["harder"]["avg"], "recovery": record["recovery"]["value"], **{k: v[0] for k, v in record["skills"].items()}}
     return pd.DataFrame(rows)
 
 
@@ -86,7 +87,9 @@ def curves(arms: Sequence[str], model: str = "3m", watched: str = "", root: Path
         spent = np.concatenate([[0.0], metrics.generated.cumsum()])
         # Of a run in two stages the last evaluation of the first is the first of the second.
         measured = evaluations(metrics).drop_duplicates("updates", keep="last").sort_values("updates")
-        rows += [{"arm": arm, "seed": seed, "updates": int(row.updates), "tokens": spent[int(row.updates)], "avg": row.avg} for row in measured.itertuples()]
+        first = int(metrics.step.min())  # below 0: the updates of a cold start
+        rows += [{"arm": arm, "seed": seed, "updates": int(row.updates), "tokens": spent[int(row.updates) - first], "avg": row.avg}
+                 for row in measured.itertuples()]
     found = pd.DataFrame(rows, columns=["arm", "seed", "updates", "tokens", "avg"])
     return found.sort_values(["arm", "seed", "updates"], key=lambda c: c.map(list(arms).index) if c.name == "arm" else c, ignore_index=True)
 

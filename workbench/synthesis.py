@@ -167,7 +167,8 @@ def failure_point(task: Task, pair: Pair) -> int:
 # ---- what became of y- and y+ in y_ref
 
 def copied(made: Rollout, group: Group) -> int:
-    """Tokens of the longest beginning that ``made`` shares with a wrong rollout of its group: where it stops copying is the failure point."""
+    """Tokens of the longest beginning that ``made`` shares with a wrong rollout of its group: where it stops copying is the failure point.
+    (With any of them, so it never falls short of what is shared with the one that was rewritten.)"""
     return max((common_prefix(made.completion_ids, r.completion_ids) for r in split(group)[0] if not r.verdict.correct), default=0)
 
 
@@ -180,18 +181,23 @@ def overlap(made: Rollout, group: Group) -> float:
 
 
 def measure(groups: Sequence[Group], n_pos: int, n_neg: int) -> dict[str, float]:
-    """eligible     share of problems taken up. 0.3 or more is well; near 0: too hard or too easy.
+    """Of the reconstructions that the policy wrote; those composed by hand are only counted.
+
+    eligible     share of problems taken up. 0.3 or more is well; near 0: too hard or too easy.
     parse_rate   share of pairs that gave a usable y_ref (the paper's: 0.8 to 0.9). dropped_*: why the others did not.
     corrections  how many there are in the step; ref_correct: share of them that are right (under one half: the policy cannot use y+).
     ref_equal    share of G_ref of two or more whose rewards are all equal: there A_ref = 0 and nothing is learned from them.
     copied       tokens of y_ref that repeat y-, copied_share as a share. Near 0: not its own mistake; near 1: nothing mended.
     overlap      how much of the rest is y+. Near 1: copied from it.          Null: there was nothing to measure.
+    composed     corrections composed by hand that joined a G_ref.
     """
     mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
     tried, lost = (sum(g.notes.get(name, 0) for g in groups for name in names) for names in (["pairs"], [f"dropped_{why}" for why in REASONS]))
-    made = [(r, copied(r, g), g) for g in groups for r in split(g)[1]]
+    ref = [(r, g) for g in groups for r in split(g)[1]]
+    made = [(r, copied(r, g), g) for r, g in ref if not r.borrowed]
     several = [[r.verdict.reward for r in split(g)[1]] for g in groups if len(split(g)[1]) > 1]
     return {"eligible": mean([eligible(g, n_pos, n_neg) for g in groups]), "parse_rate": 1 - lost / tried if tried else float("nan"),
             "corrections": float(len(made)), "ref_correct": mean([r.verdict.correct for r, _, _ in made]),
             "ref_equal": mean([len(set(rewards)) == 1 for rewards in several]), "copied": mean([n for _, n, _ in made]),
-            "copied_share": mean([n / len(r.completion_ids) for r, n, _ in made]), "overlap": mean([overlap(r, g) for r, _, g in made])}
+            "copied_share": mean([n / len(r.completion_ids) for r, n, _ in made]), "overlap": mean([overlap(r, g) for r, _, g in made]),
+            "composed": float(len(ref) - len(made))}

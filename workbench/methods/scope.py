@@ -13,7 +13,9 @@ right answers of *low* perplexity (correct=low). Ablations: correct and wrong ea
 
 Differs from the paper:
 - right answers have -log pi(y_t) in place of -rho_t (as released): the same gradient in the first update on a batch;
-- the teacher scores only wrong answers, which alone need it; one that it cannot score is left out (see opd.py);
+- the released code has PPO's clip on the wrong path, which does nothing in the first update, the only one that its scripts make;
+- all log-probs are at temperature 1; the released scripts sample and score the student at 0.6 and the teacher at 1;
+- the teacher scores only wrong answers, which alone need it; one that it cannot score is left out (see opd.py, also for who can be a teacher);
 - with "off" a rollout has no credit, but its tokens still count in the token mean of ``normalise=code``.
 """
 

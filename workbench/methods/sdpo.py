@@ -23,6 +23,7 @@ Differs from the paper and its code:
 - aggregate="sequence" is what the code effectively does, masked rollouts counting in the mean; the default is the paper's mean over distilled tokens;
 - sequence form: our reading of the ablation, the mean of Delta_t on every token of the rollout;
 - advantage_clip holds every token's credit c_v in the gradient at this value from above (paper: 5 at test time), and leaves the loss's value alone;
+- the GRPO of mix and srpo has no weight for a sampler that differs from the trainer (the code: truncated at 2; with one engine it is 1);
 - srpo: one mean over all tokens of the batch, and exp(-H(q_t)) has mean 1 over each rollout, so that micro-batches do not change it.
 
 OPSD is SDPO(teacher="frozen", demonstration="reference").
@@ -110,10 +111,15 @@ class SDPO(Method):
     def credit(self, groups, learner) -> list[Credit]:
         credits = []
         for group in groups:
-            for i, (rollout, base) in enumerate(zip(group.rollouts, self.grpo.credit([group], learner))):
-                prompt = teacher_prompt(learner.policy, group.problem, rollout, *self.shown(group, i))
-                pg = base.pg if self.mix or (self.srpo and prompt is None) else 0.0
-                credits.append(Credit.of(rollout, pg=pg, kl=float(prompt is not None), teacher_prompt_ids=prompt))
+            prompts: dict[tuple, tuple[int, ...] | None] = {}  # most rollouts of a group are shown what another one is
+            advantages = [c.pg for c in self.grpo.credit([group], learner)] if self.mix or self.srpo else [0.0] * len(group.rollouts)
+            for i, (rollout, pg) in enumerate(zip(group.rollouts, advantages)):
+                shown = self.shown(group, i)
+                key = (*shown, len(rollout.completion_ids))
+                if key not in prompts:
+                    prompts[key] = teacher_prompt(learner.policy, group.problem, rollout, *shown)
+                taught = prompts[key] is not None
+                credits.append(Credit.of(rollout, pg=0.0 if self.srpo and taught else pg, kl=float(taught), teacher_prompt_ids=prompts[key]))
         return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:

@@ -20,7 +20,8 @@ Differs from the paper, or is not said there:
 - w_t is that of the current weights; at the first update those are pi_old's. No KL term: beta must be 0;
 - ``prefix``: "masked" (no credit on the beginning shared with a wrong rollout), "spliced" (y- verbatim through the failure point), "none" (a whole
   new solution from y+); ``reference`` False withholds y+; ``dae`` False is one merged advantage group, all else unchanged; ``sft`` imitates
-  the correct reconstructions instead (nll, same mean) beside GRPO, and workbench/coldstart.py without it; ``ots``, ``negatives`` as named;
+  the correct reconstructions instead (nll, same mean) beside GRPO, and workbench/coldstart.py without it; ``ots`` as named; ``m_max`` 1 is
+  |G_ref| = 1 everywhere; ``negatives`` False drops wrong reconstructions before A_ref: the rewards left are equal, so only a single one teaches;
 - ``buffer``: a file of corrections composed by hand (workbench/buffer.py). Its problems take the place of up to a quarter of the step's, and its
   corrections join their G_ref, eligible or not; they stay marked by their origin and as borrowed.
 The control with about as many generated tokens is GRPO(k=12).

@@ -63,24 +63,38 @@ class TRAPO(Method):
     # ---- who writes the tokens
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        """The micro-groups one after the other, each in one batched generation over all problems."""
-        policy = learner.policy
+        """The micro-groups one after the other, each in one batched generation over all problems.
+
+        The last is mostly the expert's trace; where the policy may write it, one row would take as long as many. So it is written with the one
+        before it where that one's success means no help, and thrown away (and counted: ``generated``) where help is due after all.
+        """
+        policy, stages = learner.policy, PRESETS[self.preset]
         rollouts: list[list[Rollout]] = [[] for _ in problems]
         notes: list[dict[str, float]] = [{} for _ in problems]
-        for number, stage in enumerate(PRESETS[self.preset]):
-            starts, whole = [], {}
+        ahead: dict[int, list[Rollout]] = {}
+        for number, stage in enumerate(stages):
+            starts, ready = [], {}
             for i, problem in enumerate(problems):
-                seeds, given = [coordinates(*seed, problem.id, len(rollouts[i]) + j) for j in range(stage.n)], ()
-                if problem.solutions and guided(stage, [r.verdict.reward for r in rollouts[i]]):
+                rewards, given, wanted = [r.verdict.reward for r in rollouts[i]], (), stage.n
+                if problem.solutions and guided(stage, rewards):
                     notes[i][f"guided_{number + 1}"] = 1.0
                     which = 1 if stage.ratio == 1 and len(problem.solutions) > 1 else 0
                     expert = trace(policy, task, problem, problem.solutions[which], task.max_new)
                     given = expert.completion_ids[: cut(expert, policy.decode, stage.ratio)]
                     if given == expert.completion_ids:
-                        whole[i], seeds = [expert] * stage.n, []
-                starts.append(Start(problem, given, seeds))
+                        ready[i], wanted = [expert] * stage.n, 0
+                    if i in ahead:
+                        notes[i]["generated"] = float(sum(len(r.completion_ids) for r in ahead[i]))
+                elif i in ahead:
+                    ready[i], wanted = ahead[i], 0
+                elif stage is stages[-2] and not guided(stages[-1], rewards + [1.0] * stage.n):
+                    wanted += stages[-1].n
+                starts.append(Start(problem, given, [coordinates(*seed, problem.id, len(rollouts[i]) + j) for j in range(wanted)]))
             for i, written in enumerate(go_on(policy, task, starts)):
-                rollouts[i] += whole.get(i, written)
+                written = ready.get(i, written)
+                rollouts[i] += written[: stage.n]
+                if written[stage.n:]:
+                    ahead[i] = written[stage.n:]
         return [Group(*parts) for parts in zip(problems, map(tuple, rollouts), notes)]
 
     # ---- what each token is worth

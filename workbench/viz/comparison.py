@@ -13,10 +13,13 @@ from workbench.viz.curves import COLOURS, STYLES
 from workbench.viz.page import INK
 
 MARKERS = "osD^vPX*"
+KNOWN = ("grpo", "sdpo", "tapo", "trapo", "scope", "opd", "luffy", "sft", "kd", "sft-then-rl", "base", "grpo-tokens")
 
 
-def look(i: int) -> dict:
-    """Colour, line style and marker of the i-th arm: no two of 40 are alike, and neighbours differ in all three."""
+def look(arm: str, others: Sequence[str]) -> dict:
+    """Colour, line style and marker of an arm, the same in every figure for those that are KNOWN; no two of 40 are alike, neighbours differ in all."""
+    strangers = [name for name in dict.fromkeys(others) if name not in KNOWN]
+    i = KNOWN.index(arm) if arm in KNOWN else len(KNOWN) + strangers.index(arm)
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i + i // len(COLOURS)) % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
 
 
@@ -26,10 +29,10 @@ def bands(frame: pd.DataFrame, x: str = "updates", title: str = "Held-out accura
     axes = _frame(figure.subplots(), title, "updates" if x == "updates" else "generated tokens, thousands", "avg@k, validation")
     scale = 1.0 if x == "updates" else 1e-3
     ends = []
-    for i, (arm, rows) in enumerate(frame.groupby("arm", sort=False)):
+    for arm, rows in frame.groupby("arm", sort=False):
         grouped = rows.groupby("updates")
         places, values = grouped[x].mean().to_numpy() * scale, grouped.avg
-        style = look(i)
+        style = look(arm, frame.arm)
         axes.fill_between(places, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
         axes.plot(places, values.mean(), linewidth=2, markersize=5, **style)
         ends.append((arm, places[-1], float(values.mean().iloc[-1]), style["color"]))
@@ -40,11 +43,12 @@ def bands(frame: pd.DataFrame, x: str = "updates", title: str = "Held-out accura
 
 
 def forest(effects: Mapping[str, object], title: str = "Difference in accuracy", unit: str = "avg@32, a - b") -> Figure:
-    """One row an effect (anything with mean, low, high): a mark with its interval; left of the line is worse, right is better."""
+    """One row an effect (``ledger.Effect``): a mark with its interval; left of the line is worse, right is better. Hollow: the interval holds 0, or
+    there is one seed only."""
     figure = Figure(figsize=(8, 0.9 + 0.36 * max(1, len(effects))), layout="constrained", facecolor="white")
     axes = _frame(figure.subplots(), title, unit, "")
     for row, (name, found) in enumerate(effects.items()):
-        sure = found.low > 0 or found.high < 0
+        sure = found.seeds > 1 and (found.low > 0 or found.high < 0)
         colour = (COLOURS[0] if found.mean > 0 else COLOURS[1]) if sure else INK
         axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2)
         axes.plot(found.mean, row, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
@@ -64,9 +68,9 @@ def pass_curves(frame: pd.DataFrame, arms: Sequence[str], title: str = "pass@k o
     axes = _frame(figure.subplots(), title, "k", "pass@k")
     names = sorted((c for c in frame.columns if c.startswith("pass@")), key=lambda c: int(c[5:]))
     ks, ends = [int(c[5:]) for c in names], []
-    for i, arm in enumerate(arm for arm in arms if (frame.arm == arm).any()):
+    for arm in (arm for arm in arms if (frame.arm == arm).any()):
         values = frame[frame.arm == arm][names].astype(float)
-        style = look(i)
+        style = look(arm, arms)
         axes.fill_between(ks, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
         axes.plot(ks, values.mean(), linewidth=2, markersize=5, **style)
         ends.append((arm, ks[-1], float(values.mean().iloc[-1]), style["color"]))

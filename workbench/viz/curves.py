@@ -101,3 +101,17 @@ def _evaluations(axes: Axes, metrics: pd.DataFrame, colour: str) -> None:
     axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.errorbar(x, found["avg"], yerr=np.abs(np.array([low, high]) - found["avg"].to_numpy(float)), color=colour, linestyle="none",
                   marker="o", markersize=6, capsize=3, zorder=3, clip_on=False)
+
+
+def discovery_curves(found: Mapping[str, np.ndarray]) -> Figure:
+    """discovery@k of several ways to look for a solution: by name, [3, budget] mean, low and high at k = 1, 2, ... (discovery.interval)."""
+    figure = Figure(figsize=(8, 4), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    _frame(axes, "Solved within k generations", "share of runs")
+    for i, (name, (mean, low, high)) in enumerate(found.items()):
+        k, colour = np.arange(1, len(mean) + 1), COLOURS[i % len(COLOURS)]
+        axes.step(k, mean, where="post", color=colour, linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=name)
+        axes.fill_between(k, low, high, step="post", color=colour, alpha=0.12, linewidth=0)
+    axes.set(xlabel="k, generations", ylim=(0, 1), xlim=(0, 1.02 * max(len(mean) for mean, _, _ in found.values())))
+    _label_ends(axes)
+    return figure
