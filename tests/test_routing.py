@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import toys
-from workbench.rescue import Cell
-from workbench.viz.routing import LONGEST, along, rescued, routing
+from workbench.rescue import Cell, Gap
+from workbench.viz.routing import LONGEST, along, differences, rescued, routing
 
 
 def test_a_bar_is_the_weight_times_the_size_of_its_subset():
@@ -35,13 +35,22 @@ def test_a_line_for_each_ratio_with_its_interval():
     cells = [Cell(q, ratio, 5, 1.0 + q, 0.1 * q, 0.1 * q - 0.05, 0.1 * q + 0.1) for q in (2, 1, 4, 3) for ratio in (0.2, 0.8)]
     figure = rescued({"one": cells, "two": cells[:2]})
     first = figure.axes[0]
-    assert [text.get_text() for text in figure.axes[1].get_legend().get_texts()] == ["20% given", "80% given"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["20% given", "80% given"]
     for bars in first.containers:
         line, caps, [spans] = bars
         assert list(line.get_ydata()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
         assert [segment[:, 1].tolist() for segment in spans.get_segments()][0] == pytest.approx([0.05, 0.2])
     places = [list(bars[0].get_xdata()) for bars in first.containers]
     assert places[0] == pytest.approx([0.97, 1.97, 2.97, 3.97]) and places[1] == pytest.approx([1.03, 2.03, 3.03, 4.03])
+
+
+def test_a_mark_is_filled_where_its_interval_leaves_out_zero():
+    figure = differences({"all": [Gap(0.2, 40, 0.3, 0.1, 0.5), Gap(0.4, 30, -0.1, -0.3, 0.1), Gap(0.6, 9, -0.4, -0.5, -0.2)], "none": []})
+    _, *drawn = figure.axes[0].lines
+    spans, marks = drawn[::2], drawn[1::2]
+    assert [list(span.get_ydata()) for span in spans] == [[0.1, 0.5], [-0.3, 0.1], [-0.5, -0.2]]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True, False] and marks[0].get_color() != marks[2].get_color()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["20%\n40 paths", "40%\n30 paths", "60%\n9 paths"]
 
 
 def test_means_and_bands_over_the_seeds():

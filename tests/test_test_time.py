@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -106,14 +107,12 @@ def reader():
     """The weights of a tiny policy that was taught the toy's habits."""
     policy, task = toys.tiny_policy(), Letter()
     rng, optimiser = np.random.default_rng(0), torch.optim.Adam(policy.model.parameters(), lr=3e-3)
+    prompt = cache(lambda problem_id, told: policy.prompt_ids(task.reprompt(task.problems("", 10, 0)[problem_id], feedback=told)))
+    token = {letter: policy.completion_ids(letter)[0] for letter in COMMON + SECRET}
     for step in range(400):
         told = step % 2 == 0
-        rows = []
-        for problem in task.problems("train", 10, 0):
-            letter = rng.choice([*COMMON, SECRET]) if told or rng.random() > 0.8 else rng.choice([*COMMON])
-            prompt = policy.prompt_ids(task.reprompt(problem, feedback=letter if told else ""))
-            rows.append([*prompt, policy.completion_ids(letter)[0]])
-        ids = torch.tensor(rows)
+        letters = [rng.choice([*COMMON, SECRET]) if told or rng.random() > 0.8 else rng.choice([*COMMON]) for _ in range(10)]
+        ids = torch.tensor([[*prompt(i, letter if told else ""), token[letter]] for i, letter in enumerate(letters)])
         loss = torch.nn.functional.cross_entropy(policy.model(input_ids=ids[:, :-1]).logits[:, -1], ids[:, -1])
         optimiser.zero_grad()
         loss.backward()

@@ -16,19 +16,19 @@ from workbench.core import Task, WorkbenchError, with_options
 
 def load_task(name: str) -> Task:
     """Raises WorkbenchError for an unknown name, a bad dial, or a file that is not a list of problems."""
-    path, _, limit = name.partition(".jsonl:max_new=")
-    if name.endswith(".jsonl") or limit:
-        from workbench.tasks.file import File
-        made = File.read(Path(path + ".jsonl" if limit else name))
-        if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
-            raise WorkbenchError(f"max_new={limit} is not a whole number of 1 or more")
-        return dataclasses.replace(made, max_new=int(limit)) if limit else made
-    name, _, dials = name.partition(":")
     found = {}
     for module in pkgutil.iter_modules(__path__):
         for key, value in vars(importlib.import_module(f"{__name__}.{module.name}")).items():
             if key.lower() == module.name and dataclasses.is_dataclass(value) and module.name != "file":
                 found[module.name] = value
-    if name not in found:
-        raise WorkbenchError(f"there is no task {name!r}; there are {', '.join(sorted(found))}, and any .jsonl file of problems")
-    return with_options(found[name], [dial for dial in dials.split(",") if dial], f"the task {name}")
+    kind, _, dials = name.partition(":")
+    if kind in found:
+        return with_options(found[kind], [dial for dial in dials.split(",") if dial], f"the task {kind}")
+    path, _, limit = name.partition(".jsonl:max_new=")
+    if not name.endswith(".jsonl") and not limit:
+        raise WorkbenchError(f"there is no task {kind!r}; there are {', '.join(sorted(found))}, and any .jsonl file of problems")
+    from workbench.tasks.file import File
+    made = File.read(Path(path + ".jsonl" if limit else name))
+    if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
+        raise WorkbenchError(f"max_new={limit} is not a whole number of 1 or more")
+    return dataclasses.replace(made, max_new=int(limit)) if limit else made

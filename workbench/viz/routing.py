@@ -33,6 +33,16 @@ class Rescued(Protocol):
     high: float
 
 
+class Gap(Protocol):
+    """The lowest minus the highest quartile at one prefix ratio, such as rescue.Gap."""
+
+    ratio: float
+    paths: int
+    mean: float
+    low: float
+    high: float
+
+
 def routing(members: Sequence[tuple[Rollout, float, float]]) -> Figure:
     """(rollout, weight in its subset, perplexity) of one group. A panel for each path, a bar for each rollout: its weight times the size of its
     subset, so that the dashed line at 1 is what it would count without weights."""
@@ -58,17 +68,37 @@ def rescued(found: Mapping[str, Sequence[Rescued]]) -> Figure:
     for axes, (name, cells) in zip(figure.subplots(1, len(found), sharey=True, squeeze=False).flat, found.items()):
         _plain(axes)
         ratios = sorted({cell.ratio for cell in cells})
+        names = [f"{ratio:.0%} given" for ratio in ratios]
         for i, ratio in enumerate(ratios):
             rows = sorted((cell for cell in cells if cell.ratio == ratio), key=lambda cell: cell.quartile)
             values = np.array([(row.rescued, row.rescued - row.low, row.high - row.rescued) for row in rows]).T
             places = np.array([row.quartile for row in rows]) + 0.06 * (i - (len(ratios) - 1) / 2)  # side by side, so that intervals can be told apart
-            axes.errorbar(places, values[0], values[1:].clip(min=0), capsize=3, linewidth=1.8, markersize=5, label=f"{ratio:.0%} given", **look(i))
+            axes.errorbar(places, values[0], values[1:].clip(min=0), capsize=3, linewidth=1.8, markersize=5, label=names[i], **look(names[i], names))
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=INK)
         axes.set_xlabel("quartile of the teacher's perplexity", color=INK)
         axes.set_xticks([1, 2, 3, 4], ["1\nsurest", "2", "3", "4\nleast sure"])
         axes.set_ylim(0, 1)
     figure.axes[0].set_ylabel("rescued: share that ends correct", color=INK)
-    figure.axes[-1].legend(frameon=False, fontsize=9, loc="best")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def differences(found: Mapping[str, Sequence[Gap]]) -> Figure:
+    """A panel for each kind of path: rescued in the surest quartile minus in the least sure, by prefix ratio. Filled where the interval leaves out 0."""
+    figure = Figure(figsize=(3.6 * len(found), 3.2), layout="constrained", facecolor="white")
+    for axes, (name, gaps) in zip(figure.subplots(1, len(found), sharey=True, squeeze=False).flat, found.items()):
+        _plain(axes)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        for place, gap in enumerate(gaps):
+            sure = gap.low > 0 or gap.high < 0
+            colour = (COLOURS[0] if gap.mean > 0 else COLOURS[1]) if sure else INK
+            axes.plot([place, place], [gap.low, gap.high], color=colour, linewidth=2)
+            axes.plot(place, gap.mean, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=INK)
+        axes.set_xticks(range(len(gaps)), [f"{gap.ratio:.0%}\n{gap.paths} paths" for gap in gaps], fontsize=8.5)
+        axes.set_xlabel("of the path given", color=INK)
+        axes.set_xlim(-0.5, max(len(gaps), 1) - 0.5)
+    figure.axes[0].set_ylabel("surest − least sure quartile", color=INK)
     return figure
 
 
@@ -79,11 +109,11 @@ def along(runs: Mapping[str, Sequence[pd.DataFrame]], column: str, title: str, u
     axes = figure.subplots()
     _plain(axes)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    for i, (arm, seeds) in enumerate(runs.items()):
+    for arm, seeds in runs.items():
         rows = [metrics.set_index("step")[column].rolling(SMOOTH, min_periods=1, center=True).mean() for metrics in seeds if column in metrics]
         if rows:
             values = pd.concat(rows, axis=1)
-            style = look(i)
+            style = look(arm, runs)
             axes.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=style["color"], alpha=0.15, linewidth=0)
             axes.plot(values.index, values.mean(axis=1), linewidth=2, markersize=5, markevery=max(1, len(values) // 8), label=arm, **style)
     axes.set_xlabel("updates", color=INK)
