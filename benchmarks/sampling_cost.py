@@ -25,7 +25,7 @@ from workbench.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "data" / "study" / "trapo_sampling.json"
-ROUNDS, PROBLEMS = 9, 16
+ROUNDS, PROBLEMS = 15, 16
 
 
 def measure(method: Method, learner: Learner, task, number: int) -> dict[str, float]:

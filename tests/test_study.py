@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 
 import pytest
-from workbench import study
+from workbench import ledger, study
 from workbench.cli import main, split_options
 from workbench.core import with_options
 from workbench.methods.grpo import GRPO
