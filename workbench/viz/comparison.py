@@ -13,14 +13,14 @@ from workbench.viz.curves import COLOURS, STYLES
 from workbench.viz.page import INK
 
 MARKERS = "osD^vPX*"
-KNOWN = ("grpo", "sdpo", "tapo", "trapo", "scope", "opd", "luffy", "sft", "kd", "sft-then-rl", "base", "grpo-tokens")
+KNOWN = ("grpo", "sdpo", "tapo", "trapo", "scope", "grpo-tokens", "opd", "luffy", "kd", "sft", "base", "sft-then-rl")
 
 
 def look(arm: str, others: Sequence[str]) -> dict:
     """Colour, line style and marker of an arm, the same in every figure for those that are KNOWN; no two of 40 are alike, neighbours differ in all."""
     strangers = [name for name in dict.fromkeys(others) if name not in KNOWN]
     i = KNOWN.index(arm) if arm in KNOWN else len(KNOWN) + strangers.index(arm)
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i + i // len(COLOURS)) % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
+    return {"color": INK if arm == "base" else COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i + i // len(COLOURS)) % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def bands(frame: pd.DataFrame, x: str = "updates", title: str = "Held-out accuracy along the run", base: float | None = None) -> Figure:
