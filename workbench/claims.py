@@ -124,6 +124,7 @@ CLAIMS = (
     Claim(TRAPO, "better than LUFFY", "56.6 to 55.5", "avg@32", better("trapo", "luffy")),
     Claim(TRAPO, "LUFFY better than SFT-then-RL", "55.5 to 54.3", "avg@32", better("luffy", "sft-then-rl")),
     Claim(TRAPO, "SFT-then-RL better than GRPO", "54.3 to 50.4", "avg@32", better("sft-then-rl", "grpo")),
+    Claim(TRAPO, "GRPO better than SFT", "50.4 to 50.3", "avg@32", better("grpo", "sft")),
     Claim(TRAPO, "better than GRPO where most groups are all wrong", "prefixes help", "avg@32", better("hard-trapo", "hard-grpo")),
     Claim(TRAPO, "plain SFT inside micro-groups is worse than TrSFT", "32.3 to 56.6", "avg@32", better("trapo", "trapo-sft")),
     Claim(TRAPO, "TrSFT is better than micro-groups alone", "56.6 to 52.7", "avg@32", better("trapo", "trapo-none")),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable

@@ -84,9 +84,8 @@ def micro_groups(groups: Sequence[Group], stages: Sequence[tuple[int, float, flo
         if done:
             for y, group in enumerate(groups):
                 mean = group.rewards[:done].mean()
-                helped = mean < bar
-                axes.text(x + GAP / 2 - 0.05, y, f"{mean:.2f} {'<' if helped else '≥'} {bar:.2g}{' ▸' if helped else ''}", va="center", ha="center",
-                          fontsize=8.5, fontweight="bold" if helped else "normal", color=INK)
+                words, weight = (f"{mean:.2f} < {bar:.2g} ▸", "bold") if mean < bar else (f"{mean:.2f} ≥ {bar:.2g}", "normal")
+                axes.text(x + GAP / 2 - 0.05, y, words, va="center", ha="center", fontsize=8.5, fontweight=weight, color=INK)
             x += GAP
         axes.text(x + 0.45 * n, -0.85, f"L = {ratio:g}", ha="center", fontsize=9, fontweight="bold", color=INK)
         for j in range(n):
