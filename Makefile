@@ -37,6 +37,7 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 
 organism: $(STAMP) ## train the small models in data/organism again
 	$(BIN)/python -m workbench.organism
+	$(BIN)/python -m workbench.programmer
 
 bench: $(STAMP) ## step time, parts and memory against TRL, side by side
 	$(BIN)/python benchmarks/vs_trl.py
