@@ -15,9 +15,10 @@ import torch
 import toys
 from workbench import test_time
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.discovery import curves, interval, reached, summary, verdict
+from workbench.discovery import curves, interval, reached, read_study, summary, verdict
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
+from workbench.organism import HOME
 from workbench.policy import Learner, Optimiser
 from workbench.rollout import sample_groups
 from workbench.tasks import prompts
@@ -70,6 +71,15 @@ def test_the_verdict_is_computed():
     assert summary(curves(record), [1, 8])[0] == {"method": "SDPO", "@1": "0.50 [0.25, 0.75]", "@8": "1.00 [1.00, 1.00]"}
     figure = discovery_curves({name: interval(values) for name, values in curves(record).items()})
     assert [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_the_committed_study_is_whole():
+    record = read_study(HOME.parent / "test_time" / "organism.json")
+    settings, found = record["config"], curves(record)
+    assert set(found) == set(settings["methods"]) == set(Study().methods) and settings["options"] == OPTIONS
+    assert {values.shape for values in found.values()} == {(settings["questions"], settings["seeds"], settings["budget"])}
+    assert all(b["hard"] == (0 < b["right"] < settings["below"] * settings["samples"]) for b in record["base"])
+    assert all((np.diff(values) >= -1e-9).all() and (0 <= values).all() and (values <= 1).all() for values in found.values())
 
 
 def test_an_unfinished_study_has_no_curves():

@@ -79,7 +79,7 @@ def verdict(found: Mapping[str, np.ndarray], k: int) -> list[str]:
     """A sentence for each method that SDPO is compared with, at k generations each. Paired cells, 90 % interval."""
     sentences = []
     for name in [name for name in found if name != "sdpo"]:
-        mean, low, high = interval(found["sdpo"][..., k - 1] - found[name][..., k - 1])
+        mean, low, high = np.round(interval(found["sdpo"][..., k - 1] - found[name][..., k - 1]), 2) + 0.0  # no -0.00
         says = "finds more than" if low > 0 else "finds less than" if high < 0 else "cannot be told apart from"
         sentences.append(f"At {k} generations SDPO {says} {NAMES[name]}: difference {mean:+.2f} [{low:+.2f}, {high:+.2f}].")
     return sentences
