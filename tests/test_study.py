@@ -113,6 +113,8 @@ def test_a_failed_cell_is_named_and_the_others_are_made(tmp_path):
 
 def test_bad_input_is_one_sentence(tmp_path, capsys):
     assert main(["study", "--only", "nothing"]) == 2 and "there is no arm nothing" in capsys.readouterr().err
+    assert main(["study", "--workers", "0"]) == 2 and "1 worker or more" in capsys.readouterr().err
+    assert main(["study", "--only", "scope", "--models", "1m"]) == 2 and "no arm of that name has the size 1m" in capsys.readouterr().err
     assert main(["study", "--quick"]) == 2 and "name a folder with --out" in capsys.readouterr().err
 
 

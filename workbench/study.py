@@ -306,6 +306,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.workers < 1:
+        raise WorkbenchError(f"a study needs 1 worker or more, not {args.workers}")
     if args.tune:
         tune_all(args.workers, args.work.resolve())
         return
@@ -316,6 +318,8 @@ def main(args: argparse.Namespace) -> None:
     if unknown:
         raise WorkbenchError(f"there is no arm {', '.join(sorted(unknown))}; there are {', '.join(dict.fromkeys(arm.name for arm in arms))}")
     arms = [arm for arm in arms if (not args.only or arm.name in args.only) and (not args.models or arm.model in args.models)]
+    if not arms:
+        raise WorkbenchError(f"no arm of that name has the size {', '.join(args.models or ())}")
     study(arms, [0] if args.quick else args.seeds, args.workers, args.out.resolve(), args.work.resolve(), args.quick)
 
 
