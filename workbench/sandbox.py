@@ -231,7 +231,7 @@ class _Zygote:
             raise WorkbenchError("the sandbox needs Linux or macOS: this system cannot fork")
         with self._lock:
             for last in (False, True):
-                if self._socket is None:
+                if self._socket is None or self._process.poll() is not None:  # a warden may hold the dead server's socket open for a moment
                     self._start()
                 leash, leash_there = socket.socketpair()
                 channel, channel_there = socket.socketpair()
