@@ -9,7 +9,8 @@ import pytest
 
 from workbench.core import Problem, WorkbenchError
 from workbench.tasks import load_task
-from workbench.tasks.file import File, final_answer, value
+from workbench.tasks.file import File
+from workbench.verify import compare, final_answer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -88,7 +89,7 @@ def test_final_answer(text, answer):
     ("", "0", False), ("blue", "red", False), ("nan", "0", False),
 ])
 def test_answers_compare_as_numbers_where_they_are_numbers(left, right, same):
-    assert (value(left) == value(right)) is same
+    assert compare(left, right).same is same
 
 
 @pytest.mark.parametrize("answer", ["1e999999999", "9" * 100_000, "9" * 5000 + "/7", "1/" + "0" * 9, "1_000", "٣", "inf", "-", "." * 1000])

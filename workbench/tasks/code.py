@@ -1,4 +1,4 @@
-"""Programs, run against tests in the sandbox: ``code:path=problems.jsonl,max_new=4096``.
+"""Programs, run against tests in the sandbox: ``code:problems.jsonl,max_new=4096`` or ``code:livecodebench_v6,split=test``.
 
 Each line of the file (plain or .gz) is a record of LiveCodeBench (``question_content``, ``public_test_cases``, ``private_test_cases``, ...) or
 of HumanEval (``prompt``, ``test``, ``entry_point``, ...); a line may name its ``split``. The program is the last fenced block of the
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import gzip
-import hashlib
 import json
 import re
 import textwrap
@@ -24,16 +22,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
-from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError
 from workbench.sandbox import Call, Program, Result
 from workbench.tasks import prompts
+from workbench.tasks.rows import SPLITS, draw, read, split_of
 
-SPLITS = ("train", "validation", "test")
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
+
+# Read as files: livecodebench/code_generation_lite comes with a loading script, which datasets runs no longer. v6 is what its last release added:
+# 175 questions of January to April 2025 (the file's size and count as others report them; it was not downloaded here).
+SETS = {"livecodebench_v6": "hf://datasets/livecodebench/code_generation_lite/test6.jsonl"}
 
 # What LiveCodeBench puts before every program, in its order.
 _STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing".split()
@@ -146,7 +146,7 @@ def extract(text: str) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class Code:
-    """Problems read from ``path``. A tenth each is held out for validation and test, by the question's hash, unless lines name a split
+    """Problems read from ``path``, a file or a name in ``SETS``. A tenth each is held out for validation and test, by the question's hash, unless lines name a split
     or ``split`` puts all of them into one. ``seconds`` and ``memory_mb`` are for each test, and for HumanEval's check as a whole."""
 
     path: str = ""
@@ -169,21 +169,16 @@ class Code:
     @cached_property
     def _rows(self) -> dict[str, tuple[Problem, Suite]]:
         rows = {}
-        for where, row in _records(Path(self.path)):
+        for where, row, _ in read(SETS.get(self.path, self.path)):
             problem, suite = _row(where, row, self.split)
             if problem.id in rows:
                 raise WorkbenchError(f"{where} has the id {problem.id} of an earlier line")
             rows[problem.id] = problem, suite
-        if not rows:
-            raise WorkbenchError(f"the problem file {self.path} is empty")
         return rows
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split``, drawn with ``seed``."""
-        pool = [problem for problem, _ in self._rows.values() if problem.meta["split"] == split]
-        if len(pool) < n:
-            raise WorkbenchError(f"{self.path} has {len(pool)} problems in its {split} split, {n} wanted")
-        return Random(seed).sample(pool, n)
+        return draw([problem for problem, _ in self._rows.values()], split, n, seed, self.path)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """``parts``: the share of the training tests that pass."""
@@ -220,23 +215,6 @@ class Code:
 # --- records ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _records(path: Path):
-    """(where, record) of every line that is not blank."""
-    try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"could not read the problem file {path}: {getattr(error, 'strerror', None) or error}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise WorkbenchError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
-            yield where, row
-
-
 def _row(where: str, row: Any, split: str) -> tuple[Problem, Suite]:
     """Raises WorkbenchError, naming the line, for a record of neither form."""
     form = next((form for key, form in (("question_content", livecodebench), ("entry_point", humaneval)) if isinstance(row, dict) and key in row), None)
@@ -247,8 +225,7 @@ def _row(where: str, row: Any, split: str) -> tuple[Problem, Suite]:
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise WorkbenchError(f"{where} {what}") from error
-    bucket = hashlib.blake2b(problem.messages[-1]["content"].encode("utf-8", "replace"), digest_size=2).digest()[0]
-    chosen = split or row.get("split") or ("test" if bucket < 26 else "validation" if bucket < 52 else "train")
+    chosen = split or row.get("split") or split_of(problem.messages[-1]["content"])
     if chosen not in SPLITS:
         raise WorkbenchError(f"{where} has the split {chosen!r}; it must be one of {', '.join(SPLITS)}")
     problem.meta["split"] = chosen

@@ -6,12 +6,12 @@ object with ``solution`` and ``is_correct``. That is the form of the model solut
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.policy import Policy
-from workbench.tasks.file import final_answer
+from workbench.tasks import rows
+from workbench.verify import final_answer
 
 
 def read_graded(path: str | Path, tokenizer) -> list[Group]:
@@ -21,20 +21,11 @@ def read_graded(path: str | Path, tokenizer) -> list[Group]:
     know a character puts its unknown token there. Raises WorkbenchError, naming the line, for one that is not of this form.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WorkbenchError(f"could not read {path}: {getattr(error, 'strerror', None) or error}") from error
     reader = Policy(None, tokenizer, path.stem)  # only its tokenizer is used
-    return [_group(reader, path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [_group(reader, path, *found) for found in rows.local(path)]
 
 
-def _group(reader: Policy, path: Path, number: int, line: str) -> Group:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise WorkbenchError(f"{where} is not JSON: {getattr(error, 'msg', error)}") from error
+def _group(reader: Policy, path: Path, where: str, row, _: str) -> Group:
     if not isinstance(row, dict) or not _text(row.get("question")) or not _text(row.get("ground_truth")):
         raise WorkbenchError(f'{where} needs a "question" and a "ground_truth" with text in them')
     solutions = {name: value for name, value in row.items() if name not in ("question", "ground_truth")}
@@ -43,7 +34,7 @@ def _group(reader: Policy, path: Path, number: int, line: str) -> Group:
             raise WorkbenchError(f'{where}: {name!r} needs a "solution" (text) and "is_correct" (true or false)')
     if not solutions:
         raise WorkbenchError(f"{where} has no solutions")
-    problem = Problem(f"{path.stem}:{number}", ({"role": "user", "content": row["question"]},), final_answer(row["ground_truth"]),
+    problem = Problem(f"{path.stem}:{where.rsplit(' ', 1)[1]}", ({"role": "user", "content": row["question"]},), final_answer(row["ground_truth"]),
                       (row["ground_truth"],), {"authors": list(solutions)})
     return Group(problem, tuple(_rollout(reader, problem, **value) for value in solutions.values()))
 

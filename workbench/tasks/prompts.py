@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from workbench.core import Message, Problem
+from workbench.core import Message, Problem, Step
 
 SOLUTION = "\nCorrect solution:\n\n"
 ATTEMPT = "\nYour unsuccessful earlier attempt:\n\n"
@@ -79,3 +79,17 @@ def parse_synthesis(text: str) -> tuple[str, str] | None:
     if not found or not found[1].strip() or not found[2].strip():
         return None
     return found[1].strip(), found[2].strip("\n")
+
+
+class FreeText:
+    """What the tasks have in common whose attempts are any text: no known first error, and the prompts for real models."""
+
+    def first_error(self, problem: Problem, text: str) -> Step | None:
+        """Not known for free text."""
+        return None
+
+    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
+        return reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
+
+    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
+        return audit(problem, wrong, right)
