@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _model(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID")
-    verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, or a file: problems.jsonl, problems.jsonl:max_new=64")
+    verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, "
+                      "math:gsm8k (math500, aime24, aime25, hmmt25, a file, a hub id), code:FILE, mcq:FILE, tools:FILE, gym:chain_sum,min_terms=2, or a file: "
+                      "problems.jsonl, problems.jsonl:max_new=64")
 
 
 def _positive(text: str) -> int:

@@ -9,6 +9,7 @@ from importlib import metadata, util
 PARTS = (  # what a user can do, the packages that it needs, and whether it needs CUDA
     ("train and evaluate", ("torch", "transformers", "safetensors"), False),
     ("LoRA adapters", ("peft",), False),
+    ("data sets and their graders", ("datasets", "math-verify", "reasoning-gym"), False),
     ("notebooks", ("jupyterlab", "ipywidgets", "matplotlib", "pandas"), False),
     ("notebook tests", ("pytest", "nbmake"), False),
     ("4-bit and 8-bit weights", ("bitsandbytes",), False),

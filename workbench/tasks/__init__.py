@@ -1,7 +1,8 @@
 """Tasks by name: ``arithmetic``, ``arithmetic:steps=5,largest=999``, or the path of a JSON-lines file of problems
 (``problems.jsonl:max_new=64`` for shorter completions than its 512 tokens).
 
-A task is found by its file's name: ``workbench/tasks/arithmetic.py`` holds the dataclass ``Arithmetic``.
+A task is found by its file's name: ``workbench/tasks/arithmetic.py`` holds the dataclass ``Arithmetic``. Where its first dial is a text, that one
+may go without its name: ``math:gsm8k,max_new=512``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ def load_task(name: str) -> Task:
                 found[module.name] = value
     kind, _, dials = name.partition(":")
     if kind in found:
-        return with_options(found[kind], [dial for dial in dials.split(",") if dial], f"the task {kind}")
+        first, given = dataclasses.fields(found[kind])[0], [dial for dial in dials.split(",") if dial]
+        if given and "=" not in given[0] and first.default == "":
+            given[0] = f"{first.name}={given[0]}"
+        make = getattr(found[kind], "of", None)  # a task that knows more dials than its fields
+        return make(given) if make else with_options(found[kind], given, f"the task {kind}")
     path, _, limit = name.partition(".jsonl:max_new=")
     if not name.endswith(".jsonl") and not limit:
         raise WorkbenchError(f"there is no task {kind!r}; there are {', '.join(sorted(found))}, and any .jsonl file of problems")

@@ -56,7 +56,7 @@ def grade(gold: str, text: str) -> Verdict:
     shown = given if len(given) <= 200 else given[:200] + "..."
     shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
     if how == "killed":
-        return Verdict(0.0, False, f"Your final answer {shown} could not be compared in {SECONDS:g} seconds.", {"killed": 1.0})
+        return Verdict(0.0, False, f"Your final answer {shown} took more than {SECONDS:g} seconds to compare.", {"killed": 1.0})
     return Verdict(0.0, False, f"Your final answer {shown} is not right.")
 
 

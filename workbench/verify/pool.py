@@ -17,7 +17,8 @@ import weakref
 
 from workbench.core import WorkbenchError
 
-SECONDS = 5.0  # wall clock, for one job
+SECONDS = 5.0  # of processor time, for one job: a machine that is busy with something else changes no reward
+SLACK = 6.0  # times as long on the wall's clock; then it is killed whatever it is doing
 START = 120.0  # seconds that a process may take to be ready, on a machine with much else to do
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -37,14 +38,17 @@ class Pool:
         self._idle: list[subprocess.Popen] = []
 
     def ask(self, job: dict, seconds: float = SECONDS) -> dict | None:
-        """What the worker says of the job; None when it took longer than ``seconds`` or broke its process. Raises WorkbenchError if none starts."""
+        """What the worker says of the job; None when it was killed or broke its process: after ``seconds`` of processor time, or ``SLACK`` times as long in all.
+
+        Raises WorkbenchError if no process starts.
+        """
         with self._places:
             worker = self._worker()
             late = threading.Event()
-            killer = threading.Timer(seconds, lambda: (late.set(), worker.kill()))
+            killer = threading.Timer(SLACK * seconds, lambda: (late.set(), worker.kill()))
             killer.start()
             try:
-                line = self._exchange(worker, {**job, "seconds": seconds})
+                line = self._exchange(worker, {**job, "limits": [seconds, SLACK * seconds + 1]})
             finally:
                 killer.cancel()
                 killer.join()

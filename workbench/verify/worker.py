@@ -79,6 +79,13 @@ def lock() -> None:
         seccomp(filter_code(read_only=True))
 
 
+def timers(processor: float, wall: float) -> None:
+    """This process ends after so many seconds, by signals that nothing handles. 0: never. The second is for when the parent, who also looks, is gone."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, processor)
+        signal.setitimer(signal.ITIMER_REAL, wall)
+
+
 def main(kind: str) -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what a library prints is no reply
@@ -91,12 +98,10 @@ def main(kind: str) -> None:
     print("ready", file=replies)
     for line in sys.stdin:
         asked = json.loads(line)
-        if hasattr(signal, "setitimer"):  # the parent kills it at the limit; should the parent be gone, this does
-            signal.setitimer(signal.ITIMER_REAL, asked["seconds"] + 1)
+        timers(*asked["limits"])
         try:
             reply = job(asked)
         except BaseException as error:  # MemoryError, RecursionError, whatever a library raises for nonsense
             reply = {"error": type(error).__name__}
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        timers(0, 0)
         print(json.dumps(reply), file=replies)
