@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
 from workbench.tasks.rows import FILES, HUB_FILE, HUB_ID, SPLITS, Row, draw, read, split_of
-from workbench.verify import check_gold, final_answer, grade
-from workbench.verify.answers import boxes, exact
+from workbench.verify import check_gold, grade
+from workbench.verify.answers import exact, last_box
 
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -85,11 +85,12 @@ class Math(prompts.FreeText):
         for number, row in enumerate(rows, 1):
             problem = self._problem(number, row)
             found.setdefault(" ".join(problem.messages[-1]["content"].split()), []).append(problem)
-        copies = len(rows) - len(found)
-        if copies:
-            warnings.warn(f"{copies} of the {len(rows)} records of {self.source} ask a question again; {len(found)} problems are left", stacklevel=4)
         own = {row.split for row in rows}
-        return tuple(self._one(same, own) for same in found.values())
+        made = tuple(self._one(same, own) for same in found.values())
+        if len(made) < len(rows):
+            warnings.warn(f"{len(rows) - len(made)} of the {len(rows)} records of {self.source} ask a question again; {len(made)} problems are left",
+                          stacklevel=5)
+        return made
 
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
@@ -99,10 +100,10 @@ class Math(prompts.FreeText):
         traces = _column(where, record, "solution", (self.solution,)) if self.solution else _first(record, SOLUTIONS)
         solutions = tuple(trace for trace in (traces if isinstance(traces, list) else [traces]) if isinstance(trace, str) and trace.strip())
         whole = (self.question or next(name for name in QUESTIONS if name in record)) == "prompt"
-        if self.answer or _first(record, ANSWERS) is not None or not (solutions and boxes(solutions[0])):
+        if self.answer or _first(record, ANSWERS) is not None or not (solutions and last_box(solutions[0])):
             answer = _column(where, record, "answer", (self.answer,) if self.answer else ANSWERS)
         else:
-            answer = final_answer(solutions[0])
+            answer = last_box(solutions[0])
         answer = str(answer).strip()
         if "####" in answer:  # GSM8K: the worked solution ends with it
             solutions, answer = solutions or (answer,), answer.rsplit("####", 1)[1].strip()

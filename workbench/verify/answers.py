@@ -17,6 +17,7 @@ _SAME = [(re.compile(pattern), new) for pattern, new in (
     (r"[\u2212\u2013]", "-"), (r"\\[dtc]frac", r"\\frac"), (r"\\(?:left|right|displaystyle|Bigg?|bigg?)(?![a-zA-Z])", ""), (r"\\[!,;:> ]|\\q?quad|~", " "),
     (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r"\1"), (r"\^\{?\\circ\}?|\\degree|°", ""),
     (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"), (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"), (r"\{,\}", ","), (r"\\([%$#&])", r"\1"))]
+_BASE = re.compile(r"_\{?(\d+)\}?$")
 _TIGHT = re.compile(r"\s*([^\w\s])\s*")
 _QUANTITY = re.compile(r"([+-]?)(?:(\d+/\d+|\d+(?:\.\d*)?|\.\d+)|\\frac\{(-?\d+)\}\{(-?\d+)\})(%| ?[a-z]{2,}(?: [a-z]{2,}){0,2}(?:\^\d)?)?")
 _SCALES = frozenset("hundred thousand million billion trillion dozen percent and or to times plus minus over of mod is pi".split())
@@ -26,9 +27,9 @@ _FUNCTIONS = frozenset("sin cos tan cot sec csc log exp sqrt min max mod lim arc
 def final_answer(text: str) -> str:
     """The last \\boxed{...}, else what follows the last ``####``, ``Answer:``, ``answer is`` or ``Answer 18``, else the last number; "" for none."""
     text = text[-TAIL:]
-    boxed = boxes(text)
+    boxed = last_box(text)
     if boxed:
-        return boxed[-1]
+        return boxed
     marked = [found.strip() for found in _MARKED.findall(text)]
     if marked:
         return re.split(r"(?<=\S)\.\s", marked[-1], maxsplit=1)[0].rstrip("* \t")
@@ -36,20 +37,20 @@ def final_answer(text: str) -> str:
     return numbers[-1] if numbers else ""
 
 
-def boxes(text: str) -> list[str]:
-    """What stands in each closed, non-empty \\boxed{...}, by where they begin. One pass: text can be nothing but braces."""
+def last_box(text: str) -> str:
+    """What stands in the \\boxed{...} that begins last, of those that are closed and not empty; "" for none. One pass: text can be nothing but braces."""
     open_at: list[int | None] = []  # for every open brace: where the box's content begins; None for a brace that is no box
-    found = []
+    start, found = -1, ""
     for mark in _BRACES.finditer(text):
         if mark[0] == "{":
             open_at.append(None)
         elif mark[0] == "}":
-            start = open_at.pop() if open_at else None
-            if start is not None and text[start:mark.start()].strip():
-                found.append((start, mark.start()))
+            begin = open_at.pop() if open_at else None
+            if begin is not None and begin > start and (inside := text[begin:mark.start()].strip()):
+                start, found = begin, inside
         elif mark[0].endswith("{") and len(mark[0]) > 2:
             open_at.append(mark.end())
-    return [text[start:end].strip() for start, end in sorted(found)]
+    return found
 
 
 def normal(answer: str) -> str:
@@ -82,7 +83,8 @@ def exact(gold: str, given: str) -> bool | None:
     a, b = quantity(left), quantity(right)
     if a and b and (a[0] == b[0] or "%" not in a[1] + b[1]):
         return a[0] == b[0] and (not a[1] or not b[1] or a[1] == b[1])
-    return False if not right or is_text(gold) else None
+    bases = [_BASE.findall(side) for side in (left, right)]  # math-verify drops them: 52_8 would be 52_9
+    return False if not right or is_text(gold) or all(bases) and bases[0] != bases[1] else None
 
 
 def is_number(answer: str) -> bool:

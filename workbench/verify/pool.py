@@ -93,7 +93,7 @@ class Pool:
         killer.cancel()
         if line.strip() != "ready":
             self._bury(worker)
-            raise WorkbenchError(f"the process that grades answers ({self.kind}) did not start: {line.strip() or f'nothing in {START:g} seconds'}")
+            raise WorkbenchError(f"the process that grades answers ({self.kind}) did not start: {line.strip() or f'exit status {worker.returncode}'}")
         return worker
 
     @staticmethod
