@@ -205,7 +205,7 @@ def test_real_records(file, n):
     problems = task.problems("test", n, 0)
     assert len({p.messages[0]["content"] for p in problems}) == n and all(p.messages[0]["content"].count("\\boxed{}") == 1 for p in problems)
     assert all(task.grade(p, p.solutions[0]).correct for p in problems if p.solutions)
-    assert all(task.grade(p, f"\\boxed{{{p.answer}}}").correct and not task.grade(p, f"\\boxed{{{p.answer}1}}").correct for p in problems[:30])
+    assert all(task.grade(p, f"\\boxed{{{p.answer}}}").correct and not task.grade(p, f"\\boxed{{{p.answer}+1}}").correct for p in problems[:30])
 
 
 @needs_data
