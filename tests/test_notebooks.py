@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench.colab import CELL
+
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
@@ -33,7 +35,13 @@ def test_begins_and_ends_for_a_newcomer(notebook):
 def test_one_parameters_cell_with_a_quick_mode(notebook):
     tagged = [cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1 and 'os.environ.get("WORKBENCH_QUICK")' in text(tagged[0])
-    assert tagged[0] is next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert tagged[0] is [cell for cell in notebook["cells"] if cell["cell_type"] == "code"][1]  # after the set-up
+
+
+def test_begins_with_the_set_up(notebook):
+    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    assert text(first) == CELL and first["metadata"]["tags"] == ["setup"]
+    assert [output["name"] for output in first["outputs"]] == ["stdout"] and text({"source": first["outputs"][0]["text"]}).count("\n") == 1
 
 
 def test_cells_are_short(notebook):

@@ -74,7 +74,7 @@ def installed(requirements, **environment):
 def test_environment_and_pyproject_name_the_same_packages():
     assert set(conda_requirements()) == set(project_requirements())
     assert set(REQUIRED) <= set(conda_requirements())
-    assert {"notebook", "gpu", "dev", "data"} | OPT_IN == set(PROJECT["optional-dependencies"])
+    assert {"notebook", "gpu", "dev", "data", "models"} | OPT_IN == set(PROJECT["optional-dependencies"])
 
 
 def test_environment_and_pyproject_agree_on_python():

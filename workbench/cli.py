@@ -33,6 +33,10 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the run directory")
     train.add_argument("--lora", type=_positive, default=0, metavar="R", help="train a LoRA adapter of rank R instead of all weights")
+    train.add_argument("--4bit", action="store_true", dest="four_bit", help="keep the frozen weights in 4 bits (QLoRA); with --lora")
+    train.add_argument("--8bit-optimizer", action="store_true", dest="eight_bit", help="keep AdamW's moments in 8 bits")
+    train.add_argument("--unsloth", action="store_true", help="through Unsloth's kernels, on a CUDA GPU; with --lora")
+    train.add_argument("--checkpointing", action="store_true", help="make activations again in the backward pass: less memory, a third more time")
     train.add_argument("--teacher", type=_named, metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
                        help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
@@ -43,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = verb("eval", _eval, "Measure avg@k, pass@k, length and an interval on held-out problems.")
     _model(evaluate)
     evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="a peft adapter to put on the model")
+    evaluate.add_argument("--4bit", action="store_true", dest="four_bit", help="load the model's weights in 4 bits")
     evaluate.add_argument("--split", default="test", choices=("test", "validation", "train"))
     evaluate.add_argument("--problems", type=_positive, default=400)
     evaluate.add_argument("--samples", type=_positive, default=8)
@@ -58,12 +63,20 @@ def parser() -> argparse.ArgumentParser:
     from workbench.study import arguments
     arguments(study)
 
-    verb("doctor", _doctor, "Report the environment, and which parts will work here.")
+    doctor = verb("doctor", _doctor, "Report the environment, and which parts will work here; with --model, on which GPU a training step will fit.")
+    doctor.add_argument("--model", type=_named, metavar="MODEL", help="a folder, a hub id (only its configuration is read), a GGUF file, or smollm2")
+    doctor.add_argument("--method", metavar="METHOD", help="one method (default: all)")
+    for flag, value, text in (("--lora", 16, "rank of the adapter"), ("--prompt", 200, "tokens of a prompt"), ("--new", 512, "tokens of a completion"),
+                              ("--rows", 8, "rollouts in a micro-batch"), ("--prompts", 16, "problems in a step")):
+        doctor.add_argument(flag, type=_positive, default=value, help=f"{text} (default: {value})")
+    doctor.add_argument("--checkpointing", action="store_true", help="with activations made again in the backward pass")
+    doctor.add_argument("--8bit-optimizer", action="store_true", dest="eight_bit", help="with AdamW's moments in 8 bits")
+    doctor.add_argument("--measure", metavar="TASK", help="also make one real step by QLoRA on this GPU, on a task")
     return top
 
 
 def _model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID")
+    verb.add_argument("--model", required=True, metavar="MODEL", help="a folder, a hub id, a GGUF file, or smollm2 (a real model without a download)")
     verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, "
                       "math:gsm8k (math500, aime24, aime25, hmmt25, a file, a hub id), code:FILE, mcq:FILE, tools:FILE, gym:chain_sum,min_terms=2, or a file: "
                       "problems.jsonl, problems.jsonl:max_new=64")
@@ -127,15 +140,22 @@ def _train(args) -> None:
     kind = methods.find(args.method)
     for_method, for_optimiser, for_plan = split_options(args.options, kind, tuple(f.name for f in fields(Optimiser)))
     method = with_options(kind, for_method, args.method)
-    optimiser = with_options(Optimiser, for_optimiser, "the optimiser")
+    optimiser = with_options(Optimiser, [*for_optimiser, *(["eight_bit=true"] if args.eight_bit else [])], "the optimiser")
     plan = with_options(Plan, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
+    if args.four_bit and not args.lora:
+        raise WorkbenchError("weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train")
+    if args.unsloth and not args.lora:
+        raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
     task = load_task(args.task)
-    learner = Learner(load_policy(args.model), optimiser, lora=args.lora, seed=args.seed, expert=load_policy(args.teacher) if args.teacher else None)
+    expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit) if args.teacher else None
+    learner = Learner(load_policy(args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth), optimiser, lora=args.lora,
+                      seed=args.seed, expert=expert, checkpointing=args.checkpointing)
     writers = []
     if args.tensorboard:
         from workbench.records import TensorBoard
         writers.append(TensorBoard(args.out))
-    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "teacher": args.teacher, "optimiser": asdict(optimiser)}
+    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "teacher": args.teacher,
+              "optimiser": asdict(optimiser)}
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
 
@@ -147,7 +167,7 @@ def _eval(args) -> None:
 
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
-    result = evaluate(load_policy(args.model, adapter=args.adapter), task, problems, args.samples, args.seed, temperature=args.temperature)
+    result = evaluate(load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit), task, problems, args.samples, args.seed, temperature=args.temperature)
     print(json.dumps(asdict(result)) if args.json else result)
 
 
@@ -167,9 +187,21 @@ def _study(args) -> None:
 
 
 def _doctor(args) -> None:
-    from workbench.doctor import report
+    from workbench import doctor, memory, methods
 
-    print(report())
+    if args.model is None:
+        if args.method or args.measure:
+            raise WorkbenchError("doctor --method and --measure want a --model")
+        print(doctor.report())
+        return
+    names = [args.method] if args.method else methods.names()
+    kinds = [methods.find(name) for name in names]
+    print(f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU with as much: {args.prompt} + {args.new} tokens, "
+          f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; frozen weights in bf16, QLoRA's in 4 bits.\n")
+    print(memory.report(args.model, names, rank=args.lora, prompt=args.prompt, new=args.new, rows=args.rows, prompts=args.prompts,
+                        checkpointing=args.checkpointing, eight_bit=args.eight_bit))
+    if args.measure:
+        print(doctor.measured(args.model, kinds, args.measure, args))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,6 +25,14 @@ def version(package: str) -> str | None:
         return None
 
 
+def line() -> str:
+    """Where this runs, in one line."""
+    import torch
+
+    place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft")) + f", {place}"
+
+
 def report() -> str:
     lines = [f"python        {platform.python_version()} on {platform.system()} {platform.machine()}"]
     cuda = False
@@ -50,4 +58,24 @@ def report() -> str:
 
     found = sorted(folder.name for folder in HOME.glob("*") if (folder / "config.json").is_file()) if HOME.is_dir() else []
     lines.append(f"[ ok ] embedded models: {', '.join(found)}" if found else "[ no ] embedded models: none here; make organism builds them")
+    return "\n".join(lines)
+
+
+def measured(model: str, methods: list[type], task: str, args) -> str:
+    """One real step of each method by QLoRA on the GPU that is here, as ``args`` of the command line say."""
+    import torch
+
+    from workbench.core import WorkbenchError
+    from workbench.memory import measure
+    from workbench.policy import Learner, Optimiser, load_policy
+    from workbench.tasks import load_task
+
+    if not torch.cuda.is_available():
+        raise WorkbenchError("there is no GPU here to measure on")
+    lines = [f"\nMeasured on {torch.cuda.get_device_name()} with {task}, by QLoRA:"]
+    for method in methods:
+        expert = load_policy(model, four_bit=True, frozen=True) if getattr(method(), "teacher", "") == "expert" else None
+        learner = Learner(load_policy(model, four_bit=True, frozen=True), Optimiser(eight_bit=args.eight_bit), lora=args.lora, expert=expert,
+                          checkpointing=args.checkpointing)
+        lines.append(f"{method.__name__.lower():8} {measure(learner, method(), load_task(task), args.rows, args.prompts) / 2**30:.1f} GiB")
     return "\n".join(lines)

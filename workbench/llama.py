@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.policy import Policy
 
@@ -52,7 +53,7 @@ def _weight(module: nn.Module) -> Tensor:
         return module.weight
     weight = module.base_layer.weight
     active = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
-    return sum((module.get_delta_weight(name) for name in active), start=weight)
+    return sum((module.get_delta_weight(name) for name in active), start=weight).to(weight.dtype)  # adapters are fp32 also on bf16 weights
 
 
 class _Rotation(NamedTuple):
@@ -223,15 +224,18 @@ def completion_states(policy: Policy, prompts: Sequence[Sequence[int]], completi
     heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, base.model.layers[0].self_attn.head_dim
 
     keep = heads * config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
-    x = base.get_input_embeddings()(send(ids))
-    for layer in base.model.layers:
+    def through(layer: nn.Module, x: Tensor) -> Tensor:
         q, k, v, out, gate, up, down = _projections(layer)
         qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
         qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
         q, k = rotation(qk).split([heads, kv_heads], dim=1)
         x = x + out((_attention if keep else _Attention.apply)(q, k, v, spans).flatten(1))
         gate, up = _product(layer.post_attention_layernorm(x), gate, up).chunk(2, dim=-1)
-        x = x + down(F.silu(gate) * up)
+        return x + down(F.silu(gate) * up)
+
+    x = base.get_input_embeddings()(send(ids))
+    for layer in base.model.layers:
+        x = checkpoint(through, layer, x, use_reentrant=False) if policy.checkpointing and torch.is_grad_enabled() else through(layer, x)
     return base.model.norm(x[send([place for row in picks for place in row])])
 
 

@@ -1,27 +1,31 @@
 """A policy is a causal LM with its tokenizer; a learner is a policy with an optimiser, a frozen reference and an EMA teacher.
 
-With LoRA, policy, reference and teacher are one frozen base: the reference is the base with its adapters off, the teacher a second adapter.
+With LoRA, policy, reference and teacher are one frozen base: the reference is the base with its adapters off, the teacher a second adapter. The
+base may be kept in bf16, or in 4 bits a weight (QLoRA, arXiv 2305.14314); the adapters are fp32 always.
 With full fine-tuning the reference is a frozen copy of the weights as they were loaded, and the teacher one more, made when it is first asked for.
 """
 
 from __future__ import annotations
 
 import math
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.core import Message, WorkbenchError
 
 
 class Policy:
     """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding."""
+
+    unsloth = False  # loaded by Unsloth, which then also makes the adapter
+    checkpointing = False  # training keeps one state a layer and makes the others again: less memory, a third more time
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         self.model, self.tokenizer, self.name = model, tokenizer, name or getattr(model.config, "_name_or_path", "")
@@ -46,6 +50,11 @@ class Policy:
     def head(self) -> Tensor:
         """[V, D] output embedding."""
         return self.base.get_output_embeddings().weight
+
+    @property
+    def exact(self) -> bool:
+        """Weights in fp32: they can all be trained, and sampler and trainer give a token the same log-prob but for rounding."""
+        return self.head.dtype in (torch.float32, torch.float64) and not getattr(self.base, "is_quantized", False)
 
     @property
     def context(self) -> int:
@@ -86,28 +95,52 @@ class Policy:
 
     def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
         """[B, S, D] last hidden states."""
-        return self.decoder(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        with self._checkpointed():
+            return self.decoder(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+
+    @contextmanager
+    def _checkpointed(self) -> Iterator[None]:
+        """transformers makes activations again only in layers in training mode. They are told so for this pass; what is inside them, dropout, is not."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        again = self.checkpointing and torch.is_grad_enabled()
+        layers = [module for module in self.decoder.modules() if again and isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers:
+            layer.training = layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = layer.gradient_checkpointing = False
 
 
-def load_policy(model: str | Path, *, adapter: str | Path | None = None, device: str | None = None,
-                dtype: torch.dtype = torch.float32) -> Policy:
-    """Load a causal LM by folder or hub id (and a peft adapter on it). ``device``: CUDA where there is one, else the CPU."""
+def load_policy(model: str | Path, *, adapter: str | Path | None = None, device: str | None = None, frozen: bool = False,
+                four_bit: bool = False, unsloth: bool = False) -> Policy:
+    """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py), and a peft adapter on it.
+
+    ``device``: CUDA where there is one, else the CPU. ``frozen``: its weights will not be trained, so they may be bf16, and are where the device
+    computes in it. ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else fp32. ``unsloth``: through Unsloth's own kernels,
+    for LoRA on CUDA only.
+    """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # A damaged or foreign model fails in as many ways as there are files in it.
     unreadable = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError, AttributeError, ImportError)
-    if not str(model).strip():
-        raise WorkbenchError("no model is named: a folder or a hub id is needed")
-    path = Path(model).expanduser()
-    looks_local = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
-    if looks_local and not (path / "config.json").is_file():
-        raise WorkbenchError(f"there is no model in {model}: a Hugging Face folder with a config.json is needed")
+    source, device = _source(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if frozen and device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    fast = _unsloth() if unsloth else None
+    more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path if looks_local else str(model))
-        net, loading = AutoModelForCausalLM.from_pretrained(path if looks_local else str(model), dtype=dtype, output_loading_info=True)
+        if fast:
+            net, tokenizer = fast.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
+            loading = {"missing_keys": ()}  # it does not say
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            net, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **more)
     except unreadable as error:
-        raise WorkbenchError(f"could not load the model {model}: {str(error).strip().splitlines()[0]}") from error
+        raise WorkbenchError(_why_not(model, error)) from error
     if loading["missing_keys"]:  # transformers fills them with random numbers
         raise WorkbenchError(f"the model {model} lacks {len(loading['missing_keys'])} of its weights, such as {min(loading['missing_keys'])}")
     if adapter is not None:
@@ -120,10 +153,78 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
         except unreadable as error:
             raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
     net.requires_grad_(False).eval()
-    net.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not four_bit and not unsloth:
+        net.to(device)
     policy = Policy(net, tokenizer, str(model))
-    _check_head(policy)
+    policy.unsloth = unsloth
+    try:
+        _check_head(policy)
+    except RuntimeError as error:  # on a CPU bitsandbytes wants layers whose widths are multiples of 64
+        raise WorkbenchError(f"the model {model} does not run {'in 4 bits ' if four_bit else ''}on {device}: {_first_line(error)}") from error
     return policy
+
+
+def _source(model: str | Path) -> str | Path:
+    """What transformers loads: a folder, or a hub id as it is."""
+    from workbench import gguf
+
+    if not str(model).strip():
+        raise WorkbenchError("no model is named: a folder, a GGUF file or a hub id is needed")
+    path = Path(model).expanduser()
+    if str(model) == gguf.SMOLLM2 and not path.exists():
+        return gguf.folder(gguf.smollm2())
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise WorkbenchError(f"there is no file {model}")
+        return gguf.folder(path)
+    looks_local = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
+    if looks_local and not (path / "config.json").is_file():
+        raise WorkbenchError(f"there is no model in {model}: a Hugging Face folder with a config.json is needed")
+    return path if looks_local else str(model)
+
+
+def _unsloth():
+    """Unsloth's loader. Importing it changes transformers, so it is done only when it is asked for, and before a model is loaded."""
+    if not torch.cuda.is_available():
+        raise WorkbenchError("Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes through transformers and peft")
+    try:
+        from unsloth import FastLanguageModel
+    except Exception as error:
+        raise WorkbenchError(f"Unsloth cannot be imported here (it wants constraints-gpu.txt): {_first_line(error)}") from error
+    return FastLanguageModel
+
+
+def _nf4(dtype: torch.dtype):
+    """4 bits a weight, computed with in bf16 (fp32 on a GPU that has no bf16)."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # not installed, or its library does not load on this machine
+        raise WorkbenchError(f"4-bit weights need the package bitsandbytes, which cannot be imported here: {_first_line(error)}") from error
+    from transformers import BitsAndBytesConfig
+
+    slow = torch.cuda.is_available() and dtype == torch.float32
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=torch.float32 if slow else torch.bfloat16)
+
+
+def _why_not(model: str | Path, error: Exception) -> str:
+    """Why a model could not be loaded, in one sentence."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    causes = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"the model {model} is gated: accept its terms on its hub page, then log in with `hf auth login`"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"there is no model {model} on the hub (or it is private: log in with `hf auth login`), and no such folder here"
+    if any(isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError)) or "ConnectError" in type(cause).__name__ for cause in causes):
+        return f"the hub cannot be reached, and {model} is not in its cache: name a folder or a GGUF file, or smollm2"
+    return f"could not load the model {model}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @torch.no_grad()
@@ -144,6 +245,7 @@ class Optimiser:
     weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm
     ema: float = 0.05  # the teacher's update rate u
+    eight_bit: bool = False  # AdamW's two moments in 8 bits a number (bitsandbytes, arXiv 2110.02861): 2 bytes a parameter and not 8
 
     def __post_init__(self):
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf and self.clip > 0 and 0 <= self.ema <= 1):
@@ -151,25 +253,27 @@ class Optimiser:
 
 
 class Learner:
-    """The trainable policy. ``lora``: rank of the adapter to train (0: all weights). ``expert``: another, stronger policy to learn from."""
+    """The trainable policy. ``lora``: rank of the adapter to train (0: all weights). ``expert``: another, stronger policy to learn from.
+    ``checkpointing``: keep one state a layer for the backward pass and make the others again."""
 
-    def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None):
+    def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None,
+                 checkpointing: bool = False):
+        if not lora and not policy.exact:
+            raise WorkbenchError(f"{policy.name} was loaded with weights that cannot be trained (4 bits or bf16): train an adapter with lora")
         self.policy, self.settings, self.lora, self.expert = policy, optimiser, lora, expert
         if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise WorkbenchError(f"the teacher {expert.name} has another vocabulary than {policy.name}: it cannot score its tokens")
         self.skipped = 0  # updates not made because a gradient was not finite
         if lora:
-            from peft import LoraConfig, get_peft_model
-            torch.manual_seed(seed)  # the adapter's A is random
-            config = LoraConfig(r=lora, lora_alpha=2 * lora, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-            policy.model = get_peft_model(policy.model, config)
+            policy.model = _with_adapter(policy, lora, seed)
         else:
             policy.model.requires_grad_(True)
         policy.model.eval()  # no dropout: the sampler and the trainer must agree
+        policy.checkpointing = checkpointing
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         decay = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optimiser.weight_decay},
                  {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW([g for g in decay if g["params"]], lr=optimiser.lr, fused=True)
+        self.optimiser = _adamw([group for group in decay if group["params"]], optimiser)
         self._teacher: dict[str, Tensor] | None = None
         self._start = {name: p.detach().clone() for name, p in self._weights().items()}
 
@@ -288,6 +392,27 @@ class Learner:
             for name, weight in self._make_teacher().items():
                 weight.copy_(state["teacher"][name])
         self.skipped = state["skipped"]
+
+
+def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
+    torch.manual_seed(seed)  # the adapter's A is random
+    if policy.unsloth:
+        linear = sorted({name.rpartition(".")[2] for name, module in policy.decoder.named_modules() if isinstance(module, nn.Linear)})
+        return _unsloth().get_peft_model(policy.model, r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear, random_state=seed,
+                                         use_gradient_checkpointing=False)
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(policy.model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def _adamw(groups: list[dict], settings: Optimiser) -> torch.optim.Optimizer:
+    if not settings.eight_bit:
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+    try:
+        import bitsandbytes
+    except Exception as error:
+        raise WorkbenchError(f"the 8-bit optimiser needs the package bitsandbytes, which cannot be imported here: {_first_line(error)}") from error
+    return bitsandbytes.optim.AdamW8bit(groups, lr=settings.lr)
 
 
 def _adapter_weights(model: nn.Module, adapter: str) -> dict[str, Tensor]:

