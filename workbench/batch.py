@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from workbench import llama
+from workbench import llama, ranks
 from workbench.core import CHANNELS, Batch, Credit, Distil, Method, Rollout, Scores
 from workbench.ops import divergence, token_scores
 from workbench.policy import Learner, Policy
@@ -120,6 +120,10 @@ def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tens
 @torch.no_grad()
 def rescore(policy: Policy, rollouts: Sequence[Rollout], rows: int = 64) -> list[tuple[np.ndarray, np.ndarray]]:
     """What any policy says of these completions under their own prompts: (log-probs [T], entropy [T]) in nats for each, temperature 1, no gradient."""
+    return ranks.spread(rollouts, lambda mine: _rescore(policy, mine, rows))
+
+
+def _rescore(policy: Policy, rollouts: Sequence[Rollout], rows: int) -> list[tuple[np.ndarray, np.ndarray]]:
     found = {}
     for batch in collate([Credit.of(rollout) for rollout in rollouts], policy.pad_id, rows, policy.device):
         logp, entropy = _score(policy, batch)

@@ -132,11 +132,12 @@ def split_options(options: list[str], method: type, learner_keys: tuple[str, ...
 
 
 def _train(args) -> None:
-    from workbench import methods
+    from workbench import methods, ranks
     from workbench.policy import Learner, Optimiser, load_policy
     from workbench.tasks import load_task
     from workbench.train import Plan, fit
 
+    ranks.start()
     kind = methods.find(args.method)
     for_method, for_optimiser, for_plan = split_options(args.options, kind, tuple(f.name for f in fields(Optimiser)))
     method = with_options(kind, for_method, args.method)
@@ -157,18 +158,23 @@ def _train(args) -> None:
     config = {"model": str(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "teacher": args.teacher,
               "optimiser": asdict(optimiser)}
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
-    print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
+    if ranks.main():
+        print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
 
 
 def _eval(args) -> None:
+    from workbench import ranks
     from workbench.evaluate import evaluate
     from workbench.policy import load_policy
     from workbench.tasks import load_task
 
+    ranks.start()
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
-    result = evaluate(load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit), task, problems, args.samples, args.seed, temperature=args.temperature)
-    print(json.dumps(asdict(result)) if args.json else result)
+    policy = load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit)
+    result = evaluate(policy, task, problems, args.samples, args.seed, temperature=args.temperature)
+    if ranks.main():
+        print(json.dumps(asdict(result)) if args.json else result)
 
 
 def _compare(args) -> None:

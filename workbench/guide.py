@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from workbench import ranks
 from workbench.core import Problem, Rollout, Task, WorkbenchError
 from workbench.policy import Policy
 from workbench.rollout import generate
@@ -48,6 +49,10 @@ class Start(NamedTuple):
 def go_on(policy: Policy, task: Task, starts: Sequence[Start]) -> list[list[Rollout]]:
     """Graded rollouts from each start, all in one batched generation. The prefix counts in the task's response budget: it is cut to it, and
     nothing is written where it fills it."""
+    return ranks.spread(starts, lambda mine: _go_on(policy, task, mine))
+
+
+def _go_on(policy: Policy, task: Task, starts: Sequence[Start]) -> list[list[Rollout]]:
     prompts = [policy.prompt_ids(start.problem.messages) for start in starts]
     prefixes = [start.prefix[: task.max_new] for start in starts]
     rooms = [task.max_new - len(prefix) for prefix in prefixes]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from workbench import ranks
 from workbench.core import Message, WorkbenchError
 
 
@@ -126,6 +127,7 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    ranks.start()
     # A damaged or foreign model fails in as many ways as there are files in it.
     unreadable = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError, AttributeError, ImportError)
     source, device = _source(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -258,6 +260,7 @@ class Learner:
 
     def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None,
                  checkpointing: bool = False):
+        ranks.start()
         if not lora and not policy.exact:
             raise WorkbenchError(f"{policy.name} was loaded with weights that cannot be trained (4 bits or bf16): train an adapter with lora")
         self.policy, self.settings, self.lora, self.expert = policy, optimiser, lora, expert
@@ -354,7 +357,9 @@ class Learner:
     # ---- updates
 
     def step(self) -> float:
-        """Clip, update, clear. Returns the gradient norm before clipping; an update with a norm that is not finite is skipped and counted."""
+        """Add up over ranks, clip, update, clear. Returns the gradient norm before clipping; an update with a norm that is not finite is skipped and
+        counted (on every rank: all have the same sum)."""
+        ranks.sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip).item()
         if math.isfinite(norm):
             self.optimiser.step()
@@ -362,6 +367,11 @@ class Learner:
             self.skipped += 1
         self.optimiser.zero_grad(set_to_none=True)
         return norm
+
+    def fingerprint(self) -> list[int]:
+        """Equal where all weights are: the policy's, and its expert's."""
+        models = [self.policy.model, *([self.expert.model] if self.expert else [])]
+        return ranks.fingerprint([p for model in models for p in model.parameters()])
 
     # ---- saving
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workbench import llama
+from workbench import llama, ranks
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
 from workbench.policy import Policy
 
@@ -140,13 +140,14 @@ def pick(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
 def sample_groups(policy: Policy, task: Task, problems: Sequence[Problem], k: int, seed: tuple[int | str, ...], *,
                   temperature: float = 1.0) -> list[Group]:
     """K graded rollouts for each problem. ``seed`` are the coordinates of the call, such as (run seed, step)."""
-    prompts = [policy.prompt_ids(problem.messages) for problem in problems]
-    seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in problems]
-    groups = []
-    for problem, prompt, samples in zip(problems, prompts, generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)):
-        rollouts = []
-        for sample in samples:
-            text = policy.decode(sample.ids)
-            rollouts.append(Rollout(prompt, sample.ids, sample.logprobs, text, task.grade(problem, text), finished=sample.finished))
-        groups.append(Group(problem, tuple(rollouts)))
-    return groups
+    def work(mine: list[Problem]) -> list[tuple[Rollout, ...]]:
+        prompts = [policy.prompt_ids(problem.messages) for problem in mine]
+        seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in mine]
+        written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
+        return [tuple(graded(*parts, sample) for sample in samples) for *parts, samples in zip(mine, prompts, written)]
+
+    def graded(problem: Problem, prompt: tuple[int, ...], sample: Sample) -> Rollout:
+        text = policy.decode(sample.ids)
+        return Rollout(prompt, sample.ids, sample.logprobs, text, task.grade(problem, text), finished=sample.finished)
+
+    return [Group(problem, rollouts) for problem, rollouts in zip(problems, ranks.spread(problems, work))]

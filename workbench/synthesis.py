@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from workbench import ranks
 from workbench.batch import rescore
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
 from workbench.locate import shared_steps
@@ -81,6 +82,10 @@ def construct(policy: Policy, task: Task, chosen: Sequence[Pair], seed: tuple[in
     """
     if prefix != "none" and not hasattr(task, "synthesis"):
         raise WorkbenchError(f"the task {task.name} has no synthesis prompt, so the policy cannot be asked for a reconstruction")
+    return ranks.spread(chosen, lambda mine: _construct(policy, task, mine, seed, prefix, reference))
+
+
+def _construct(policy: Policy, task: Task, chosen: Sequence[Pair], seed: tuple[int | str, ...], prefix: str, reference: bool) -> list[Construction]:
     shown = [(pair, pair.right.text if reference else "") for pair in chosen]
     prompts = [policy.prompt_ids(task.reprompt(pair.problem, solution=right, attempt="" if right else pair.wrong.text) if prefix == "none"
                                  else task.synthesis(pair.problem, pair.wrong.text, right)) for pair, right in shown]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workbench import ranks
 from workbench.batch import collate, score
 from workbench.core import Batch, Group, Loss, Method, Scores, StepRecord, Task, WorkbenchError, coordinates
 from workbench.evaluate import evaluate
@@ -29,17 +30,19 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
            updates: int = 1) -> StepRecord:
     """Sample, credit, score, loss, step. ``rows``: rollouts in a micro-batch (None: all at once). ``updates``: optimiser steps on the same batch.
 
-    Micro-batches use the denominators of the whole batch, so their number changes the memory and not the gradient.
+    Micro-batches use the denominators of the whole batch, so their number changes the memory and not the gradient. For the same reason ranks can
+    deal them out: each adds up its share, and all of them the rest (see ranks.py).
     """
     clock = _Clock()
     groups = method.sample(learner, task, problems, seed)
     clock("seconds_sample")
     credits = method.credit(groups, learner)
-    batches = collate(credits, learner.policy.pad_id, rows, learner.policy.device)
+    batches = ranks.share(collate(credits, learner.policy.pad_id, _rows(rows, len(credits)), learner.policy.device))
     metrics: dict[str, float] = {}
     painted: dict[int, list[float]] = {}
     skipped = learner.skipped
     for number in range(updates):
+        parts: dict[str, float] = {}
         for i, batch in enumerate(batches):
             scores = score(learner, batch, method)
             if number == 0 and not learner.policy.exact:
@@ -48,21 +51,27 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
             if loss.value.requires_grad:  # a micro-batch with nobody to distil from has no gradient
                 loss.value.backward()
             if 0 < number == updates - 1:  # the first update is on policy: only a later one has ratios other than 1, and clips
-                _add(metrics, {f"last_{name}": value for name, value in loss.metrics.items()})
+                _add(parts, {f"last_{name}": value for name, value in loss.metrics.items()})
             if number == 0:
-                _add(metrics, _measure(scores, batch, loss))
+                _add(parts, _measure(scores, batch, loss))
                 painted |= _paint(batch, loss)
                 if updates > 1:
                     batches[i] = replace(batch, old=scores.logp.detach())
         norm = learner.step()
+        for part in ranks.gather(parts):
+            _add(metrics, part)
         if number == 0:
             metrics["grad_norm"] = norm
     if method.distil is not None and method.distil.weights == "teacher" and learner.skipped == skipped:
         metrics["teacher_distance"] = learner.update_teacher()
     clock("seconds_train")
     metrics |= _describe(groups) | dict(method.diagnose(groups, credits)) | {"skipped": float(learner.skipped)} | clock.laps
-    painting = tuple(tuple(tuple(painted.get(id(r), ())) for r in group.rollouts) for group in groups)
-    return StepRecord(step, metrics, tuple(groups), painting)
+    return StepRecord(step, metrics, tuple(groups), _painting(groups, painted))
+
+
+def _rows(rows: int | None, credits: int) -> int | None:
+    """So few rollouts in a micro-batch that no rank goes without."""
+    return rows if ranks.size() == 1 else min(rows or credits, -(-credits // ranks.size()))
 
 
 class _Clock:
@@ -114,6 +123,14 @@ def _paint(batch: Batch, loss: Loss) -> dict[int, list[float]]:
             for credit, row in zip(batch.credits, loss.credit.tolist())}
 
 
+def _painting(groups: Sequence[Group], painted: dict[int, list[float]]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """What all ranks painted, by group and rollout. (Ranks know a rollout by its place: ``id`` is each one's own.)"""
+    order = [id(r) for group in groups for r in group.rollouts]
+    found = {place: row for part in ranks.gather({i: painted[r] for i, r in enumerate(order) if r in painted}) for place, row in part.items()}
+    places = iter(range(len(order)))
+    return tuple(tuple(tuple(found.get(next(places), ())) for _ in group.rollouts) for group in groups)
+
+
 def _describe(groups: Sequence[Group]) -> dict[str, float]:
     """reward, correct, length (completion tokens), finished (share that ended its turn): means over the rollouts that the policy wrote alone.
     contrast: share of groups in which their rewards differ; the others teach a group-relative method nothing (healthy: above one half).
@@ -160,17 +177,24 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves the same metrics as one that was not:
     seeds come from coordinates, so nothing depends on what ran before.
 
+    Under torchrun or accelerate launch all processes call this with the same arguments and share the work; one of them writes. ``out`` must be on a
+    disk that all see. A run may be resumed with another number of processes. Raises WorkbenchError where they differ in anything that matters.
+
     A method that learns from itself can destroy what it has learned. Its run keeps the policy of its best evaluation as well, in ``best``, and
     warns once when it collapses.
     """
     from tqdm.auto import tqdm
 
-    out = Path(out)
+    out, main = Path(out), ranks.main()
+    if plan.prompts < ranks.size():
+        raise WorkbenchError(f"{ranks.size()} processes cannot share the {plan.prompts} problems of a step: start fewer, or set prompts higher")
     config = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan), **(config or {})}
     start = _resume(out, learner, config) if resume else _fresh(out)
-    writer = RunWriter(out, config, start)
     validation, *others = [t.problems("validation", plan.eval_problems, 0) if plan.eval_every else [] for t in (task, *watch.values())]
-    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if method.distil else []
+    first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
+    ranks.agree(settings=dumps(config), folder=str(out), first_step=start, problems=repr((first, validation, others)), weights=learner.fingerprint())
+    writer = RunWriter(out, config, start) if main else None
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if main and method.distil else []
     ended = collapse(history)
 
     def measured() -> dict[str, float]:
@@ -179,10 +203,10 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
                 for (name, other), problems in zip(watch.items(), others)}
         return {"eval_avg": result.avg, "eval_low": result.low, "eval_high": result.high, "eval_length": result.length, **more}
 
-    with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not progress, unit="step") as bar:
+    with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not (progress and main), unit="step") as bar:
         for step in range(start, plan.steps):
             extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
-            if method.distil and extra and all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history):
+            if main and method.distil and extra and all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history):
                 _save_policy(out, learner, "best")
             problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
             with _memory(learner, plan):
@@ -190,20 +214,23 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
             last = step + 1 == plan.steps
             if last and plan.eval_every:
                 extra |= {f"final_{name}": value for name, value in measured().items()}
-            if method.distil:
+            if main and method.distil:
                 history.append(record.metrics | extra)
                 if not ended and (ended := collapse(history)):
                     warnings.warn(f"step {step}: {ended}. The best policy so far is in {out / 'best'}, if the run was evaluated.", stacklevel=2)
             keep = plan.keep_groups if extra else 0
             record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], painting=record.painting[:keep])
-            writer.write(record)
-            for other in writers:
-                other.write(record)
+            for each in (writer, *writers) if main else ():
+                each.write(record)
             if (step + 1) % plan.checkpoint_every == 0 or last:
-                _checkpoint(out, learner, step + 1, config)
+                ranks.agree(weights=learner.fingerprint())
+                if main:
+                    _checkpoint(out, learner, step + 1, config)
             bar.update()
             bar.set_postfix(correct=f"{record.metrics['correct']:.2f}", length=f"{record.metrics['length']:.0f}", refresh=False)
-    _save_policy(out, learner, "adapter" if learner.lora else "model")
+    if main:
+        _save_policy(out, learner, "adapter" if learner.lora else "model")
+    ranks.gather("saved")  # nobody goes on before there is something to read
     return out
 
 
