@@ -213,10 +213,15 @@ def _doctor(args) -> None:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    together = os.environ.get("WORLD_SIZE", "1") != "1"  # torch, which ranks.py needs, takes a second to import
     try:
+        if together and args.verb not in ("train", "eval"):
+            raise WorkbenchError(f"workbench {args.verb} runs in one process: start it without torchrun")
         args.run(args)
     except WorkbenchError as error:
-        print(f"workbench: {error}", file=sys.stderr)
+        from workbench import ranks
+        if not together or ranks.first_to_fail():
+            print(f"workbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("workbench: interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -49,6 +50,11 @@ def main() -> bool:
     return rank() == 0
 
 
+def asked() -> bool:
+    """Whether the launcher started more than one process."""
+    return _count(os.environ, "WORLD_SIZE") > 1
+
+
 def start() -> None:
     """Join the other processes, if the launcher started some: NCCL between GPUs, one for each process, gloo between CPUs.
 
@@ -56,7 +62,7 @@ def start() -> None:
     """
     global _store
     refuse_fallbacks(os.environ)
-    if size() > 1 or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if size() > 1 or not asked():
         return
     cuda, place = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
     if cuda:
@@ -69,15 +75,28 @@ def start() -> None:
     except (RuntimeError, ValueError) as error:
         raise WorkbenchError(f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find each other: "
                              f"{str(error).strip().splitlines()[0]}") from error
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
     if not main():
         warnings.simplefilter("ignore")  # all go through the same steps: one warns for all
 
 
-def refuse_fallbacks(environment: dict[str, str]) -> None:
+def _leave() -> None:
+    """After an error the others may be gone, and to part from them could take for ever: then the process only ends."""
+    if not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
+
+
+def _count(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "1")
+    if not text.isdecimal():
+        raise WorkbenchError(f"{name}={text} in the environment is not a number of processes")
+    return int(text)
+
+
+def refuse_fallbacks(environment: Mapping[str, str]) -> None:
     """Raises WorkbenchError where a launcher was asked for several processes, sharding or another precision, and this process would not have it."""
     instead = "start it with torchrun --nproc-per-node N -m workbench.cli train ..."
-    if "WORLD_SIZE" in environment and int(environment["WORLD_SIZE"]) > 1:
+    if _count(environment, "WORLD_SIZE") > 1:
         missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
         if missing:
             raise WorkbenchError(f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but {missing[0]} is not set: {instead}")
@@ -87,7 +106,7 @@ def refuse_fallbacks(environment: dict[str, str]) -> None:
         if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
             raise WorkbenchError(f"accelerate launch was asked for several processes and started one (it does so without GPUs): {instead}")
         for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-            if int(environment.get(name, 1)) > 1:
+            if _count(environment, name) > 1:
                 raise WorkbenchError(f"{name} says that there are {environment[name]} processes, but not how they find each other: {instead}")
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
@@ -111,16 +130,17 @@ def gather(value: Any) -> list:
     return found
 
 
-def agree(**facts: Any) -> None:
-    """Raises WorkbenchError, naming the facts, where a rank has other ones."""
-    first, *others = gather(facts)
-    different = [name.replace("_", " ") for name in facts if any(other.get(name) != first[name] for other in others)]
+def agree(facts: Callable[[], dict[str, Any]]) -> None:
+    """Raises WorkbenchError, naming the facts, where a rank has other ones. With one process they are not even computed."""
+    first, *others = gather(facts() if size() > 1 else {})
+    different = [name for name in first if any(other.get(name) != first[name] for other in others)]
     if different:
         raise WorkbenchError(f"the {size()} processes have different {' and '.join(different)}: they need the same command, code and files")
 
 
 def first_to_fail() -> bool:
     """Is this the first rank to end with an error? That one says why; where one fails the others do, too."""
+    atexit.unregister(_leave)
     try:
         return _store is None or _store.add("failed", 1) == 1
     except RuntimeError:  # the launcher is gone, and the store with it

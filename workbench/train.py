@@ -191,8 +191,8 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     config = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan), **(config or {})}
     start = _resume(out, learner, config) if resume else _fresh(out)
     validation, *others = [t.problems("validation", plan.eval_problems, 0) if plan.eval_every else [] for t in (task, *watch.values())]
-    first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
-    ranks.agree(settings=dumps(config), folder=str(out), first_step=start, problems=repr((first, validation, others)), weights=learner.fingerprint())
+    ranks.agree(lambda: {"settings": dumps(config), "run folders": str(out), "checkpoints": start, "weights": learner.fingerprint(),
+                         "problems": repr((task.problems("train", plan.prompts, coordinates(plan.seed, start)), validation, others))})
     writer = RunWriter(out, config, start) if main else None
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if main and method.distil else []
     ended = collapse(history)
@@ -223,7 +223,7 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
             for each in (writer, *writers) if main else ():
                 each.write(record)
             if (step + 1) % plan.checkpoint_every == 0 or last:
-                ranks.agree(weights=learner.fingerprint())
+                ranks.agree(lambda: {"weights": learner.fingerprint()})
                 if main:
                     _checkpoint(out, learner, step + 1, config)
             bar.update()

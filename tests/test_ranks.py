@@ -1,0 +1,325 @@
+"""Two processes make the run of one: the same rollouts, metrics, painting and parameters; and what cannot be shared is refused.
+
+Run as a script this file is the program of the processes: a function of ``PROGRAMS`` by name, and a folder for what it leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import toys
+from workbench import ranks
+from workbench.core import Verdict, WorkbenchError
+from workbench.evaluate import evaluate
+from workbench.methods.grpo import GRPO
+from workbench.methods.scope import SCOPE
+from workbench.methods.sdpo import SDPO
+from workbench.methods.tapo import TAPO
+from workbench.methods.trapo import TRAPO
+from workbench.policy import Learner, Optimiser
+from workbench.records import read_run
+from workbench.train import Plan, fit, update
+
+ROOT = Path(__file__).parents[1]
+PLAN = Plan(steps=4, prompts=3, rows=32, eval_every=2, eval_problems=3, eval_samples=2, checkpoint_every=2, keep_groups=3)
+
+
+@dataclass(frozen=True)
+class Halves(toys.FirstCharacter):
+    """Half of what a random model writes is right; with feedback, an expert's solution, and a synthesis prompt whose any answer can be read."""
+
+    wanted: str = toys.HALF
+    max_new: int = 6
+
+    def grade(self, problem, text):
+        right = text[:1] in self.wanted and text != ""
+        return Verdict(float(right), right, "" if right else "begin otherwise")
+
+    def reprompt(self, problem, *, solution="", attempt="", feedback=""):
+        return ({"role": "user", "content": f"{problem.messages[0]['content']} {solution} {attempt} {feedback}"},)
+
+
+class Broken(GRPO):
+    """One rank's share of the gradient is not finite."""
+
+    def loss(self, scores, batch):
+        loss = super().loss(scores, batch)
+        return replace(loss, value=loss.value * (float("nan") if ranks.rank() == 1 else 1.0))
+
+
+METHODS = {
+    "grpo": (GRPO(k=4, beta=0.1), {}), "lora": (GRPO(k=4), {"lora": 4}), "again": (GRPO(k=4), {"updates": 2, "rows": None}),
+    "sdpo": (SDPO(k=4), {}), "trapo": (TRAPO(), {}), "scope": (SCOPE(k=4, normalise="paper"), {}),
+    "tapo": (TAPO(k=6, n_pos=1, n_neg=1, prefix="none"), {}),  # its weights are counted over all groups of the step
+}
+
+
+def learner_of(lora: int = 0, seed: int = 0) -> Learner:
+    return Learner(toys.tiny_policy(), Optimiser(lr=1e-3), lora=lora, seed=seed, expert=toys.tiny_policy(seed=1))
+
+
+def updates(out: Path) -> None:
+    """Two steps of every method, and an evaluation."""
+    found = {}
+    for name, (method, options) in METHODS.items():
+        learner, task, options = learner_of(options.get("lora", 0)), Halves(), {k: v for k, v in options.items() if k != "lora"}
+        records = [update(method, learner, task, task.problems("train", 3, step), (0, step), step=step, **{"rows": 5, **options}) for step in range(2)]
+        measured = evaluate(learner.policy, task, task.problems("test", 5, 0), 2, 0)
+        found[name] = records, {n: p.detach().clone() for n, p in learner._weights().items()}, learner.fingerprint(), measured
+    same = [part == found["grpo"][2] for part in ranks.gather(found["grpo"][2])]
+    assert all(same), "the ranks have other weights"
+    if ranks.main():
+        (out / "found.pickle").write_bytes(pickle.dumps(found))
+
+
+def run(out: Path, **how) -> None:
+    fit(SDPO(k=4), learner_of(), Halves(), PLAN, out / "run", config={"model": "tiny"}, progress=False, **how)
+
+
+def cut(out: Path) -> None:
+    """Half of the steps: what is resumed."""
+    fit(SDPO(k=4), learner_of(), Halves(), replace(PLAN, steps=2), out / "run", config={"model": "tiny"}, progress=False)
+
+
+def resumed(out: Path) -> None:
+    run(out, resume=True)
+
+
+def slow(out: Path) -> None:
+    """A run that is killed by the test: a rank says where it is."""
+    ranks.start()
+    (out / f"rank{ranks.rank()}").write_text(str(os.getpid()))
+    fit(GRPO(k=4), learner_of(), Halves(), replace(PLAN, steps=10**6, eval_every=0), out / "run", progress=False)
+
+
+def apart(out: Path) -> None:
+    """What ranks do not agree about, and what one of them cannot do, is one sentence on all."""
+    ranks.start()
+    me, said = ranks.rank(), []
+
+    def refused(do) -> None:
+        try:
+            do()
+            said.append("nothing")
+        except WorkbenchError as error:
+            said.append(str(error))
+
+    def failing(mine):
+        if me == 1:
+            raise WorkbenchError("rank 1 has no more paper")
+        return mine
+
+    begin = lambda **how: fit(GRPO(k=4), learner_of(seed=how.pop("draw", 0), lora=4), Halves(), replace(PLAN, **how), out / "run", progress=False)  # noqa: E731
+    refused(lambda: begin(seed=me))
+    refused(lambda: begin(draw=me))
+    refused(lambda: begin(prompts=1))
+    refused(lambda: ranks.spread([1, 2, 3], failing))
+    refused(lambda: ranks.spread([1, 2, 3] if me else [1, 2], lambda mine: mine))
+    learner = learner_of()
+    before = learner.fingerprint()
+    update(Broken(k=4), learner, Halves(), Halves().problems("train", 3, 0), (0,), rows=4)
+    said.append(f"skipped: {learner.skipped}, moved: {learner.fingerprint() != before}")
+    everybody = ranks.gather(said)
+    if ranks.main():
+        (out / "said.json").write_text(json.dumps(everybody))
+
+
+PROGRAMS = {f.__name__: f for f in (updates, run, cut, resumed, slow, apart)}
+
+
+# ---- the test's side
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(*command: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    launcher = launcher or (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*launcher, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def program(name: str, out: Path) -> subprocess.Popen:
+    out.mkdir(parents=True, exist_ok=True)
+    return launch(__file__, name, str(out))
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def well(process: subprocess.Popen) -> str:
+    code, out, err = ended(process)
+    assert code == 0, err
+    return out
+
+
+def lines(run: Path) -> list[dict]:
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith("seconds")} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def close(got: dict, want: dict, what: str) -> None:
+    assert got.keys() == want.keys(), what
+    for name, value in want.items():
+        if not name.startswith("seconds"):
+            assert got[name] == pytest.approx(value, rel=1e-4, abs=2e-6, nan_ok=True), f"{what}: {name}"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What two processes found, and what one."""
+    two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
+    process = program("updates", two)
+    updates(one)
+    well(process)
+    return tuple(pickle.loads((folder / "found.pickle").read_bytes()) for folder in (two, one))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_make_the_update_of_one(pair, name):
+    """Rollouts are equal, token by token. Sums are made in another order, which moves the last bits of a gradient (1e-7 of it). AdamW divides by the
+    gradient's size: where that is near 0, the last bits are all of it, and a weight may move by a share of the learning rate, 1e-3."""
+    (records, weights, _, measured), (alone, want, _, expected) = (found[name] for found in pair)
+    for record, other in zip(records, alone, strict=True):
+        assert [[(r.completion_ids, r.origin, r.verdict) for r in g.rollouts] for g in record.groups] == \
+               [[(r.completion_ids, r.origin, r.verdict) for r in g.rollouts] for g in other.groups]
+        close(record.metrics, other.metrics, name)
+        for ours, theirs in zip(record.painting, other.painting, strict=True):
+            assert all(a == pytest.approx(b, abs=1e-4) for a, b in zip(ours, theirs, strict=True))
+        assert any(any(row) for group in record.painting for row in group)
+    start = {n: p.detach() for n, p in learner_of(4 * (name == "lora"))._weights().items()}
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, want[key], atol=2e-5, rtol=0)
+    assert max((want[key] - start[key]).abs().max() for key in want) > 1e-3  # two steps of the learning rate: what is compared has moved
+    assert measured == expected
+
+
+def test_a_run_of_two_processes_is_the_run_of_one_and_can_be_resumed(tmp_path):
+    two, part = program("run", tmp_path / "two"), program("cut", tmp_path / "part")
+    (tmp_path / "one").mkdir()
+    run(tmp_path / "one")
+    well(two), well(part)
+    well(program("resumed", tmp_path / "part"))
+    want, got, again = (lines(tmp_path / name / "run") for name in ("one", "two", "part"))
+    assert [line["step"] for line in got] == [0, 1, 2, 3]
+    for ours, theirs in zip(got, want, strict=True):
+        close(ours, theirs, "a run of two")
+    assert [line["step"] for line in again] == [0, 1, 2, 3]
+    for ours, theirs in zip(again, got):
+        assert {k: v for k, v in ours.items() if k in theirs} == theirs  # bit for bit; the one that was cut has a final evaluation after its half
+    found = read_run(tmp_path / "two" / "run")
+    assert found.env["processes"] == 2 and len(found.groups) == len(read_run(tmp_path / "one" / "run").groups) == 9
+    assert sorted(p.name for p in (tmp_path / "two" / "run").iterdir()) == sorted(p.name for p in (tmp_path / "one" / "run").iterdir())
+
+
+def test_what_ranks_cannot_do_together_is_one_sentence_on_all(tmp_path):
+    well(program("apart", tmp_path))
+    first, second = json.loads((tmp_path / "said.json").read_text())
+    assert first == second
+    for said, part in zip(first, ("different settings and problems", "different weights", "2 processes cannot share the 1 problems", "no more paper",
+                                  "come apart: 2 items in", "skipped: 1, moved: False"), strict=True):
+        assert part in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_rank_ends_the_other(tmp_path):
+    process = program("slow", tmp_path)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.time() + 120
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 2) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.05)
+    pids = [int((tmp_path / f"rank{i}").read_text()) for i in (0, 1)]
+    os.kill(pids[1], signal.SIGKILL)
+    code, _, _ = ended(process)
+    assert code != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+    assert len(read_run(tmp_path / "run").metrics) > 2  # what was written can be read
+
+
+# ---- the command line, and what launchers do without a word
+
+TRAIN = ("train", "grpo", "--task", "arithmetic", "--steps", "2", "--set", "prompts=2", "--set", "k=2", "--set", "eval_problems=2",
+         "--set", "eval_samples=2")
+
+
+def test_the_command_line_in_two_processes(tmp_path, tiny_folder):
+    command = ("-m", "workbench.cli", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"))
+    said = well(launch(*command))
+    assert said.count("The run is in") == 1
+    made = read_run(tmp_path / "run")
+    assert list(made.metrics["step"]) == [0, 1] and made.env["processes"] == 2 and (tmp_path / "run" / "model" / "config.json").is_file()
+    accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--num_machines=1",
+                  f"--main_process_port={free_port()}")
+    again, study = launch(*command, launcher=accelerate), launch("-m", "workbench.cli", "study", "--out", str(tmp_path / "study"))
+    code, _, err = ended(again)
+    assert code != 0 and err.count("already holds a run") == 1  # one sentence, of the rank that was first
+    code, _, err = ended(study)
+    assert code != 0 and "workbench study runs in one process" in err
+
+
+def test_accelerate_that_starts_one_process_is_refused(tmp_path, tiny_folder):
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
+    code, _, err = ended(launch("-m", "workbench.cli", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"), launcher=launcher))
+    assert code != 0 and "asked for several processes and started one" in err and "torchrun" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("environment, message", [
+    ({"WORLD_SIZE": "2"}, "RANK is not set"),
+    ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x"}, "MASTER_PORT is not set"),
+    ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "torchrun"),
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, "4 processes"),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, "2 processes"),
+    ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
+    ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision"),
+])
+def test_silent_fall_backs_are_refused(environment, message):
+    with pytest.raises(WorkbenchError, match=message):
+        ranks.refuse_fallbacks(environment)
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"MASTER_ADDR": "127.0.0.1"}, {"ACCELERATE_MIXED_PRECISION": "no"},
+                                         {"SLURM_STEP_NUM_TASKS": "1"}])
+def test_one_process_that_was_asked_for_is_left_alone(environment):
+    ranks.refuse_fallbacks(environment)
+
+
+def test_alone_everything_is_the_identity():
+    p = torch.zeros(2, requires_grad=True)
+    ranks.sum_gradients([p])
+    assert (ranks.size(), ranks.rank(), ranks.main(), p.grad) == (1, 0, True, None)
+    assert ranks.gather(7) == [7] and ranks.share([1, 2, 3]) == [1, 2, 3]
+    assert ranks.spread((1, 2), lambda mine: [2 * x for x in mine]) == [2, 4]
+    ranks.agree(lambda: pytest.fail("nobody to agree with"))
+
+
+def test_a_fingerprint_sees_a_single_bit():
+    tensors = [torch.zeros(3), torch.ones(2, 2, dtype=torch.bfloat16), torch.zeros((), dtype=torch.int8)]
+    before = ranks.fingerprint(tensors)
+    tensors[0][1] = torch.finfo(torch.float32).smallest_normal
+    assert before == [0, 4 * 0x3F80, 0] and ranks.fingerprint(tensors)[0] != 0
+
+
+if __name__ == "__main__":
+    PROGRAMS[sys.argv[1]](Path(sys.argv[2]))
