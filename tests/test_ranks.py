@@ -75,7 +75,8 @@ def updates(out: Path) -> None:
     found = {}
     for name, (method, options) in METHODS.items():
         learner, task, options = learner_of(options.get("lora", 0)), Halves(), {k: v for k, v in options.items() if k != "lora"}
-        records = [update(method, learner, task, task.problems("train", 3, step), (0, step), step=step, **{"rows": 5, **options}) for step in range(2)]
+        options = {"rows": 5, **options}
+        records = [update(method, learner, task, task.problems("train", 3, step), (0, step), step=step, **options) for step in range(2)]
         measured = evaluate(learner.policy, task, task.problems("test", 5, 0), 2, 0)
         found[name] = records, {n: p.detach().clone() for n, p in learner._weights().items()}, learner.fingerprint(), measured
     same = [part == found["grpo"][2] for part in ranks.gather(found["grpo"][2])]
@@ -106,7 +107,6 @@ def slow(out: Path) -> None:
 
 def apart(out: Path) -> None:
     """What ranks do not agree about, and what one of them cannot do, is one sentence on all."""
-    ranks.start()
     me, said = ranks.rank(), []
 
     def refused(do) -> None:
@@ -121,7 +121,9 @@ def apart(out: Path) -> None:
             raise WorkbenchError("rank 1 has no more paper")
         return mine
 
-    begin = lambda **how: fit(GRPO(k=4), learner_of(seed=how.pop("draw", 0), lora=4), Halves(), replace(PLAN, **how), out / "run", progress=False)  # noqa: E731
+    def begin(draw: int = 0, **how) -> None:
+        fit(GRPO(k=4), learner_of(lora=4, seed=draw), Halves(), replace(PLAN, **how), out / "run", progress=False)
+
     refused(lambda: begin(seed=me))
     refused(lambda: begin(draw=me))
     refused(lambda: begin(prompts=1))
@@ -136,7 +138,13 @@ def apart(out: Path) -> None:
         (out / "said.json").write_text(json.dumps(everybody))
 
 
-PROGRAMS = {f.__name__: f for f in (updates, run, cut, resumed, slow, apart)}
+def together(out: Path) -> None:
+    """In one start, which is most of the time."""
+    updates(out)
+    apart(out)
+
+
+PROGRAMS = {f.__name__: f for f in (together, run, cut, resumed, slow)}
 
 
 # ---- the test's side
@@ -148,7 +156,8 @@ def free_port() -> int:
 
 
 def launch(*command: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
-    launcher = launcher or (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={free_port()}")
+    launcher = launcher or (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1",
+                            f"--master-port={free_port()}")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([*launcher, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -186,19 +195,20 @@ def close(got: dict, want: dict, what: str) -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two processes found, and what one."""
+    """What two processes found, what one, and what two said that they refuse."""
     two, one = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("one")
-    process = program("updates", two)
+    process = program("together", two)
     updates(one)
     well(process)
-    return tuple(pickle.loads((folder / "found.pickle").read_bytes()) for folder in (two, one))
+    assert not (two / "run").exists()
+    return *(pickle.loads((folder / "found.pickle").read_bytes()) for folder in (two, one)), json.loads((two / "said.json").read_text())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_make_the_update_of_one(pair, name):
     """Rollouts are equal, token by token. Sums are made in another order, which moves the last bits of a gradient (1e-7 of it). AdamW divides by the
     gradient's size: where that is near 0, the last bits are all of it, and a weight may move by a share of the learning rate, 1e-3."""
-    (records, weights, _, measured), (alone, want, _, expected) = (found[name] for found in pair)
+    (records, weights, _, measured), (alone, want, _, expected) = (found[name] for found in pair[:2])
     for record, other in zip(records, alone, strict=True):
         assert [[(r.completion_ids, r.origin, r.verdict) for r in g.rollouts] for g in record.groups] == \
                [[(r.completion_ids, r.origin, r.verdict) for r in g.rollouts] for g in other.groups]
@@ -213,6 +223,7 @@ def test_two_processes_make_the_update_of_one(pair, name):
     assert measured == expected
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_the_run_of_one_and_can_be_resumed(tmp_path):
     two, part = program("run", tmp_path / "two"), program("cut", tmp_path / "part")
     (tmp_path / "one").mkdir()
@@ -231,14 +242,12 @@ def test_a_run_of_two_processes_is_the_run_of_one_and_can_be_resumed(tmp_path):
     assert sorted(p.name for p in (tmp_path / "two" / "run").iterdir()) == sorted(p.name for p in (tmp_path / "one" / "run").iterdir())
 
 
-def test_what_ranks_cannot_do_together_is_one_sentence_on_all(tmp_path):
-    well(program("apart", tmp_path))
-    first, second = json.loads((tmp_path / "said.json").read_text())
+def test_what_ranks_cannot_do_together_is_one_sentence_on_all(pair):
+    first, second = pair[2]
     assert first == second
     for said, part in zip(first, ("different settings and problems", "different weights", "2 processes cannot share the 1 problems", "no more paper",
                                   "come apart: 2 items in", "skipped: 1, moved: False"), strict=True):
         assert part in said
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_killed_rank_ends_the_other(tmp_path):
@@ -261,6 +270,7 @@ TRAIN = ("train", "grpo", "--task", "arithmetic", "--steps", "2", "--set", "prom
          "--set", "eval_samples=2")
 
 
+@pytest.mark.slow
 def test_the_command_line_in_two_processes(tmp_path, tiny_folder):
     command = ("-m", "workbench.cli", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"))
     said = well(launch(*command))

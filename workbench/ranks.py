@@ -50,11 +50,6 @@ def main() -> bool:
     return rank() == 0
 
 
-def asked() -> bool:
-    """Whether the launcher started more than one process."""
-    return _count(os.environ, "WORLD_SIZE") > 1
-
-
 def start() -> None:
     """Join the other processes, if the launcher started some: NCCL between GPUs, one for each process, gloo between CPUs.
 
@@ -62,12 +57,13 @@ def start() -> None:
     """
     global _store
     refuse_fallbacks(os.environ)
-    if size() > 1 or not asked():
+    if size() > 1 or _count(os.environ, "WORLD_SIZE") <= 1:
         return
     cuda, place = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
     if cuda:
         if place >= torch.cuda.device_count():
-            raise WorkbenchError(f"process {place} has no GPU of its own, this machine has {torch.cuda.device_count()}: start no more processes than that")
+            raise WorkbenchError(f"process {place} (counted from 0) has no GPU of its own: this machine has {torch.cuda.device_count()}, "
+                                 "start no more processes on it")
         torch.cuda.set_device(place)  # from now on "cuda" is this one
     try:
         _store, number, n = next(dist.rendezvous("env://", timeout=JOIN))
@@ -110,7 +106,8 @@ def refuse_fallbacks(environment: Mapping[str, str]) -> None:
                 raise WorkbenchError(f"{name} says that there are {environment[name]} processes, but not how they find each other: {instead}")
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise WorkbenchError(f"accelerate launch was asked for {name}: here every process holds the whole policy, so take --multi_gpu or torchrun")
+            raise WorkbenchError(f"accelerate launch was asked for {name}: here every process holds the whole policy, so take --multi_gpu or "
+                                 "torchrun")
     if environment.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         raise WorkbenchError(f"accelerate launch was asked for mixed precision ({environment['ACCELERATE_MIXED_PRECISION']}): "
                              "the policy is trained in the precision that it was loaded in, so take --mixed_precision no")
