@@ -120,7 +120,7 @@ class Gym(prompts.FreeText):
 
     def _problem(self, entry: dict, split: str, origin: int, size: int, index: int) -> Problem:
         messages = ({"role": "user", "content": str(entry["question"]) + ASK},)
-        return Problem(f"{self.dataset}:{origin}:{index}", messages, str(entry["answer"]), (), {"split": split, "seed": origin, "size": size, "index": index})
+        return Problem(f"{self.dataset}:{origin}:{index}", messages, str(entry["answer"]), (f"Answer: {entry['answer']}",), {"split": split, "seed": origin, "size": size, "index": index})
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         given = extract(text, problem.answer)
