@@ -26,7 +26,8 @@ def test_dials_become_options_of_the_data_set(easy):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("gym", "no data set ''; there are 1"), ("gym:chain_sums", "no data set 'chain_sums'; did you mean chain_sum or"), ("gym:chain_sum,terms=2", "has no option 'terms'; it has min_terms"),
+    ("gym", "no data set ''; there are 1"), ("gym:chain_sums", "no data set 'chain_sums'; did you mean chain_sum or"),
+    ("gym:chain_sum,terms=2", "has no option 'terms'; it has min_terms"),
     ("gym:chain_sum,min_terms=x", "min_terms=x is not a int"), ("gym:chain_sum,min_terms=9,max_terms=2", "max_terms must be >= min_terms"),
     ("gym:chain_sum,seed=1", "seed cannot be set here; the problems' seed and number come with the run"), ("gym:chain_sum,max_new=0", "max_new from 1"),
     ("gym:count_primes,max_n=0", "cannot be made with these options"),
@@ -51,8 +52,10 @@ def test_problems_are_their_split_and_seed_and_no_question_is_in_two_splits(easy
 
 
 @pytest.mark.parametrize("text, solution, found", [
-    ("Answer: 7", "7", "7"), ("4 + 3 = 7.", "7", "7"), ("7", "7", "7"), ("so \\boxed{7}", "7", "7"), ("**Answer:** $7$.", "7", "7"), ("<answer> 7 </answer> 8", "7", "7"),
-    ("The answer is 7.", "7", "7"), ("Answer: yes", "yes", "yes"), ("yes", "yes", "yes"), ("let me see\nAnswer:\n1 2\n3 4", "1 2\n3 4", "1 2\n3 4"), ("none", "7", ""), ("", "x", ""),
+    ("Answer: 7", "7", "7"), ("4 + 3 = 7.", "7", "7"), ("7", "7", "7"), ("so \\boxed{7}", "7", "7"), ("**Answer:** $7$.", "7", "7"),
+    ("<answer> 7 </answer> 8", "7", "7"),
+    ("The answer is 7.", "7", "7"), ("Answer: yes", "yes", "yes"), ("yes", "yes", "yes"), ("let me see\nAnswer:\n1 2\n3 4", "1 2\n3 4", "1 2\n3 4"),
+    ("none", "7", ""), ("", "x", ""),
 ])
 def test_what_the_scorer_is_shown(text, solution, found):
     assert extract(text, solution) == found

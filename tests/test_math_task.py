@@ -48,7 +48,8 @@ def test_columns_by_name_prompts_as_they_are_and_every_trace_kept(tmp_path):
     record = {"task": "2+2?", "reward": {"truth": "4"}, "generations": ["so \\boxed{4}", "", "4"]}
     [made] = load_task(f"math:{written(tmp_path, [record])},question=task,answer=reward.truth,solution=generations")._problems
     assert (made.answer, made.solutions) == ("4", ("so \\boxed{4}", "4"))
-    verl = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "2+2? Answer: $Answer"}], "reward_model": {"ground_truth": "4", "style": "rule"}}
+    verl = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "2+2? Answer: $Answer"}],
+            "reward_model": {"ground_truth": "4", "style": "rule"}}
     [made] = Math(written(tmp_path, [verl]))._problems
     assert made.answer == "4" and made.messages == tuple(verl["prompt"])
     [made] = Math(written(tmp_path, [{"problem": "2+2?", "solution": "it is \\boxed{4}"}]))._problems
@@ -80,7 +81,8 @@ def test_a_bad_record_is_named(tmp_path, record, message):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("math", "the task math needs gsm8k, math500"), ("math:nosuch", "not 'nosuch'"), ("math:gsm8k,split=x", "takes split=hash"), ("math:gsm8k,max_new=0", "max_new from 1"),
+    ("math", "the task math needs gsm8k, math500"), ("math:nosuch", "not 'nosuch'"), ("math:gsm8k,split=x", "takes split=hash"),
+    ("math:gsm8k,max_new=0", "max_new from 1"),
     ("math:gsm8k,rows=2", "the task math has no option 'rows'"), ("math:none.jsonl", "could not read the problem file none.jsonl"),
 ])
 def test_a_bad_dial_is_one_sentence(name, message):
@@ -172,7 +174,8 @@ class OfflineModeIsEnabled(ConnectionError):
     (DatasetNotFoundError("Dataset 'o/n' doesn't exist on the Hub or cannot be accessed."), "there is no data set o/n on the hub, or it is private"),
     (DatasetNotFoundError("Dataset 'o/n' is a gated dataset on the Hub."), "o/n is gated: ask for access"),
     (OfflineModeIsEnabled("x"), "o/n is not in this machine's cache, and HF_HUB_OFFLINE"), (ConnectionError("no route"), "the hub could not be reached"),
-    (ValueError("Config name is missing.\nPlease pick one among ['main']"), r"o/n could not be read from the hub: Config name is missing\.$"), (RuntimeError(), "RuntimeError$"),
+    (ValueError("Config name is missing.\nPlease pick one among ['main']"),
+     r"o/n could not be read from the hub: Config name is missing\.$"), (RuntimeError(), "RuntimeError$"),
 ])
 def test_what_the_hub_refuses_is_one_sentence(error, message, monkeypatch):
     hub(monkeypatch, error)

@@ -62,7 +62,8 @@ def test_grading(tmp_path):
 
 @pytest.mark.parametrize("record, message", [
     ({"prompt": "?", "answer": "AB"}, "line 2 needs a prompt .* one letter; its columns are prompt, answer"), ({"answer": "A"}, "line 2 needs a prompt"),
-    ({"prompt": "?", "answer": 1}, "line 2 needs a prompt"), ([], "line 2 needs a prompt .* none"), ({**PUBLISHED, "choices": "A"}, "line 2 needs a question, choices"),
+    ({"prompt": "?", "answer": 1}, "line 2 needs a prompt"), ([], "line 2 needs a prompt .* none"),
+    ({**PUBLISHED, "choices": "A"}, "line 2 needs a question, choices"),
     ({**PUBLISHED, "choices": {"text": ["x"], "label": []}}, "line 2 needs a question, choices"),
 ])
 def test_a_bad_record_is_named(tmp_path, record, message):

@@ -59,7 +59,8 @@ def test_feedback_does_not_give_the_answer_away(tmp_path):
     assert task.grade(problem, "").feedback == "There is no line that begins with Action: and names a tool."
 
 
-@pytest.mark.parametrize("text", ["Action Input: {" * 20_000, "Action: " * 50_000, 'Action Input: {"a": ' * 20_000, "Action: f\nAction Input: " + '{"a":' * 50_000, "\x00",
+@pytest.mark.parametrize("text", ["Action Input: {" * 20_000, "Action: " * 50_000, 'Action Input: {"a": ' * 20_000, "Action: f\nAction Input: " + '{"a":' * 50_000,
+                                  "\x00",
                                   "Action: f\nAction Input: {\"\ud800\": 1}", "Action Input: {\"a\": " + "1" * 90_000 + "}", "x" * 3_000_000])
 def test_hostile_text_is_graded_wrong_soon(tmp_path, text):
     task = load_task(f"tools:{written(tmp_path, RECORD)}")

@@ -57,7 +57,8 @@ def test_what_takes_algebra(gold, given, same):
 
 
 HOSTILE = {"braces": "{" * 100_000, "boxes": r"\boxed{" * 100_000, "closed boxes": r"\boxed{" * 50_000 + "1" + "}" * 50_000, "nul": "Answer: \x00\x00",
-           "surrogate": "Answer: \ud800", "megabytes": "x" * 5_000_000, "digits": "1" * 1_000_000, "digits and a sign": "1" * 99_999 + "!", "blanks": "Answer:" + " " * 99_000,
+           "surrogate": "Answer: \ud800", "megabytes": "x" * 5_000_000, "digits": "1" * 1_000_000,
+           "digits and a sign": "1" * 99_999 + "!", "blanks": "Answer:" + " " * 99_000,
            "markers": "####" * 25_000, "answers": "answer " * 20_000, "backslashes": "\\" * 99_999, "lines": "Answer:\n" * 12_000, "commas": "1," * 50_000,
            "text": r"\boxed{" + r"\text{" * 16_000 + "}" * 16_001, "dollars": "Answer: " + "$" * 90_000, "fractions": r"\boxed{" + r"\frac" * 400 + "}",
            "dots": "answer is " + ". " * 49_000, "code": r"\boxed{__import__('os').system('touch hacked')}"}
@@ -122,8 +123,8 @@ def test_a_forked_child_has_processes_of_its_own():
 @algebra
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
 def test_no_process_outlives_its_parent():
-    program = ("import os, sys; from workbench.verify.pool import Pool; p = Pool('math'); p.ask({'gold': 'x', 'given': 'x+0'}); print(p._idle[0].pid, flush=True); "
-               "os.kill(os.getpid(), 9)")
+    program = ("import os, sys; from workbench.verify.pool import Pool; p = Pool('math'); p.ask({'gold': 'x', 'given': 'x+0'}); "
+               "print(p._idle[0].pid, flush=True); os.kill(os.getpid(), 9)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     status = Path(f"/proc/{int(done.stdout)}/status")
     deadline = time.monotonic() + 20

@@ -38,7 +38,7 @@ class Pool:
         self._idle: list[subprocess.Popen] = []
 
     def ask(self, job: dict, seconds: float = SECONDS) -> dict | None:
-        """What the worker says of the job; None when it was killed or broke its process: after ``seconds`` of processor time, or ``SLACK`` times as long in all.
+        """What the worker says of the job; None when it was killed (after ``seconds`` of processor time, or ``SLACK`` times as long in all) or broke down.
 
         Raises WorkbenchError if no process starts.
         """
