@@ -1,9 +1,10 @@
-"""A committed run can be made again: its first steps, from its own configuration."""
+"""Committed runs can be made again: their first steps, from their own configurations."""
 
 from pathlib import Path
 
 import pytest
-from workbench.methods.grpo import GRPO
+
+from workbench import methods
 from workbench.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
@@ -13,13 +14,17 @@ ROOT = Path(__file__).parent.parent
 STEPS = 2
 
 
-def test_the_first_steps_of_a_committed_run_come_out_again(tmp_path):
-    run = read_run(ROOT / "data" / "runs" / "grpo-3m-seed0")
+@pytest.mark.parametrize("cell", ["grpo-3m-seed0", "sdpo-3m-seed1", "tapo-3m-seed2", "trapo-3m-seed0", "scope-3m-seed1", "opd-3m-seed2"])
+def test_the_first_steps_of_a_committed_run_come_out_again(cell, tmp_path):
+    run = read_run(ROOT / "data" / "runs" / cell)
     config = run.config
     plan = Plan(**{**config["plan"], "steps": STEPS, "eval_every": 0})
-    learner = Learner(load_policy(ROOT / config["model"]), Optimiser(**config["optimiser"]), lora=config["lora"], seed=plan.seed)
-    again = read_run(fit(GRPO(**config["options"]), learner, load_task(config["task"]), plan, tmp_path / "run", progress=False)).metrics
+    expert = load_policy(ROOT / config["teacher"]) if config["teacher"] else None
+    learner = Learner(load_policy(ROOT / config["model"]), Optimiser(**config["optimiser"]), lora=config["lora"], seed=plan.seed, expert=expert)
+    options = {name: value for name, value in config["options"].items() if value is not None}  # JSON has no infinity: such a limit is the default
+    method = methods.find(config["method"].lower())(**options)
+    again = read_run(fit(method, learner, load_task(config["task"]), plan, tmp_path / "run", progress=False)).metrics
     recorded = run.metrics[:STEPS]
     # Sums in another order (threads, another processor) may flip the draw of a token now and then: a rollout or two of 128.
-    for name, tolerance in {"correct": 2 / 128, "length": 0.2, "entropy": 3e-3, "contrast": 1 / 16, "grad_norm": 0.02}.items():
-        assert list(again[name]) == pytest.approx(list(recorded[name]), abs=tolerance), name
+    for name, tolerance in {"correct": 2 / 128, "length": 0.3, "entropy": 5e-3, "contrast": 1 / 16, "grad_norm": 0.05}.items():
+        assert list(again[name]) == pytest.approx(list(recorded[name]), abs=tolerance, rel=0.02), name

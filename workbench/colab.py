@@ -114,7 +114,7 @@ class Preset:
     lora: int = 16
 
 
-SUMS = "gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=1,max_new=24"
+SUMS = "gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=1,think=false,max_new=16"
 PRESETS = {
     "cpu": Preset("smollm2", "", SUMS, prompts=4, k=4, rows=16, steps=2),
     "t4": Preset("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct", "math:gsm8k,max_new=256", prompts=8, k=8, rows=8, steps=30),

@@ -26,6 +26,7 @@ from workbench.verify import final_answer
 from workbench.verify.answers import TAIL, is_number
 from workbench.verify.pool import SECONDS, Pool
 
+ALONE = "\nGive only the final answer."
 ASK = "\nEnd with a line that begins with \"Answer:\" and gives only the final answer."
 TRIES = 40  # draws for a wanted problem: a tenth of them are in the smaller splits, and some come twice
 
@@ -53,12 +54,13 @@ class Gym(prompts.FreeText):
     dataset: str = ""
     options: tuple[tuple[str, Any], ...] = ()
     max_new: int = 512  # longest completion, in tokens
+    think: bool = True  # false: the prompt asks for the answer alone, which is all that a very small model can do
 
     name = "gym"
 
     @classmethod
     def of(cls, dials: Sequence[str]) -> Gym:
-        own = [dial for dial in dials if dial.startswith(("dataset=", "max_new="))]
+        own = [dial for dial in dials if dial.startswith(("dataset=", "max_new=", "think="))]
         made = with_options(cls, own, "the task gym")
         known = {f.name: f.default for f in dataclasses.fields(made._config_type)}
         chosen = [dial for dial in dials if dial not in own]
@@ -119,7 +121,7 @@ class Gym(prompts.FreeText):
         return list(found.values())
 
     def _problem(self, entry: dict, split: str, origin: int, size: int, index: int) -> Problem:
-        messages = ({"role": "user", "content": str(entry["question"]) + ASK},)
+        messages = ({"role": "user", "content": str(entry["question"]) + (ASK if self.think else ALONE)},)
         return Problem(f"{self.dataset}:{origin}:{index}", messages, str(entry["answer"]), (f"Answer: {entry['answer']}",), {"split": split, "seed": origin, "size": size, "index": index})
 
     def grade(self, problem: Problem, text: str) -> Verdict:
