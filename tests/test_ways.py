@@ -51,6 +51,11 @@ def test_few_are_picked_the_shared_ones_and_one_addition():
 def test_a_column_for_each_method_with_every_token(found):
     decode = lambda token: toys.tiny_policy().tokenizer.decode([token])  # noqa: E731
     kept = pick({name: found[name] for name in ("SFT", "TRAPO")})
+    narrow = columns({name: (group_of(PROBLEM, way), way.credit) for name, way in kept.items()}, decode, width=12).axes[0]
+    for text in narrow.texts:  # a long line goes on below, and not into the next column
+        if text.get_ha() == "center":
+            middle, half = text.get_position()[0], len(text.get_text()) / 2
+            assert (middle + half - 0.5) // 12 == (middle - half) // 12 or half > 5
     figure = columns({name: (group_of(PROBLEM, way), way.credit) for name, way in kept.items()}, decode)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"SFT", "TRAPO", "✓ expert"} <= set(words)

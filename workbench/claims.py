@@ -126,6 +126,7 @@ CLAIMS = (
     Claim(TRAPO, "SFT-then-RL better than GRPO", "54.3 to 50.4", "avg@32", better("sft-then-rl", "grpo")),
     Claim(TRAPO, "GRPO better than SFT", "50.4 to 50.3", "avg@32", better("grpo", "sft")),
     Claim(TRAPO, "better than GRPO where most groups are all wrong", "prefixes help", "avg@32", better("hard-trapo", "hard-grpo")),
+    Claim(TRAPO, "the same with an expert who writes as the policy does", "not tested", "avg@32", better("hard-trapo-own", "hard-grpo")),
     Claim(TRAPO, "plain SFT inside micro-groups is worse than TrSFT", "32.3 to 56.6", "avg@32", better("trapo", "trapo-sft")),
     Claim(TRAPO, "TrSFT is better than micro-groups alone", "56.6 to 52.7", "avg@32", better("trapo", "trapo-none")),
     Claim(TRAPO, "forgets less than SFT", "68.3 to 42.3", "reading a solution", column("trapo", "sft", "reference")),

@@ -36,6 +36,7 @@ TEACHER = "data/organism/teacher"
 READING = "arithmetic:largest=99,shown=solution"  # what the organism could do before, and may forget
 TURNED = "arithmetic:style=turned"  # expert solutions in a style that the organism does not write
 HARD = "arithmetic:largest=40,style=turned"  # numbers that the 3m rarely gets right: three groups of four are all wrong at the start
+HARD_OWN = "arithmetic:largest=40"  # the same problems, solved in the style that the organism writes itself
 
 
 class Stage(NamedTuple):
@@ -96,7 +97,7 @@ ABLATIONS = (
 COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "lr=1e-5"))
 COLD = tuple(Arm(f"{method}-cold", (COLD_START, Stage(method))) for method in ("tapo", "grpo"))
 HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _arm("hard-trapo", "trapo", task=HARD),
-          _arm("hard-luffy", "luffy", task=HARD))
+          _arm("hard-luffy", "luffy", task=HARD), _arm("hard-trapo-own", "trapo", task=HARD_OWN))
 # The self-teacher reads what the sandbox said of an attempt: beside another right program where there is one, or alone.
 PROGRAMS = tuple(replace(arm, task="programs", model="programmer") for arm in (
     Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"), _arm("sdpo-sibling", "sdpo", "feedback=never")))

@@ -18,7 +18,7 @@ ORIGINS = {"policy": "own", "expert": "expert", "guided": "guided", "correction"
 def columns(paintings: Mapping[str, tuple[Group, Sequence[np.ndarray]]], decode: Callable[[int], str], per_row: int = 4, width: int = 27) -> Figure:
     """name -> (group, [T] numbers for each rollout). Each column has its own scale, the 99th percentile of its numbers: the methods' units are the same,
     their sizes are not. Blue with a line above: made more likely; orange with a line below: less."""
-    blocks = {name: _lines(group, values, decode) for name, (group, values) in paintings.items()}
+    blocks = {name: _lines(group, values, decode, width - 1) for name, (group, values) in paintings.items()}
     names = list(blocks)
     rows = [names[i: i + per_row] for i in range(0, len(names), per_row)]
     heights = [max(len(blocks[name]) for name in row) + 2.2 for row in rows]
@@ -34,13 +34,20 @@ def columns(paintings: Mapping[str, tuple[Group, Sequence[np.ndarray]]], decode:
     return figure
 
 
-def _lines(group: Group, values: Sequence[np.ndarray], decode: Callable[[int], str]) -> list:
-    """A heading (text) or a line of (shown text, value) for each line of the column."""
+def _lines(group: Group, values: Sequence[np.ndarray], decode: Callable[[int], str], width: int) -> list:
+    """A heading (text) or a line of (shown text, value, borrowed) for each line of the column; a step longer than ``width`` characters goes on below."""
     found: list = []
     for rollout, row in zip(group.rollouts, tokens(group, values, decode)):
         found.append(f"{'✓' if rollout.verdict.correct else '✗'} {ORIGINS[rollout.origin]}")
         for step in dict.fromkeys(token.step for token in row):
-            found.append([(visible(token.text), token.value, token.index < rollout.borrowed) for token in row if token.step == step])
+            line: list = []
+            for token in (token for token in row if token.step == step):
+                text = visible(token.text)
+                if line and sum(len(shown) for shown, *_ in line) + len(text) > width:
+                    found.append(line)
+                    line = []
+                line.append((text, token.value, token.index < rollout.borrowed))
+            found.append(line)
     return found
 
 
