@@ -110,7 +110,9 @@ def test_a_clean_environment(tmp_path):
     subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{torch}+cpu"], check=True, env=env)
     cell = colab.CELL.replace("/content/workbench", str(tmp_path / "copy"))
     subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "copy"], check=True)
-    program = f"import sys, types, time\nsys.modules['google.colab'] = types.ModuleType('google.colab')\nfor _ in range(2):\n    t = time.time()\n" \
+    program = f"import sys, types, time, importlib.machinery\nstand_in = types.ModuleType('google.colab')\n" \
+              "stand_in.__spec__ = importlib.machinery.ModuleSpec('google.colab', None)\nsys.modules['google.colab'] = stand_in\n" \
+              f"for _ in range(2):\n    t = time.time()\n" \
               f"    exec({cell!r}, {{}})\nprint('again', time.time() - t)\nfrom workbench.policy import load_policy\nload_policy('smollm2')\nprint('loaded')"
     ran = subprocess.run([python, "-c", program], capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stderr

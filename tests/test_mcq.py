@@ -72,7 +72,8 @@ def test_a_bad_record_is_named(tmp_path, record, message):
 
 
 def test_bad_dials(tmp_path):
-    for name, message in (("mcq", "needs sciknoweval, a file or a hub id"), ("mcq:x.jsonl,split=hash", "takes split=train"), ("mcq:x.jsonl", "could not read")):
+    for name, message in (("mcq", "needs sciknoweval, a file or a hub id"), ("mcq:x.jsonl,split=hash", "takes split=train"), ("mcq:x.jsonl,max_new=0", "max_new from 1"),
+                          ("mcq:x.jsonl", "could not read")):
         with pytest.raises(WorkbenchError, match=message):
             load_task(name)
 

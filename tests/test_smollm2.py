@@ -1,6 +1,7 @@
 """A real model on a CPU, without the hub: SmolLM2-135M-Instruct out of a PyPI package, trained by every method for a step."""
 
 import importlib.util
+import json
 import math
 import os
 
@@ -51,7 +52,7 @@ def test_every_method_takes_a_step(method, task, tmp_path):
     expert = load_policy("smollm2") if method == "kd" else None
     learner = Learner(load_policy("smollm2"), Optimiser(lr=1e-3), lora=4, expert=expert)
     out = fit(find(method)(**options), learner, task, Plan(steps=1, prompts=1, rows=8, eval_every=0), tmp_path / "run", progress=False)
-    line = __import__("json").loads((out / "metrics.jsonl").read_text())
+    line = json.loads((out / "metrics.jsonl").read_text())
     assert math.isfinite(line["loss"]) and line["gap_max"] < 1e-3 and line["skipped"] == 0
     with torch.no_grad():
         ids = torch.arange(100, 120)[None]

@@ -79,7 +79,8 @@ def test_a_bad_record_is_named(tmp_path, record, message):
 
 
 def test_bad_dials():
-    for name, message in (("tools", "needs a file"), ("tools:x.jsonl,split=hash", "takes split=train"), ("tools:x.jsonl", "could not read")):
+    for name, message in (("tools", "needs a file"), ("tools:x.jsonl,split=hash", "takes split=train"), ("tools:x.jsonl,max_new=0", "max_new from 1"),
+                          ("tools:x.jsonl", "could not read")):
         with pytest.raises(WorkbenchError, match=message):
             load_task(name)
 

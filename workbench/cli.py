@@ -202,8 +202,8 @@ def _doctor(args) -> None:
         return
     names = [args.method] if args.method else methods.names()
     kinds = [methods.find(name) for name in names]
-    print(f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU with as much: {args.prompt} + {args.new} tokens, "
-          f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; frozen weights in bf16, QLoRA's in 4 bits.\n")
+    print(f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU that it fits: {args.prompt} + {args.new} tokens, "
+          f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; frozen weights in bf16 (on a T4 fp32), QLoRA's in 4 bits.\n")
     print(memory.report(args.model, names, rank=args.lora, prompt=args.prompt, new=args.new, rows=args.rows, prompts=args.prompts,
                         checkpointing=args.checkpointing, eight_bit=args.eight_bit))
     if args.measure:

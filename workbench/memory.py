@@ -20,9 +20,11 @@ from torch import nn
 
 from workbench.core import Method, WorkbenchError
 from workbench.ops import CHUNK_ELEMENTS
+from workbench.policy import peft_adapter, source_of, why_not_loaded
 from workbench.rollout import ROWS
 
-GPUS = {"T4": 14.6, "L4": 22.0, "A100 40 GB": 39.4, "A100 / H100 80 GB": 79.1}  # GiB that a process finds free
+# GiB that a process finds free, and whether it computes in bf16.
+GPUS = {"T4": (14.6, False), "L4": (22.0, True), "A100 40 GB": (39.4, True), "A100 / H100 80 GB": (79.1, True)}
 CONTEXT = 0.6 * 2**30  # what CUDA itself and its libraries take
 MODES = ("full", "lora", "qlora")
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit scale for 64 of them, a 32-bit scale for 256 of those
@@ -34,30 +36,24 @@ def skeleton(model: str | Path) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from workbench.policy import _source, _why_not
-
-    source = _source(model)
+    source = source_of(model)
     ALL_ATTENTION_FUNCTIONS.register("counted", _attention)
     try:
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32, attn_implementation="counted")
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise WorkbenchError(_why_not(model, error)) from error
+        raise WorkbenchError(why_not_loaded(model, error)) from error
     return net.eval().requires_grad_(False)
 
 
 class _Attention(torch.autograd.Function):
-    """What a fused attention kernel keeps: its inputs, its output, and a number for each head and token."""
+    """What a fused attention kernel keeps: its inputs, its output, and a number for each head and token. There is no way back: it is only counted."""
 
     @staticmethod
     def forward(ctx, query, key, value):
         out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise NotImplementedError("only counted")
 
 
 def _attention(module, query, key, value, attention_mask, **_):
@@ -69,18 +65,19 @@ def predict(net: nn.Module, method: Method, mode: str, *, rank: int = 16, prompt
     """Bytes at the peak of one step, by part; ``"peak"`` is their total, where sampling and training take turns.
 
     ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in bf16, or 4 bits). ``prompt``, ``new``: tokens of a prompt and of a completion.
-    ``rows``: rollouts in a micro-batch. A method's teacher network is taken to be as large as the model itself.
+    ``rows``: rollouts in a micro-batch. ``bf16``: the GPU computes in it, else frozen weights are fp32 where they are not 4 bits. A method's teacher
+    network is taken to be the same model, frozen.
     """
     wide = 2 if bf16 and mode != "full" else 4
     net = copy.deepcopy(net).to(torch.bfloat16 if wide == 2 else torch.float32)
     linear = sum(m.weight.numel() for name, m in net.named_modules() if isinstance(m, nn.Linear) and m is not net.get_output_embeddings())
     count = sum(p.numel() for p in net.parameters())
     weights = wide * (count - linear) + (NF4 if mode == "qlora" else wide) * linear
+    expert = weights if mode != "full" else (2 if bf16 else 4) * count
     if mode == "full":
         net.requires_grad_(True)
     else:
-        from peft import LoraConfig, get_peft_model
-        net = get_peft_model(net, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+        net = peft_adapter(net, rank)
         for p in net.parameters():
             if p.requires_grad:
                 p.data = p.data.float()
@@ -89,10 +86,11 @@ def predict(net: nn.Module, method: Method, mode: str, *, rank: int = 16, prompt
     parts = {"weights": weights, "adapter": 0 if mode == "full" else 4 * trained, "gradients": 4 * trained,
              "optimiser": (2 if eight_bit else 8) * trained, "reference": 4 * trained,
              "teacher": 4 * trained if distil and distil.weights == "teacher" else 0,
-             "expert": weights if getattr(method, "teacher", "") == "expert" else 0}
+             "expert": expert if getattr(method, "teacher", "") == "expert" else 0}
     inner = net.get_base_model() if hasattr(net, "get_base_model") else net
     config = inner.config
-    name, longest = type(method).__name__.lower(), prompt + new * PREFIX.get(type(method).__name__.lower(), 0)
+    name = type(method).__name__.lower()
+    longest = prompt + new * PREFIX.get(name, 0)
     head = inner.get_output_embeddings().weight
     saved = activations(inner, rows, prompt + new, checkpointing)
     momentary = 4 * 4 * max(CHUNK_ELEMENTS, len(head)) + 3 * 4 * rows * new * head.shape[1]
@@ -155,7 +153,7 @@ def measure(learner, method: Method, task, rows: int = 8, prompts: int = 16) -> 
 
 
 def report(model: str | Path, methods: Sequence[str], *, rank: int = 16, **sizes) -> str:
-    """A table: GiB at the peak and the smallest GPU with as much. ``sizes``: as in ``predict``."""
+    """A table: the smallest GPU that a step fits, and GiB at its peak there. ``sizes``: as in ``predict``."""
     import pandas as pd
 
     from workbench.methods import find
@@ -163,10 +161,9 @@ def report(model: str | Path, methods: Sequence[str], *, rank: int = 16, **sizes
     net = skeleton(model)
     rows = {}
     for name in methods:
-        peaks = {mode: predict(net, find(name)(), mode, rank=rank, **sizes)["peak"] / 2**30 for mode in MODES}
-        rows[name] = {mode if mode == "full" else f"{mode} r={rank}": f"{peak:.1f}  {fits(peak)}" for mode, peak in peaks.items()}
+        rows[name] = {}
+        for mode in MODES:
+            peaks = {bf16: predict(net, find(name)(), mode, rank=rank, bf16=bf16, **sizes)["peak"] / 2**30 for bf16 in (True, False)}
+            gpu = next((gpu for gpu, (free, bf16) in GPUS.items() if peaks[bf16] <= free), "")
+            rows[name][mode if mode == "full" else f"{mode} r={rank}"] = f"{peaks[GPUS[gpu][1] if gpu else True]:.1f}  {gpu or 'more than 80 GB'}"
     return pd.DataFrame(rows).T.to_string()
-
-
-def fits(gib: float) -> str:
-    return next((name for name, size in GPUS.items() if gib <= size), "more than 80 GB")

@@ -130,7 +130,8 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
     ranks.start()
     # A damaged or foreign model fails in as many ways as there are files in it.
     unreadable = (OSError, ValueError, RuntimeError, SafetensorError, TypeError, KeyError, AttributeError, ImportError)
-    source, device = _source(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    frozen = frozen or four_bit
+    source, device = source_of(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if frozen and device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     fast = _unsloth() if unsloth else None
     more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
@@ -142,7 +143,7 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
             tokenizer = AutoTokenizer.from_pretrained(source)
             net, loading = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **more)
     except unreadable as error:
-        raise WorkbenchError(_why_not(model, error)) from error
+        raise WorkbenchError(why_not_loaded(model, error)) from error
     if loading["missing_keys"]:  # transformers fills them with random numbers
         raise WorkbenchError(f"the model {model} lacks {len(loading['missing_keys'])} of its weights, such as {min(loading['missing_keys'])}")
     if adapter is not None:
@@ -166,7 +167,7 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
     return policy
 
 
-def _source(model: str | Path) -> str | Path:
+def source_of(model: str | Path) -> str | Path:
     """What transformers loads: a folder, or a hub id as it is."""
     from workbench import gguf
 
@@ -209,7 +210,7 @@ def _nf4(dtype: torch.dtype):
                               bnb_4bit_compute_dtype=torch.float32 if slow else torch.bfloat16)
 
 
-def _why_not(model: str | Path, error: Exception) -> str:
+def why_not_loaded(model: str | Path, error: Exception) -> str:
     """Why a model could not be loaded, in one sentence."""
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -410,9 +411,14 @@ def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
         linear = sorted({name.rpartition(".")[2] for name, module in policy.decoder.named_modules() if isinstance(module, nn.Linear)})
         return _unsloth().get_peft_model(policy.model, r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear, random_state=seed,
                                          use_gradient_checkpointing=False)
+    return peft_adapter(policy.model, rank)
+
+
+def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
+    """The model with a fresh LoRA adapter on every linear layer but the head."""
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(policy.model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
 def _adamw(groups: list[dict], settings: Optimiser) -> torch.optim.Optimizer:

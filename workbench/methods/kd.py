@@ -15,6 +15,7 @@ methods'; ``correct`` leaves out the wrong ones (rejection sampling).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Problem, Rollout, Scores, WorkbenchError
 from workbench.methods.opd import require_teacher
@@ -28,12 +29,14 @@ class KD(Method):
     k: int = 8  # the teacher's samples per problem
     correct: bool = False  # learn from the right ones only
 
+    teacher: ClassVar[str] = "expert"  # as in OPD and SCOPE, but no other makes sense
+
     def __post_init__(self):
         if self.k < 1:
             raise WorkbenchError(f"KD needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        require_teacher(learner, "expert", "KD")
+        require_teacher(learner, self.teacher, "KD")
         groups = sample_groups(learner.expert, task, problems, self.k, seed)
         return [Group(group.problem, tuple(given(learner.policy, group.problem, r) for r in group.rollouts),
                       {"expert_tokens": float(sum(len(r.completion_ids) for r in group.rollouts))}) for group in groups]

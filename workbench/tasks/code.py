@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError
 from workbench.sandbox import Call, Program, Result
 from workbench.tasks import prompts
-from workbench.tasks.rows import SPLITS, draw, read, split_of
+from workbench.tasks.rows import SPLITS, check_dials, draw, read, split_of
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
 
@@ -160,10 +160,9 @@ class Code:
     def __post_init__(self):
         if not self.path:
             raise WorkbenchError("the task code needs a file of problems: code:path=FILE")
-        if self.split not in ("", *SPLITS):
-            raise WorkbenchError(f"the task code takes split={', '.join(SPLITS)}, not split={self.split}")
-        if self.seconds <= 0 or self.memory_mb < 64 or self.max_new < 1:
-            raise WorkbenchError("the task code takes seconds above 0, memory_mb from 64 and max_new from 1")
+        check_dials(self.name, self.split, self.max_new)
+        if self.seconds <= 0 or self.memory_mb < 64:
+            raise WorkbenchError("the task code takes seconds above 0 and memory_mb from 64")
         self._rows  # a bad file is said now, not after the model is loaded
 
     @cached_property

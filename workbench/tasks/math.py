@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
-from workbench.tasks.rows import FILES, HUB_FILE, HUB_ID, SPLITS, Row, draw, read, split_of
+from workbench.tasks.rows import FILES, HUB_FILE, HUB_ID, SPLITS, Row, check_dials, draw, read, split_of
 from workbench.verify import check_gold, grade
 from workbench.verify.answers import exact, last_box
 
@@ -71,10 +71,7 @@ class Math(prompts.FreeText):
     def __post_init__(self):
         if self.source not in SETS and not any(form.fullmatch(self.source) for form in (FILES, HUB_FILE, HUB_ID)):
             raise WorkbenchError(f"the task math needs {', '.join(SETS)}, a file (.jsonl, .json, .parquet) or a hub id (owner/name), not {self.source!r}")
-        if self.split not in ("", "hash", "all", *SPLITS):
-            raise WorkbenchError(f"the task math takes split=hash, all, {', '.join(SPLITS)}, not split={self.split}")
-        if self.max_new < 1:
-            raise WorkbenchError("the task math takes max_new from 1")
+        check_dials(self.name, self.split, self.max_new, ("hash", "all"))
         self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
-from workbench.tasks.rows import SPLITS, Row, draw, read, split_of
+from workbench.tasks.rows import Row, check_dials, draw, read, split_of
 
 SETS = {"sciknoweval": "hicai-zju/SciKnowEval"}  # one split, test; the id and the columns are those that SDPO's own code reads
 TYPES, LEVEL = ("mcq-4-choices", "mcq-2-choices"), "L3"
@@ -63,8 +63,7 @@ class Mcq(prompts.FreeText):
     def __post_init__(self):
         if not self.source:
             raise WorkbenchError(f"the task mcq needs {', '.join(SETS)}, a file or a hub id: mcq:FILE")
-        if self.split not in ("", *SPLITS):
-            raise WorkbenchError(f"the task mcq takes split={', '.join(SPLITS)}, not split={self.split}")
+        check_dials(self.name, self.split, self.max_new)
         self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property

@@ -33,6 +33,14 @@ class Row(NamedTuple):
     split: str = ""
 
 
+def check_dials(task: str, split: str, max_new: int, more: tuple[str, ...] = ()) -> None:
+    """Raises WorkbenchError for a split that is none of "", ``SPLITS`` and ``more``, or no room to write."""
+    if split not in ("", *more, *SPLITS):
+        raise WorkbenchError(f"the task {task} takes split={', '.join((*more, *SPLITS))}, not split={split}")
+    if max_new < 1:
+        raise WorkbenchError(f"the task {task} takes max_new from 1")
+
+
 def read(source: str, config: str = "") -> list[Row]:
     """All records of a file or a data set on the hub. Raises WorkbenchError, in one sentence, where that cannot be done."""
     file = HUB_FILE.fullmatch(source)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
-from workbench.tasks.rows import SPLITS, Row, draw, read, split_of
+from workbench.tasks.rows import Row, check_dials, draw, read, split_of
 
 LONGEST = 100_000  # characters of an attempt that are read
 _DECODER, _INPUT = json.JSONDecoder(), re.compile(r"Action Input:\s*(?=\{)")
@@ -72,8 +72,7 @@ class Tools(prompts.FreeText):
     def __post_init__(self):
         if not self.source:
             raise WorkbenchError("the task tools needs a file of problems: tools:FILE")
-        if self.split not in ("", *SPLITS):
-            raise WorkbenchError(f"the task tools takes split={', '.join(SPLITS)}, not split={self.split}")
+        check_dials(self.name, self.split, self.max_new)
         self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
