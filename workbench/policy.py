@@ -156,14 +156,16 @@ def load_policy(model: str | Path, *, adapter: str | Path | None = None, device:
         except unreadable as error:
             raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
     net.requires_grad_(False).eval()
+    for layer in net.modules():
+        # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no backward pass: the adapters would silently get wrong
+        # gradients (tests/test_loading.py).
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     if not four_bit and not unsloth:
         net.to(device)
     policy = Policy(net, tokenizer, str(model))
     policy.unsloth = unsloth
-    try:
-        _check_head(policy)
-    except RuntimeError as error:  # on a CPU bitsandbytes wants layers whose widths are multiples of 64
-        raise WorkbenchError(f"the model {model} does not run {'in 4 bits ' if four_bit else ''}on {device}: {_first_line(error)}") from error
+    _check_head(policy)
     return policy
 
 
