@@ -67,22 +67,22 @@ def _arm(name: str, method: str = "", *options: str, **more) -> Arm:
     return Arm(name, (Stage(method or name, options),), **more)
 
 
-METHODS = (
-    Arm("base", seeds=5),
-    _arm("grpo", seeds=5),
+METHODS = tuple(replace(arm, seeds=5) for arm in (
+    Arm("base"),
+    _arm("grpo"),
     _arm("grpo-tokens", "grpo", "k=9"),  # as many tokens as TAPO writes: 1.12 times those of k=8
-    _arm("sdpo", seeds=5),
-    _arm("tapo", seeds=5),
-    _arm("trapo", task=TURNED, seeds=5),
-    _arm("scope", teacher=TEACHER, seeds=5),
-    _arm("opd", "opd", "k=8", teacher=TEACHER, seeds=5),
+    _arm("sdpo"),
+    _arm("tapo"),
+    _arm("trapo", task=TURNED),
+    _arm("scope", teacher=TEACHER),
+    _arm("opd", "opd", "k=8", teacher=TEACHER),
     _arm("opd-1", "opd", "k=1", teacher=TEACHER),
     _arm("kd", "kd", "k=8", teacher=TEACHER),
     _arm("luffy", task=TURNED),
     _arm("sft", "sft", "prompts=128", task=TURNED),  # as many solutions in a step as the others have rollouts
     Arm("sft-then-rl", (Stage("sft", ("prompts=128",), 1 / 3), Stage("grpo", (), 2 / 3)), task=TURNED),
     _arm("srpo", "sdpo", "srpo=true"),
-)
+))
 ABLATIONS = (
     *(_arm(f"sdpo-{teacher}", "sdpo", f"teacher={teacher}") for teacher in ("frozen", "mixed", "live")),
     *(_arm(f"sdpo-{form}", "sdpo", f"form={form}") for form in ("token", "sequence")),
@@ -95,7 +95,7 @@ ABLATIONS = (
 )
 # The most lessons with which first-pass accuracy stays at 80 % of the base's (data/LOG.md).
 COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "lr=1e-5"))
-COLD = tuple(Arm(f"{method}-cold", (COLD_START, Stage(method))) for method in ("tapo", "grpo"))
+COLD = tuple(Arm(f"{method}-cold", (COLD_START, Stage(method)), seeds=5) for method in ("tapo", "grpo"))
 HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _arm("hard-trapo", "trapo", task=HARD),
           _arm("hard-luffy", "luffy", task=HARD), _arm("hard-trapo-own", "trapo", task=HARD_OWN))
 # The self-teacher reads what the sandbox said of an attempt: beside another right program where there is one, or alone.
