@@ -473,7 +473,7 @@ def digits(tmp_path_factory):
 def command(digits, out: Path, *more: str) -> subprocess.Popen:
     model, problems = digits
     arguments = ["train", "grpo", "--model", str(model), "--task", str(problems), "--steps", "24", "--seed", "3", "--out", str(out), "--lora", "4",
-                 "--set", "lr=0.003", "--set", "prompts=4", "--set", "rows=16", "--set", "checkpoint_every=3", "--set", "eval_every=10",
+                 "--set", "lr=0.003", "prompts=4", "rows=16", "--set", "checkpoint_every=3", "--set", "eval_every=10",
                  "--set", "eval_problems=4", "--set", "eval_samples=2", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     return subprocess.Popen([sys.executable, "-m", "workbench.cli", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -133,6 +133,7 @@ CLAIMS = (
     Claim(SCOPE, "better than OPD, matched in rollouts", "52.3 to 55.2 (OPD with 1)", "avg@32", better("scope", "opd")),
     Claim(SCOPE, "higher pass@32 than OPD", "73.1 to 75.0 (OPD with 1)", "pass@32", better("scope", "opd", "pass@32")),
     Claim(SCOPE, "better than GRPO", "49.6 to 55.2", "avg@32", better("scope", "grpo")),
+    Claim(SCOPE, "better than GRPO on programs (rates tuned on arithmetic)", "not tested", "avg@32", better("scope", "grpo", model="programmer")),
     Claim(SCOPE, "the weights help beyond the routing", "not apart", "avg@32", better("scope", "scope-uniform")),
 )
 

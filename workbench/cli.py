@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--unsloth", action="store_true", help="through Unsloth's kernels, on a CUDA GPU; with --lora")
     train.add_argument("--checkpointing", action="store_true", help="make activations again in the backward pass: less memory, a third more time")
     train.add_argument("--teacher", type=_named, metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="options",
+    train.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
                        help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
-                            "eval_every, ...); may be repeated")
+                            "eval_every, ...); several, or repeated")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR from its last checkpoint")
     train.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard as well")
 

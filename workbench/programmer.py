@@ -1,16 +1,19 @@
 """Build the organism of the programs task: a tiny Llama that writes small Python functions about half right and can read what went wrong.
 
-    python -m workbench.programmer                 train data/organism/programmer again (some ten minutes on two cores) and print its table
-    python -m workbench.programmer --measure       only measure it
+    python -m workbench.programmer                 train data/organism/programmer and its teacher again (some ten minutes on two cores), print their table
+    python -m workbench.programmer --teacher       train only the teacher again: the same model after the first stage
+    python -m workbench.programmer --measure       only measure them
 
 It is made like the arithmetic organism (organism.py): the skill is learned well, and slips are planted: a variable that does not exist (NameError), a
 forgotten argument (TypeError), a bracket left open (SyntaxError), and four that only a wrong output gives away. After feedback the reply is careful
 about what the feedback names, its line and its kind, and as careless as ever about the rest: so feedback holds something to be read, no more.
+Its teacher is the model as the first stage left it: it knows how, and has not learned to slip.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 from functools import partial
@@ -26,7 +29,7 @@ from workbench.tasks import prompts
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import LINE, PHRASES, Operation, Programs, draw, parse, right_lines
 
-FOLDER = HOME / "programmer"
+NAMES = ("programmer-teacher", "programmer")  # as the stages leave them
 SIZE = Size(128, 5, 4)
 VOCABULARY = 192
 FIXED = (*prompts.PHRASES, *PHRASES)
@@ -125,18 +128,19 @@ def mixture(rng: Random, marked: list[Marked]) -> tuple[tuple, str, int]:
     return task.reprompt(task.problem(case.question), feedback=case.feedback), attempt(case.question, rng, careful=case.careful), 0
 
 
-def build(seed: int, out: Path, say=partial(print, flush=True)) -> None:
-    """Train it and save it in Hugging Face format, bf16."""
+def build(seed: int, out: Path, names=NAMES, say=partial(print, flush=True)) -> None:
+    """Train it and save it after each stage, in Hugging Face format, bf16. Without the last name the last stage is left out."""
     import torch
 
     tok = tokenizer(FIXED)
-    marked = pool(seed)
-    say(f"{len(marked)} wrong attempts with feedback")
+    stages = [Stage("skill", plain, 4_000_000, 3e-3, until=0.97)]
+    if len(names) > 1:
+        stages.append(Stage("slips", partial(mixture, marked=pool(seed)), 4_000_000, 2e-3))
     model = begin(SIZE, tok, coordinates("programmer", seed) % 2**31, vocabulary=VOCABULARY)
-    for number, stage in enumerate((Stage("skill", plain, 4_000_000, 3e-3, until=0.97), Stage("slips", partial(mixture, marked=marked), 4_000_000, 2e-3))):
+    for number, (stage, name) in enumerate(zip(stages, names)):
         train(model, tok, stage, coordinates("programmer", number, seed), lambda text: say(f"{stage.name:6} {text}"), Programs())
-    model.to(torch.bfloat16).save_pretrained(out)
-    tok.save_pretrained(out)
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out / name)
+        tok.save_pretrained(out / name)
 
 
 # ---- the table
@@ -169,28 +173,32 @@ def measure(folder: Path, problems: int = 400, seed: int = 0) -> dict[str, tuple
     return {name: (sum(values) / len(values), *bootstrap(values)) for name, values in found.items()}
 
 
-def table(found: dict[str, tuple[float, float, float]], seed: int) -> str:
-    lines = ["# The programmer", "", "A tiny Llama trained by `python -m workbench.programmer` to write small Python functions; how it was made stands at the top of",
-             "`workbench/programmer.py`. What it shows is about itself, not about large models. Licence: Apache-2.0, like the code.", "",
+def table(found: dict[str, dict], seed: int) -> str:
+    lines = ["# The programmer", "", "Two tiny Llamas trained by `python -m workbench.programmer` to write small Python functions: the one to be trained further, and its",
+             "teacher. How they were made stands at the top of `workbench/programmer.py`. What they show is about themselves, not about large models.",
+             "Licence: Apache-2.0, like the code.", "",
              f"400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals over problems. Written by the script, the numbers also in `table.json`.", "",
-             "| | programmer |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {words} | " + "{:.3f} [{:.3f}, {:.3f}] |".format(*found[key]) for key, words in ROWS.items())]) + "\n"
+             f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    cells = {key: ["{:.3f} [{:.3f}, {:.3f}]".format(*rows[key]) for rows in found.values()] for key in ROWS}
+    return "\n".join([*lines, *(f"| {words} | {' | '.join(cells[key])} |" for key, words in ROWS.items())]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--teacher", action="store_true", help="build the teacher alone")
+    only.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, default=HOME)
     args = parser.parse_args()
     if not args.measure:
-        build(args.seed, args.out)
-    found = measure(args.out, seed=args.seed)
+        build(args.seed, args.out, NAMES[:1] if args.teacher else NAMES)
+    found = {name: measure(args.out / name, seed=args.seed) for name in reversed(NAMES)}
     text = table(found, args.seed)
     print(text)
     if not args.measure or args.seed == 0:
-        write_atomic(args.out / "README.md", text)
-        write_atomic(args.out / "table.json", json.dumps({"seed": args.seed, "problems": 400, "measured": found}, indent=1))
+        write_atomic(args.out / NAMES[-1] / "README.md", text)
+        write_atomic(args.out / NAMES[-1] / "table.json", json.dumps({"seed": args.seed, "problems": 400, "measured": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ RECORDS = ROOT / "data" / "runs"
 TUNING = ROOT / "data" / "study" / "tuning.json"
 RATES = ("3e-5", "1e-4", "3e-4")
 TEACHER = "data/organism/teacher"
+PROGRAMMER_TEACHER = "data/organism/programmer-teacher"
 READING = "arithmetic:largest=99,shown=solution"  # what the organism could do before, and may forget
 TURNED = "arithmetic:style=turned"  # expert solutions in a style that the organism does not write
 HARD = "arithmetic:largest=40,style=turned"  # numbers that the 3m rarely gets right: three groups of four are all wrong at the start
@@ -100,7 +101,8 @@ HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _ar
           _arm("hard-luffy", "luffy", task=HARD), _arm("hard-trapo-own", "trapo", task=HARD_OWN))
 # The self-teacher reads what the sandbox said of an attempt: beside another right program where there is one, or alone.
 PROGRAMS = tuple(replace(arm, task="programs", model="programmer") for arm in (
-    Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"), _arm("sdpo-sibling", "sdpo", "feedback=never")))
+    Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"), _arm("sdpo-sibling", "sdpo", "feedback=never"),
+    _arm("scope", teacher=PROGRAMMER_TEACHER)))
 SIZES = tuple(replace(arm, model=model, seeds=3) for model in ("1m", "0.4m") for arm in METHODS if arm.name in ("base", "grpo", "sdpo", "tapo"))
 GRID = (*METHODS, *ABLATIONS, *COLD, *HARDER, *PROGRAMS, *SIZES)
 QUICK = tuple(arm for arm in METHODS if arm.name in ("base", "grpo", "sdpo"))
