@@ -25,10 +25,11 @@ def test_the_correction_is_within_a_paper_and_missing_runs_are_said(tmp_path):
         write(tmp_path, "a", seed, rows(*right))
         write(tmp_path, "b", seed, rows(1, 1))
     made = (Claim("one", "x", "", "", better("a", "b")), Claim("one", "y", "", "", better("b", "a")), Claim("two", "z", "", "", better("a", "b")),
-            Claim("two", "none", "", "", better("a", "absent")))
+            Claim("two", "none", "", "", better("a", "absent")), Claim("two", "never", "", "", None, "no such model"))
     found = verdicts(tmp_path, made)
     single = made[0].difference(tmp_path).p
     assert found.p.tolist()[:3] == pytest.approx([2 * single, 2 * single, single])
+    assert found.verdict[4] == "not here" and "| not here | no such model |" in claims.markdown(found)
     assert found.verdict[3] == "no record" and "| no record |" in claims.markdown(found)
     assert set(found.verdict[:2]) <= {"holds", "does not", "leans", "leans against"} and found.ours[0].mean > 0 > found.ours[1].mean
 

