@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--4bit", action="store_true", dest="four_bit", help="keep the frozen weights in 4 bits (QLoRA); with --lora")
     train.add_argument("--8bit-optimizer", action="store_true", dest="eight_bit", help="keep AdamW's moments in 8 bits")
     train.add_argument("--unsloth", action="store_true", help="through Unsloth's kernels, on a CUDA GPU; with --lora")
+    train.add_argument("--vllm", action="store_true", help="let vLLM write the rollouts, on a CUDA GPU; with --lora")
     train.add_argument("--checkpointing", action="store_true", help="make activations again in the backward pass: less memory, a third more time")
     train.add_argument("--teacher", type=_named, metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
     train.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
@@ -132,7 +133,7 @@ def split_options(options: list[str], method: type, learner_keys: tuple[str, ...
 
 
 def _train(args) -> None:
-    from workbench import methods, ranks
+    from workbench import methods, ranks, vllm_engine
     from workbench.policy import Learner, Optimiser, load_policy
     from workbench.tasks import load_task
     from workbench.train import Plan, fit
@@ -147,10 +148,14 @@ def _train(args) -> None:
         raise WorkbenchError("weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train")
     if args.unsloth and not args.lora:
         raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
+    if args.vllm:
+        vllm_engine.names(lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth)  # before anything is loaded
     task = load_task(args.task)
     expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit) if args.teacher else None
     learner = Learner(load_policy(args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth), optimiser, lora=args.lora,
                       seed=args.seed, expert=expert, checkpointing=args.checkpointing)
+    if args.vllm:
+        learner.policy.engine = vllm_engine.VLLM(learner.policy)
     writers = []
     if args.tensorboard:
         from workbench.records import TensorBoard

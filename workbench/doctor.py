@@ -15,6 +15,7 @@ PARTS = (  # what a user can do, the packages that it needs, and whether it need
     ("4-bit and 8-bit weights", ("bitsandbytes",), False),
     ("TensorBoard", ("tensorboard",), False),
     ("Unsloth", ("unsloth",), True),
+    ("generation by vLLM", ("vllm",), True),
 )
 
 

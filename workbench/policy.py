@@ -25,6 +25,7 @@ from workbench.core import Message, WorkbenchError
 class Policy:
     """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding."""
 
+    engine = None  # who writes its tokens: None, rollout.py itself, or a vllm_engine.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     checkpointing = False  # training keeps one state a layer and makes the others again: less memory, a third more time
 
@@ -54,8 +55,8 @@ class Policy:
 
     @property
     def exact(self) -> bool:
-        """Weights in fp32: they can all be trained, and sampler and trainer give a token the same log-prob but for rounding."""
-        return self.head.dtype in (torch.float32, torch.float64) and not getattr(self.base, "is_quantized", False)
+        """Weights in fp32, and no other engine: they can all be trained, and sampler and trainer give a token the same log-prob but for rounding."""
+        return self.engine is None and self.head.dtype in (torch.float32, torch.float64) and not getattr(self.base, "is_quantized", False)
 
     @property
     def context(self) -> int:

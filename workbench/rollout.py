@@ -2,7 +2,8 @@
 
 ``generate(policy, prompts, seeds)`` computes each prompt once for all of its samples, decodes all rows together and drops rows that finished.
 Every row draws from its own stream of uniforms, seeded by its coordinates, so a sample does not depend on what ran beside it. What a row's next
-state is, an engine says: ``llama.Decoder`` for that family, ``Decoder`` here (the model's own forward pass) for all others.
+state is, an engine says: ``llama.Decoder`` for that family, ``Decoder`` here (the model's own forward pass) for all others. A policy whose ``engine``
+is set (vllm_engine.py) is not decoded here at all: the call goes there.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence
     longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
     if longest + most > policy.context:
         raise WorkbenchError(f"a prompt of {longest} tokens and {most} new ones do not fit the model's context of {policy.context}")
+    if policy.engine is not None:
+        return policy.engine.generate(prompts, seeds, budgets, temperature)
     weights = llama.Weights.of(policy) if llama.supported(policy) else None
     order = sorted((i for i in range(len(prompts)) if seeds[i]), key=lambda i: len(prompts[i]))  # like lengths together: less padding
     done: dict[int, list[Sample]] = {i: [] for i in range(len(prompts))}
