@@ -177,6 +177,7 @@ def table(found: dict[str, dict], seed: int) -> str:
     lines = ["# The programmer", "", "Two tiny Llamas trained by `python -m workbench.programmer` to write small Python functions: the one to be trained further, and its",
              "teacher. How they were made stands at the top of `workbench/programmer.py`. What they show is about themselves, not about large models.",
              "Licence: Apache-2.0, like the code.", "",
+             "The teacher was shown nothing but plain prompts: it can judge an attempt, token by token, and read no other.", "",
              f"400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals over problems. Written by the script, the numbers also in `table.json`.", "",
              f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     cells = {key: ["{:.3f} [{:.3f}, {:.3f}]".format(*rows[key]) for rows in found.values()] for key in ROWS}
