@@ -300,7 +300,6 @@ def test_accelerate_that_starts_one_process_is_refused(tmp_path, tiny_folder):
     ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "torchrun"),
     ({"OMPI_COMM_WORLD_SIZE": "4"}, "4 processes"),
     ({"SLURM_STEP_NUM_TASKS": "2"}, "2 processes"),
-    ({"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED"),
     ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision"),
 ])
@@ -310,6 +309,7 @@ def test_silent_fall_backs_are_refused(environment, message):
 
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"MASTER_ADDR": "127.0.0.1"}, {"ACCELERATE_MIXED_PRECISION": "no"},
+                                         {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "false"},  # that is for a learner to do, or to refuse
                                          {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_one_process_that_was_asked_for_is_left_alone(environment):
     ranks.refuse_fallbacks(environment)

@@ -328,7 +328,8 @@ def test_what_does_not_fit(folder, vllm, monkeypatch):
 
 @pytest.mark.parametrize("words, sentence", [(["--lora", "2"], "vLLM cannot be imported here"), ([], "add --lora R"),
                                              (["--lora", "2", "--4bit"], "leave out --4bit or --vllm"),
-                                             (["--lora", "2", "--unsloth"], "leave out --unsloth or --vllm")])
+                                             (["--lora", "2", "--unsloth"], "leave out --unsloth or --vllm"),
+                                             (["--lora", "2", "--shard"], "leave out --shard or --vllm")])
 def test_the_command_line_says_why_not_before_it_loads_anything(folder, words, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")

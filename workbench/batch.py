@@ -71,27 +71,41 @@ def _pad(credits: Sequence[Credit], pad_id: int, denominators: dict[str, float],
 
 def score(learner: Learner, batch: Batch, method: Method | None = None) -> Scores:
     """Log-probability and entropy of every completion token; if the method wants them, the frozen reference's log-probability and how far the
-    policy is from a teacher."""
-    hidden = states(learner.policy, batch)
-    logp, entropy = (_spread(batch.mask, column) for column in token_scores(hidden, learner.policy.head, batch.targets[batch.mask]))
-    ref, compared = None, {}
+    policy is from a teacher.
+
+    The policy comes last: of a sharded one (shard.py) the backward pass needs the weights that were gathered last."""
+    distil, ref, read, compared = None if method is None else method.distil, None, None, {}
     if method is not None and method.needs_reference:
         with torch.no_grad(), learner.weights("reference") as policy:
             ref = _score(policy, batch)[0]
-    if method is not None and method.distil is not None:
-        compared = _compare(learner, batch, hidden, method.distil)
+    if distil is not None:
+        read = _read(learner, batch, distil)
+    hidden = states(learner.policy, batch)
+    logp, entropy = (_spread(batch.mask, column) for column in token_scores(hidden, learner.policy.head, batch.targets[batch.mask]))
+    if distil is not None:
+        compared = _compare(learner, batch, hidden, read, distil)
     return Scores(logp, entropy, ref, **compared)
 
 
-def _compare(learner: Learner, batch: Batch, hidden: torch.Tensor, distil: Distil) -> dict[str, torch.Tensor]:
-    """The fields of ``Scores`` that a teacher fills: it reads the very tokens of the completions, after the prompts that the credits give it."""
-    taught = batch.mask & torch.tensor([[c.teacher_prompt_ids is not None] for c in batch.credits], device=batch.mask.device)
-    if not taught.any():
-        return dict.fromkeys(("teacher", "divergence", "toward", "tail", "teacher_entropy"), torch.zeros_like(batch.behaviour))
+def _read(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What the teacher says of the rollouts that it has a prompt for; None where there are none."""
     moved = [Credit.of(replace(c.rollout, prompt_ids=c.teacher_prompt_ids)) for c in batch.credits if c.teacher_prompt_ids is not None]
+    if not learner.held.any(bool(moved)):
+        return None
+    if not moved:
+        _teacher(learner, batch, distil)  # other ranks gather its weights, and this one with them
+        return None
     [other] = collate(moved, learner.policy.pad_id, device=batch.mask.device)  # the same rows in the same order, so the same tokens
-    found = divergence(hidden[taught[batch.mask]], learner.policy.head, *_teacher(learner, other, distil), batch.targets[taught],
-                       distil.a, distil.k, distil.clip)
+    return _teacher(learner, other, distil)
+
+
+def _compare(learner: Learner, batch: Batch, hidden: torch.Tensor, read: tuple[torch.Tensor, torch.Tensor] | None, distil: Distil
+             ) -> dict[str, torch.Tensor]:
+    """The fields of ``Scores`` that a teacher fills: it reads the very tokens of the completions, after the prompts that the credits give it."""
+    if read is None:
+        return dict.fromkeys(("teacher", "divergence", "toward", "tail", "teacher_entropy"), torch.zeros_like(batch.behaviour))
+    taught = batch.mask & torch.tensor([[c.teacher_prompt_ids is not None] for c in batch.credits], device=batch.mask.device)
+    found = divergence(hidden[taught[batch.mask]], learner.policy.head, *read, batch.targets[taught], distil.a, distil.k, distil.clip)
     columns = {"teacher": found.teacher, "divergence": found.value, "toward": found.credit, "tail": found.tail, "teacher_entropy": found.entropy}
     return {name: _spread(taught, column) for name, column in columns.items()}
 
@@ -105,7 +119,8 @@ def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tens
     """
     def read(which: str):
         with learner.weights(which) as policy:
-            return states(policy, batch), policy.head.detach()
+            found, head = states(policy, batch), policy.head.detach()
+            return found, head if policy.whole or learner.lora else head.clone()  # sharded weights are gathered into the memory of the last ones
 
     if distil.weights == "expert":  # models of one family may pad their heads to different sizes: the rows after the policy's are no tokens
         return states(learner.expert, batch), learner.expert.head[: len(learner.policy.head)].detach()
@@ -120,6 +135,7 @@ def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tens
 @torch.no_grad()
 def rescore(policy: Policy, rollouts: Sequence[Rollout], rows: int = 64) -> list[tuple[np.ndarray, np.ndarray]]:
     """What any policy says of these completions under their own prompts: (log-probs [T], entropy [T]) in nats for each, temperature 1, no gradient."""
+    policy.need_whole()
     return ranks.spread(rollouts, lambda mine: _rescore(policy, mine, rows))
 
 

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--unsloth", action="store_true", help="through Unsloth's kernels, on a CUDA GPU; with --lora")
     train.add_argument("--vllm", action="store_true", help="let vLLM write the rollouts, on a CUDA GPU; with --lora")
     train.add_argument("--checkpointing", action="store_true", help="make activations again in the backward pass: less memory, a third more time")
+    train.add_argument("--shard", action="store_true", help="under torchrun: split weights, gradients, optimiser and teacher over the processes (FSDP)")
     train.add_argument("--teacher", type=_named, metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
     train.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
                        help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
@@ -149,11 +150,11 @@ def _train(args) -> None:
     if args.unsloth and not args.lora:
         raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
     if args.vllm:
-        vllm_engine.names(lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth)  # before anything is loaded
+        vllm_engine.names(lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard)  # before anything is loaded
     task = load_task(args.task)
     expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit) if args.teacher else None
     learner = Learner(load_policy(args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth), optimiser, lora=args.lora,
-                      seed=args.seed, expert=expert, checkpointing=args.checkpointing)
+                      seed=args.seed, expert=expert, checkpointing=args.checkpointing, shard=args.shard)
     if args.vllm:
         learner.policy.engine = vllm_engine.VLLM(learner.policy)
     writers = []
@@ -174,6 +175,8 @@ def _eval(args) -> None:
     from workbench.tasks import load_task
 
     ranks.start()
+    if ranks.fsdp(os.environ):
+        raise WorkbenchError("workbench eval samples with the whole policy on every process: start it with torchrun, or without --use_fsdp")
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
     policy = load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit)

@@ -3,13 +3,16 @@
 With LoRA, policy, reference and teacher are one frozen base: the reference is the base with its adapters off, the teacher a second adapter. The
 base may be kept in bf16, or in 4 bits a weight (QLoRA, arXiv 2305.14314); the adapters are fp32 always.
 With full fine-tuning the reference is a frozen copy of the weights as they were loaded, and the teacher one more, made when it is first asked for.
+
+What a learner holds may be split over the processes of a run (shard.py).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench import ranks
 from workbench.core import Message, WorkbenchError
+from workbench.shard import Replicated, Sharded, gathered, local, part
 
 
 class Policy:
@@ -28,6 +32,7 @@ class Policy:
     engine = None  # who writes its tokens: None, rollout.py itself, or a vllm_engine.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     checkpointing = False  # training keeps one state a layer and makes the others again: less memory, a third more time
+    whole = True  # False: its weights are split over ranks (shard.py), and are only here while the modules' forward passes gather them
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         self.model, self.tokenizer, self.name = model, tokenizer, name or getattr(model.config, "_name_or_path", "")
@@ -75,6 +80,11 @@ class Policy:
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else min(self.stop_ids)
+
+    def need_whole(self) -> None:
+        """Raises WorkbenchError where ranks would have to wait for each other, and would not all come."""
+        if not self.whole:
+            raise WorkbenchError(f"{self.name} is sharded: sample from it, and read with it, inside `with learner.whole():`")
 
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued."""
@@ -260,23 +270,32 @@ class Optimiser:
 
 class Learner:
     """The trainable policy. ``lora``: rank of the adapter to train (0: all weights). ``expert``: another, stronger policy to learn from.
-    ``checkpointing``: keep one state a layer for the backward pass and make the others again."""
+    ``checkpointing``: keep one state a layer for the backward pass and make the others again. ``shard``: split everything that is trained, and a
+    frozen base, over the processes (shard.py); so does accelerate launch --use_fsdp.
+
+    Raises WorkbenchError where the policy cannot be trained so, or not be sharded."""
 
     def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None,
-                 checkpointing: bool = False):
+                 checkpointing: bool = False, shard: bool = False):
         ranks.start()
+        shard = shard or ranks.fsdp(os.environ)
         if not lora and not policy.exact:
             raise WorkbenchError(f"{policy.name} was loaded with weights that cannot be trained (4 bits or bf16): train an adapter with lora")
         self.policy, self.settings, self.lora, self.expert = policy, optimiser, lora, expert
         if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise WorkbenchError(f"the teacher {expert.name} has another vocabulary than {policy.name}: it cannot score its tokens")
+        if shard and optimiser.eight_bit:
+            raise WorkbenchError("the 8-bit optimiser cannot be sharded: AdamW's moments are split over the processes in fp32")
         self.skipped = 0  # updates not made because a gradient was not finite
         if lora:
             policy.model = _with_adapter(policy, lora, seed)
+            if shard:
+                _teacher_adapter(policy.model)  # what is added later would not be split
         else:
             policy.model.requires_grad_(True)
         policy.model.eval()  # no dropout: the sampler and the trainer must agree
         policy.checkpointing = checkpointing
+        self.held = Sharded(policy) if shard else Replicated(policy)
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
         decay = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optimiser.weight_decay},
                  {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0}]
@@ -287,6 +306,10 @@ class Learner:
     def _weights(self) -> dict[str, Tensor]:
         """What is trained, by name: all weights, or the adapter's."""
         return _adapter_weights(self.policy.model, "default") if self.lora else dict(self.policy.model.named_parameters())
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A with block in which a sharded policy's weights are all here, to sample and read with. All ranks enter it together."""
+        return self.held.whole()
 
     # ---- other sets of weights on the same network
 
@@ -305,16 +328,8 @@ class Learner:
                 with self.policy.model.disable_adapter():
                     yield self.policy
             return
-        other = self._make_teacher() if which == "teacher" else self._start
-        own = self._weights()
-        held = {name: p.data for name, p in own.items()}
-        try:
-            for name, p in own.items():
-                p.data = other[name]
+        with self.held.exchanged(self._make_teacher() if which == "teacher" else self._start):
             yield self.policy
-        finally:
-            for name, p in own.items():
-                p.data = held[name]
 
     @contextmanager
     def _adapter(self, name: str):
@@ -333,11 +348,8 @@ class Learner:
         """The teacher starts as the policy started, whenever it is first asked for; after that only ``update_teacher`` changes it."""
         if self._teacher is None:
             if self.lora:
-                model = self.policy.model
-                model.add_adapter("teacher", model.peft_config["default"])
-                model.set_adapter("default")
-                _freeze_adapter(model, "teacher")
-                self._teacher = _adapter_weights(model, "teacher")
+                _teacher_adapter(self.policy.model)
+                self._teacher = _adapter_weights(self.policy.model, "teacher")
                 with torch.no_grad():
                     for name, weight in self._teacher.items():
                         weight.copy_(self._start[name])
@@ -351,11 +363,11 @@ class Learner:
         behind now, |theta - theta'| / |theta - theta_0|: 1, it is where the policy started; 0, where the policy is."""
         teacher = self._make_teacher()
         source = self._weights()
-        behind = moved = 0.0
+        distances = torch.zeros(2, device=self.policy.device)
         for name, weight in teacher.items():
             weight.lerp_(source[name], self.settings.ema)
-            behind += (source[name] - weight).float().square().sum()
-            moved += (source[name] - self._start[name]).float().square().sum()
+            distances += torch.stack([local(source[name] - other).float().square().sum() for other in (weight, self._start[name])])
+        behind, moved = self.held.total(distances)
         return float((behind / moved).sqrt()) if moved > 0 else 0.0
 
     # ---- updates
@@ -363,8 +375,8 @@ class Learner:
     def step(self) -> float:
         """Add up over ranks, clip, update, clear. Returns the gradient norm before clipping; an update with a norm that is not finite is skipped and
         counted (on every rank: all have the same sum)."""
-        ranks.sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip).item()
+        self.held.sum_gradients(self.parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if math.isfinite(norm):
             self.optimiser.step()
         else:
@@ -374,24 +386,29 @@ class Learner:
 
     def fingerprint(self) -> list[int]:
         """Equal where all weights are: the policy's, and its expert's."""
-        models = [self.policy.model, *([self.expert.model] if self.expert else [])]
-        return ranks.fingerprint([p for model in models for p in model.parameters()])
+        own = self.held.total(torch.tensor(ranks.fingerprint([local(p) for p in self.policy.model.parameters()])))
+        return own.tolist() + (ranks.fingerprint(list(self.expert.model.parameters())) if self.expert else [])
 
     # ---- saving
 
     def save(self, folder: Path) -> None:
-        """The policy in a form that plain transformers (or peft) loads."""
+        """The policy in a form that plain transformers (or peft) loads. All ranks call it, one writes."""
+        mine = ".default." if self.lora else ""
+        weights = None if self.policy.whole else gathered({name: p for name, p in self.policy.model.state_dict().items() if mine in name})
+        if not ranks.main():
+            return
         if self.lora:
-            self.policy.model.save_pretrained(folder, selected_adapters=["default"])
+            self.policy.model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
         else:
-            self.policy.model.save_pretrained(folder)
+            self.policy.model.save_pretrained(folder, state_dict=weights)
             self.policy.tokenizer.save_pretrained(folder)
 
     def state(self) -> dict:
-        """Everything that training goes on from, bit for bit: trainable weights, optimiser, teacher, counters. The tensors are the live ones."""
+        """Everything that training goes on from, bit for bit: trainable weights, optimiser, teacher, counters. The tensors are the live ones; of a
+        sharded policy whole copies, on rank 0, and all ranks call this."""
         plain = lambda weights: None if weights is None else {name: p.detach() for name, p in weights.items()}  # noqa: E731
-        return {"trainable": plain(self._weights()), "optimiser": self.optimiser.state_dict(), "teacher": plain(self._teacher),
-                "skipped": self.skipped}
+        return gathered({"trainable": plain(self._weights()), "optimiser": self.optimiser.state_dict(), "teacher": plain(self._teacher),
+                         "skipped": self.skipped})
 
     @torch.no_grad()
     def load_state(self, state: dict) -> None:
@@ -400,11 +417,13 @@ class Learner:
         if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
             raise WorkbenchError("the checkpoint belongs to another model (or another LoRA rank): its weights do not fit")
         for name, p in own.items():
-            p.copy_(saved[name])
-        self.optimiser.load_state_dict(state["optimiser"])
+            p.copy_(part(saved[name], p))
+        moments, places = state["optimiser"]["state"], [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments = {i: {name: part(value, places[i]) for name, value in of.items()} for i, of in moments.items()}
+        self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
         if state["teacher"] is not None:
             for name, weight in self._make_teacher().items():
-                weight.copy_(state["teacher"][name])
+                weight.copy_(part(state["teacher"][name], weight))
         self.skipped = state["skipped"]
 
 
@@ -437,6 +456,14 @@ def _adamw(groups: list[dict], settings: Optimiser) -> torch.optim.Optimizer:
 def _adapter_weights(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     """The LoRA matrices of one adapter, keyed by their place in the model."""
     return {name.replace(f".{adapter}.", "."): p for name, p in model.named_parameters() if f".{adapter}." in name}
+
+
+def _teacher_adapter(model: nn.Module) -> None:
+    """Give the model a second adapter, unless it has it."""
+    if "teacher" not in model.peft_config:
+        model.add_adapter("teacher", model.peft_config["default"])
+        model.set_adapter("default")
+        _freeze_adapter(model, "teacher")
 
 
 def _freeze_adapter(model: nn.Module, adapter: str) -> None:

@@ -1,6 +1,6 @@
 """Many processes, one run. torchrun (or accelerate launch) starts N copies of a program; this makes them the *ranks* of one training run.
 
-Every rank holds the whole policy and goes through the same steps with the same numbers. What takes time is shared:
+Every rank goes through the same steps with the same numbers, and holds the whole policy, or a part of it (shard.py). What takes time is shared:
 
     tokens       spread     each rank samples and grades (or re-reads) its share, and all are given everything
     gradients    share      each rank differentiates its share of the micro-batches, then ``sum_gradients``: the same update everywhere
@@ -32,6 +32,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 JOIN = timedelta(minutes=5)  # how long to wait for the others at the start
 TIMEOUT = timedelta(minutes=30)  # how long to wait for one that still runs. One that ended is noticed at once
 LOST = "another process of this run has ended or hangs; where it said why is above"
+# Of accelerate's settings for FSDP, those that change what is held where. (Others say how to get there: prefetching, wrapping, state dicts.)
+_FSDP = {"FSDP_SHARDING_STRATEGY": ("full_shard", "1"), "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"), "FSDP_OFFLOAD_PARAMS": ("false",),
+         "FSDP_ACTIVATION_CHECKPOINTING": ("false",)}
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _store: dist.Store | None = None
 _alone = False  # inside the work of ``spread``
@@ -71,6 +74,7 @@ def start() -> None:
     except (RuntimeError, ValueError) as error:
         raise WorkbenchError(f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find each other: "
                              f"{str(error).strip().splitlines()[0]}") from error
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # accelerate's: transformers would load the weights on the first rank alone
     atexit.register(_leave)
     if not main():
         warnings.simplefilter("ignore")  # all go through the same steps: one warns for all
@@ -104,13 +108,21 @@ def refuse_fallbacks(environment: Mapping[str, str]) -> None:
         for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
             if _count(environment, name) > 1:
                 raise WorkbenchError(f"{name} says that there are {environment[name]} processes, but not how they find each other: {instead}")
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+    for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise WorkbenchError(f"accelerate launch was asked for {name}: here every process holds the whole policy, so take --multi_gpu or "
-                                 "torchrun")
+            raise WorkbenchError(f"accelerate launch was asked for {name}: here every process holds the whole policy, or by FSDP a part of it, so "
+                                 "take --multi_gpu, --use_fsdp or torchrun")
+    for name, done in _FSDP.items():
+        if fsdp(environment) and environment.get(name, done[0]).lower() not in done:
+            raise WorkbenchError(f"accelerate launch was asked for {name}={environment[name]}: FSDP is done here with {name}={done[0]} only")
     if environment.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
         raise WorkbenchError(f"accelerate launch was asked for mixed precision ({environment['ACCELERATE_MIXED_PRECISION']}): "
                              "the policy is trained in the precision that it was loaded in, so take --mixed_precision no")
+
+
+def fsdp(environment: Mapping[str, str]) -> bool:
+    """Whether accelerate launch was asked to shard the policy (shard.py)."""
+    return environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 # ---- what ranks tell each other
@@ -179,8 +191,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     if size() == 1:
         return
     try:
-        there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device)
-        dist.all_reduce(there)
+        there = total(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device))
         having = [p for p, n in zip(parameters, there.tolist()) if n]
         for p in having:
             if p.grad is None:  # this rank had no micro-batch that touches it
@@ -189,6 +200,15 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
             handle.wait()
     except RuntimeError as error:
         raise WorkbenchError(LOST) from error
+
+
+def total(numbers: Tensor) -> Tensor:
+    """``numbers``, which becomes the sum over all ranks."""
+    try:
+        dist.all_reduce(numbers)
+    except RuntimeError as error:
+        raise WorkbenchError(LOST) from error
+    return numbers
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:

@@ -37,8 +37,9 @@ def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence
              temperature: float = 1.0) -> list[list[Sample]]:
     """For prompt i, one sample for each seed in ``seeds[i]``. ``temperature`` 0 is greedy. ``max_new``: one for all prompts, or one for each.
 
-    Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's context.
+    Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's context, or the policy's weights are not all here.
     """
+    policy.need_whole()
     budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
     if longest + most > policy.context:

@@ -34,10 +34,11 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
     deal them out: each adds up its share, and all of them the rest (see ranks.py).
     """
     clock = _Clock()
-    groups = method.sample(learner, task, problems, seed)
-    clock("seconds_sample")
-    credits = method.credit(groups, learner)
-    batches = ranks.share(collate(credits, learner.policy.pad_id, _rows(rows, len(credits)), learner.policy.device))
+    with learner.whole():
+        groups = method.sample(learner, task, problems, seed)
+        clock("seconds_sample")
+        credits = method.credit(groups, learner)
+    batches, idle = learner.held.share(collate(credits, learner.policy.pad_id, _rows(rows, len(credits)), learner.policy.device))
     metrics: dict[str, float] = {}
     painted: dict[int, list[float]] = {}
     skipped = learner.skipped
@@ -48,8 +49,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
             if number == 0 and not learner.policy.exact:
                 batches[i] = batch = _weighted(batch, scores)
             loss = method.loss(scores, batch)
-            if loss.value.requires_grad:  # a micro-batch with nobody to distil from has no gradient
-                loss.value.backward()
+            _differentiate(learner, scores, loss.value)
             if 0 < number == updates - 1:  # the first update is on policy: only a later one has ratios other than 1, and clips
                 _add(parts, {f"last_{name}": value for name, value in loss.metrics.items()})
             if number == 0:
@@ -57,6 +57,8 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
                 painted |= _paint(batch, loss)
                 if updates > 1:
                     batches[i] = replace(batch, old=scores.logp.detach())
+        for batch in idle:
+            _differentiate(learner, score(learner, batch, method))
         norm = learner.step()
         for part in ranks.gather(parts):
             _add(metrics, part)
@@ -67,6 +69,13 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
     clock("seconds_train")
     metrics |= _describe(groups) | dict(method.diagnose(groups, credits)) | {"skipped": float(learner.skipped)} | clock.laps
     return StepRecord(step, metrics, tuple(groups), _painting(groups, painted))
+
+
+def _differentiate(learner: Learner, scores: Scores, value: torch.Tensor | None = None) -> None:
+    """A micro-batch with nobody to distil from has no gradient. If it has one on a rank that this one must keep step with, here it is 0."""
+    here = value is not None and value.requires_grad
+    if learner.held.any(here):
+        (value if here else 0 * scores.logp.sum()).backward()
 
 
 def _rows(rows: int | None, credits: int) -> int | None:
@@ -178,7 +187,8 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     seeds come from coordinates, so nothing depends on what ran before.
 
     Under torchrun or accelerate launch all processes call this with the same arguments and share the work; one of them writes. ``out`` must be on a
-    disk that all see. A run may be resumed with another number of processes. Raises WorkbenchError where they differ in anything that matters.
+    disk that all see. A run may be resumed with another number of processes, sharded or not. Raises WorkbenchError where they differ in anything that
+    matters.
 
     A method that learns from itself can destroy what it has learned. Its run keeps the policy of its best evaluation as well, in ``best``, and
     warns once when it collapses.
@@ -198,16 +208,17 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     ended = collapse(history)
 
     def measured() -> dict[str, float]:
-        result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
-        more = {f"eval_{name}": evaluate(learner.policy, other, problems, plan.eval_samples, 0).avg
-                for (name, other), problems in zip(watch.items(), others)}
+        with learner.whole():
+            result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
+            more = {f"eval_{name}": evaluate(learner.policy, other, problems, plan.eval_samples, 0).avg
+                    for (name, other), problems in zip(watch.items(), others)}
         return {"eval_avg": result.avg, "eval_low": result.low, "eval_high": result.high, "eval_length": result.length, **more}
 
     with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not (progress and main), unit="step") as bar:
         for step in range(start, plan.steps):
             extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
-            if main and method.distil and extra and all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history):
-                _save_policy(out, learner, "best")
+            if method.distil and extra and ranks.gather(all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history))[0]:
+                _save_policy(out, learner, "best")  # the first rank knows the history
             problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
             with _memory(learner, plan):
                 record = update(method, learner, task, problems, (plan.seed, step), step=step, rows=plan.rows, updates=plan.updates)
@@ -224,12 +235,10 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
                 each.write(record)
             if (step + 1) % plan.checkpoint_every == 0 or last:
                 ranks.agree(lambda: {"weights": learner.fingerprint()})
-                if main:
-                    _checkpoint(out, learner, step + 1, config)
+                _checkpoint(out, learner, step + 1, config)
             bar.update()
             bar.set_postfix(correct=f"{record.metrics['correct']:.2f}", length=f"{record.metrics['length']:.0f}", refresh=False)
-    if main:
-        _save_policy(out, learner, "adapter" if learner.lora else "model")
+    _save_policy(out, learner, "adapter" if learner.lora else "model")
     ranks.gather("saved")  # nobody goes on before there is something to read
     return out
 
@@ -245,6 +254,7 @@ def _memory(learner: Learner, plan: Plan) -> Iterator[None]:
         cures = [f"rows (now {plan.rows}), the rollouts in a micro-batch", "the method's k or the task's max_new, if it ran out while sampling"]
         cures += [] if learner.policy.checkpointing else ["activations, with --checkpointing"]
         cures += [] if learner.lora else ["gradients and optimiser, with --lora 16"]
+        cures += ["weights, gradients and optimiser, with --shard"] if ranks.size() > 1 and learner.policy.whole else []
         cures += [] if not learner.lora or getattr(learner.policy.base, "is_quantized", False) else ["weights, with --4bit"]
         raise WorkbenchError(f"out of memory on {learner.policy.device}; lower in this order: {'; '.join(cures)}") from error
 
@@ -288,7 +298,8 @@ def _resume(out: Path, learner: Learner, config: dict) -> int:
             return 0
         raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
     try:
-        saved = torch.load(path, map_location=learner.policy.device, weights_only=True)
+        whole = learner.policy.whole  # of a sharded policy's checkpoint this rank only looks up its parts
+        saved = torch.load(path, map_location=learner.policy.device if whole else "cpu", mmap=not whole, weights_only=True)
         state, was, step = saved["learner"], saved["config"], saved["step"]
         state["trainable"], state["optimiser"], was["plan"]
     except Exception as error:
@@ -323,17 +334,21 @@ def _changes(key: str, was, now) -> list[str]:
 
 
 def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save({"step": step, "config": config, "learner": learner.state()}, buffer)
-    write_atomic(out / "checkpoint.pt", buffer.getvalue())
+    state = learner.state()
+    if ranks.main():
+        buffer = io.BytesIO()
+        torch.save({"step": step, "config": config, "learner": state}, buffer)
+        write_atomic(out / "checkpoint.pt", buffer.getvalue())
 
 
 def _save_policy(out: Path, learner: Learner, name: str) -> None:
     fresh = out / f".{name}.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
+    if ranks.main():
+        shutil.rmtree(fresh, ignore_errors=True)
     try:
         learner.save(fresh)
-        replace_folder(fresh, out / name)
+        if ranks.main():
+            replace_folder(fresh, out / name)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise WorkbenchError(f"could not write the trained policy to {out / name}: {error.strerror or error}") from error

@@ -36,7 +36,7 @@ MEMORY = 0.4  # vLLM's share of the GPU
 ROOMS = (8, 16, 32, 64, 128, 256, 320, 512)  # LoRA ranks that vLLM reserves room for; a smaller adapter fits as well
 
 
-def names(*, lora: bool, four_bit: bool, unsloth: bool):
+def names(*, lora: bool, four_bit: bool, unsloth: bool, sharded: bool):
     """What is used of vLLM: LLM, SamplingParams, LoRARequest. Raises WorkbenchError where it cannot run, or not for such a policy."""
     if not lora:
         raise WorkbenchError("vLLM is sent adapters, not all weights: add --lora R, the rank of the adapter to train")
@@ -44,6 +44,8 @@ def names(*, lora: bool, four_bit: bool, unsloth: bool):
         raise WorkbenchError("vLLM does not load bitsandbytes' 4-bit weights, and others are not those that are trained: leave out --4bit or --vllm")
     if unsloth:
         raise WorkbenchError("Unsloth and vLLM want different versions of torch: leave out --unsloth or --vllm")
+    if sharded:
+        raise WorkbenchError("vLLM holds all weights on every GPU, which sharding is to avoid: leave out --shard or --vllm")
     if not torch.cuda.is_available():
         raise WorkbenchError("vLLM needs an NVIDIA GPU: leave --vllm out, and the workbench writes the tokens itself")
     # Else vLLM starts a process of its own, which runs a script without a __main__ guard once more, and under torchrun would not know its GPU.
@@ -70,7 +72,8 @@ class VLLM:
 
     def __init__(self, policy: Policy, memory: float = MEMORY):
         adapters = getattr(policy.model, "peft_config", {})
-        LLM, self._params, self._request = names(lora=bool(adapters), four_bit=getattr(policy.base, "is_quantized", False), unsloth=policy.unsloth)
+        LLM, self._params, self._request = names(lora=bool(adapters), four_bit=getattr(policy.base, "is_quantized", False), unsloth=policy.unsloth,
+                                                           sharded=not policy.whole)
         rank = max(config.r for config in adapters.values())
         try:
             self._llm = LLM(model=str(source_of(policy.name)), enable_lora=True, max_lora_rank=next((n for n in ROOMS if n >= rank), rank),
