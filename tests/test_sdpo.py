@@ -253,7 +253,7 @@ def test_equal_attempts_are_read_once_by_the_teacher_and_trained_on_each_time(lo
     monkeypatch.setattr(llama, "completion_states", lambda *args: (calls.append((len(args[2]), torch.is_grad_enabled())), read(*args))[1])
     [batch] = collate(credits, learner.policy.pad_id)
     scores = score(learner, batch, method)
-    assert calls == [(4, True), (2, False)]
+    assert calls == [(2, False), (4, True)]
     for i, credit in enumerate(batch.credits):
         [alone] = collate([credit], learner.policy.pad_id)
         single, n = score(learner, alone, method), len(credit.kl)

@@ -18,6 +18,7 @@ from workbench.core import CHANNELS, Credit, Group, Inspection, Method, Reading,
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.ops import ranks, token_scores, top_k
 from workbench.policy import Learner, Policy
+from workbench.shard import Replicated
 
 ROWS = 32  # rollouts read together
 
@@ -99,6 +100,10 @@ class Still:
 
     policy: Policy
     expert: Policy | None = None
+
+    @property
+    def held(self) -> Replicated:
+        return Replicated(self.policy)
 
     @contextmanager
     def weights(self, which: str) -> Iterator[Policy]:
