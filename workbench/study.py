@@ -99,9 +99,9 @@ COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "lr=1e-5"))
 COLD = tuple(Arm(f"{method}-cold", (COLD_START, Stage(method)), seeds=5) for method in ("tapo", "grpo"))
 HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _arm("hard-trapo", "trapo", task=HARD),
           _arm("hard-luffy", "luffy", task=HARD), _arm("hard-trapo-own", "trapo", task=HARD_OWN))
-# The self-teacher reads what the sandbox said of an attempt: beside another right program where there is one, or alone.
+# The self-teacher reads another right program, or (where there is none, or always) what the sandbox said of the attempt.
 PROGRAMS = tuple(replace(arm, task="programs", model="programmer") for arm in (
-    Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"), _arm("sdpo-sibling", "sdpo", "feedback=never"),
+    Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"),
     _arm("scope", teacher=PROGRAMMER_TEACHER)))
 SIZES = tuple(replace(arm, model=model, seeds=3) for model in ("1m", "0.4m") for arm in METHODS if arm.name in ("base", "grpo", "sdpo", "tapo"))
 GRID = (*METHODS, *ABLATIONS, *COLD, *HARDER, *PROGRAMS, *SIZES)
