@@ -103,7 +103,7 @@ def grows(a: str, b: str, large: str = "3m", small: str = "0.4m") -> Callable[[P
 SDPO, TAPO, TRAPO, SCOPE = "SDPO 2601.20802", "TAPO 2606.18844", "TRAPO 2512.17636", "SCOPE 2604.10688"
 CLAIMS = (
     Claim(SDPO, "better than GRPO at equal steps", "48.8 to 41.2", "avg@32", better("sdpo", "grpo"),
-          "its self-teacher reads a right solution and repeats it in .97 of cases"),
+          "with a right solution to read, .97 of its self-teacher's answers are right"),
     Claim(SDPO, "better than GRPO on programs (rates tuned on arithmetic)", "48.8 to 41.2", "avg@32", better("sdpo", "grpo", model="programmer"),
           "its teacher always had a right program to read, and never needed feedback"),
     Claim(SDPO, "a right attempt teaches more than feedback (programs)", "42.6 to 39.9", "avg@32", better("sdpo", "sdpo-feedback", model="programmer"),

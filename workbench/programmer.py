@@ -1,7 +1,6 @@
 """Build the organism of the programs task: a tiny Llama that writes small Python functions about half right and can read what went wrong.
 
     python -m workbench.programmer                 train data/organism/programmer and its teacher again (some ten minutes on two cores), print their table
-    python -m workbench.programmer --teacher       train only the teacher again: the same model after the first stage
     python -m workbench.programmer --measure       only measure them
 
 It is made like the arithmetic organism (organism.py): the skill is learned well, and slips are planted: a variable that does not exist (NameError), a
@@ -128,16 +127,14 @@ def mixture(rng: Random, marked: list[Marked]) -> tuple[tuple, str, int]:
     return task.reprompt(task.problem(case.question), feedback=case.feedback), attempt(case.question, rng, careful=case.careful), 0
 
 
-def build(seed: int, out: Path, names=NAMES, say=partial(print, flush=True)) -> None:
-    """Train it and save it after each stage, in Hugging Face format, bf16. Without the last name the last stage is left out."""
+def build(seed: int, out: Path, say=partial(print, flush=True)) -> None:
+    """Train it and save it after each stage, in Hugging Face format, bf16: first as the teacher, then as the programmer."""
     import torch
 
-    tok = tokenizer(FIXED)
-    stages = [Stage("skill", plain, 4_000_000, 3e-3, until=0.97)]
-    if len(names) > 1:
-        stages.append(Stage("slips", partial(mixture, marked=pool(seed)), 4_000_000, 2e-3))
+    tok, marked = tokenizer(FIXED), pool(seed)
+    stages = (Stage("skill", plain, 4_000_000, 3e-3, until=0.97), Stage("slips", partial(mixture, marked=marked), 4_000_000, 2e-3))
     model = begin(SIZE, tok, coordinates("programmer", seed) % 2**31, vocabulary=VOCABULARY)
-    for number, (stage, name) in enumerate(zip(stages, names)):
+    for number, (stage, name) in enumerate(zip(stages, NAMES, strict=True)):
         train(model, tok, stage, coordinates("programmer", number, seed), lambda text: say(f"{stage.name:6} {text}"), Programs())
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out / name)
         tok.save_pretrained(out / name)
@@ -186,14 +183,12 @@ def table(found: dict[str, dict], seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument("--teacher", action="store_true", help="build the teacher alone")
-    only.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
+    parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HOME)
     args = parser.parse_args()
     if not args.measure:
-        build(args.seed, args.out, NAMES[:1] if args.teacher else NAMES)
+        build(args.seed, args.out)
     found = {name: measure(args.out / name, seed=args.seed) for name in reversed(NAMES)}
     text = table(found, args.seed)
     print(text)
