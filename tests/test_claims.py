@@ -66,6 +66,7 @@ def test_every_claim_names_arms_of_the_grid(tmp_path):
     """With records of the whole grid, none is without a record."""
     for arm in GRID:
         for seed in range(min(2, arm.seeds)):
-            metrics = [line(0, 10, eval_avg=0.4, eval_low=0.3, eval_high=0.5, final_eval_avg=0.5, final_eval_low=0.4, final_eval_high=0.6)]
+            metrics = [line(0, 10, eval_avg=0.4, eval_low=0.3, eval_high=0.5, final_eval_avg=0.5, final_eval_low=0.4, final_eval_high=0.6,
+                            final_eval_reading=0.9)]
             write(tmp_path, arm.name, seed, {"p": (2, 1, 1, seed, 0, 0)}, samples=32, model=arm.model, metrics=metrics)
     assert not (verdicts(tmp_path).verdict == "no record").any() and len(CLAIMS) == len({(c.paper, c.text) for c in CLAIMS})

@@ -1,7 +1,6 @@
 """The divergence from a teacher against hand arithmetic, the textbook formula, enumeration, finite differences, and what it may keep in memory."""
 
 import math
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from torch.autograd import gradcheck
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+import toys
 from workbench import ops
 from workbench.methods.sdpo import SDPO
 from workbench.ops import divergence
@@ -191,36 +190,11 @@ def test_extreme_logits_are_finite():
 
 # ---- memory
 
-class Memory(TorchDispatchMode):
-    """Elements of the largest tensor that any operation made, and the most that were alive at one moment, each storage counted once."""
-
-    largest = alive = peak = 0
-
-    def __init__(self):
-        super().__init__()
-        self.known: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in (leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)):
-            storage = tensor.untyped_storage()
-            key, size = storage._cdata, len(storage) // tensor.element_size()
-            self.largest = max(self.largest, tensor.numel())
-            if key not in self.known:
-                self.known[key], self.alive = weakref.ref(storage, lambda _, key=key, size=size: self._gone(key, size)), self.alive + size
-                self.peak = max(self.peak, self.alive)
-        return made
-
-    def _gone(self, key: int, size: int) -> None:
-        del self.known[key]
-        self.alive -= size
-
-
-def measured(tokens: int, vocabulary: int, k: int, train_head: bool, function=divergence) -> Memory:
+def measured(tokens: int, vocabulary: int, k: int, train_head: bool, function=divergence) -> toys.Memory:
     """Forward and backward pass; what goes in is not counted."""
     hidden, head = torch.randn(tokens, 8, requires_grad=True), torch.randn(vocabulary, 8).requires_grad_(train_head)
     teacher, targets = (torch.randn(tokens, 8), torch.randn(vocabulary, 8)), torch.zeros(tokens, dtype=torch.long)
-    with Memory() as memory:
+    with toys.Memory() as memory:
         function(hidden, head, *teacher, targets, 0.5, k).value.sum().backward()
     return memory
 

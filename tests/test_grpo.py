@@ -221,7 +221,7 @@ def test_microbatches_padding_and_order_do_not_matter(aggregate, rows):
 
 def trl_loss(batch, logp, reference, method, loss_type):
     """GRPOTrainer._compute_loss itself, on given log-probs: an instance without __init__, with the attributes that the method reads."""
-    GRPOTrainer = pytest.importorskip("trl", reason="TRL is not installed").GRPOTrainer
+    GRPOTrainer = pytest.importorskip("trl", minversion="1.16", reason="TRL 1.16 is not installed").GRPOTrainer
 
     class Given(GRPOTrainer):
         def _get_per_token_logps_and_entropies(self, *args, **kwargs):

@@ -34,8 +34,8 @@ def test_an_effect_is_the_mean_of_the_paired_differences(tmp_path):
     found = ledger.effect("a", "b", root=tmp_path)
     assert found.mean == pytest.approx((2 + 0 + 2 + 2) / 16)
     assert found.low <= found.mean <= found.high
-    assert (found.seeds, found.problems, found.agree) == (2, 8, 2)
-    assert ledger.effect("b", "a", root=tmp_path).mean == -found.mean
+    assert (found.seeds, found.problems, found.above) == (2, 8, 2)
+    assert (ledger.effect("b", "a", root=tmp_path).mean, ledger.effect("b", "a", root=tmp_path).above) == (-found.mean, 0)
     assert ledger.effect("a", "b", "pass@4", root=tmp_path).mean == 0  # every problem is solved at least once by both
 
 
@@ -58,7 +58,7 @@ def test_students_distribution_against_the_tables():
 def test_the_interval_is_over_the_means_of_the_seeds():
     found = ledger.paired([np.full(50, 0.0), np.full(50, 0.1), np.full(50, 0.2)])  # mean .1, standard error .1 / sqrt 3
     assert (found.low, found.high) == (pytest.approx(0.1 - 4.303 * 0.1 / 3**0.5, abs=1e-3), pytest.approx(0.1 + 4.303 * 0.1 / 3**0.5, abs=1e-3))
-    assert found.p == pytest.approx(0.2254, abs=1e-3) and found.agree == 2
+    assert found.p == pytest.approx(0.2254, abs=1e-3) and found.above == 2
     certain = ledger.paired([np.full(50, 0.1)] * 3)
     assert certain.low == pytest.approx(0.1) and certain.high == pytest.approx(0.1) and certain.p < 1e-6
     one = ledger.paired([np.tile([0.0, 0.2], 25)])  # one seed: over its problems, and no p

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 from torch.autograd import gradcheck
+
+import toys
 from workbench import ops
 
 
@@ -42,6 +44,19 @@ def test_token_scores_and_gradients_equal_the_naive_way(chunked, train_head, use
 def test_token_scores_gradient_by_finite_differences():
     hidden, head, targets = draw(n=3, d=4, v=6)
     assert gradcheck(lambda h, w: ops.token_scores(h, w, targets), (hidden.requires_grad_(), head.requires_grad_()))
+
+
+@pytest.mark.parametrize("train_head", [True, False])
+def test_token_scores_never_hold_the_whole_table_of_tokens_and_words(monkeypatch, train_head):
+    """For 1,000 tokens and 1,500 words no tensor holds more than a chunk of 60,000 logits, forward and backward; the textbook's hold 1,500,000."""
+    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", 60_000)
+    largest = {}
+    for function in (ops.token_scores, naive):
+        hidden, head = torch.randn(1000, 8, requires_grad=True), torch.randn(1500, 8).requires_grad_(train_head)
+        with toys.Memory() as memory:
+            sum(column.sum() for column in function(hidden, head, torch.zeros(1000, dtype=torch.long))).backward()
+        largest[function] = memory.largest
+    assert largest == {ops.token_scores: 60_000, naive: 1_500_000}
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])

@@ -10,10 +10,15 @@ from workbench import methods, study
 from workbench.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.train import Plan, fit
+from workbench.train import Plan, collapse, fit
 
 ROOT = Path(__file__).parent.parent
 STEPS = 2
+
+
+def method_of(config):
+    options = {name: value for name, value in config["options"].items() if value is not None}  # JSON has no infinity: such a limit is the default
+    return methods.find(config["method"].lower())(**options)
 
 
 @pytest.mark.parametrize("cell", ["grpo-3m-seed0", "sdpo-3m-seed1", "tapo-3m-seed2", "trapo-3m-seed0", "scope-3m-seed1", "opd-3m-seed2"])
@@ -23,13 +28,29 @@ def test_the_first_steps_of_a_committed_run_come_out_again(cell, tmp_path):
     plan = Plan(**{**config["plan"], "steps": STEPS, "eval_every": 0})
     expert = load_policy(ROOT / config["teacher"]) if config["teacher"] else None
     learner = Learner(load_policy(ROOT / config["model"]), Optimiser(**config["optimiser"]), lora=config["lora"], seed=plan.seed, expert=expert)
-    options = {name: value for name, value in config["options"].items() if value is not None}  # JSON has no infinity: such a limit is the default
-    method = methods.find(config["method"].lower())(**options)
-    again = read_run(fit(method, learner, load_task(config["task"]), plan, tmp_path / "run", progress=False)).metrics
+    again = read_run(fit(method_of(config), learner, load_task(config["task"]), plan, tmp_path / "run", progress=False)).metrics
     recorded = run.metrics[:STEPS]
     # Sums in another order (threads, another processor) may flip the draw of a token now and then: a rollout or two of 128.
     for name, tolerance in {"correct": 2 / 128, "length": 0.3, "entropy": 5e-3, "contrast": 1 / 16, "grad_norm": 0.05}.items():
         assert list(again[name]) == pytest.approx(list(recorded[name]), abs=tolerance, rel=0.02), name
+
+
+def test_the_recorded_runs_that_collapsed_would_have_been_warned_of_and_hardly_another():
+    warned, lost, well = set(), set(), set()
+    for folder in study.RECORDS.iterdir():
+        if (folder / "metrics.jsonl").is_file():
+            run = read_run(folder)
+            lines, method = run.metrics.to_dict("records"), method_of(run.config)
+            if any(collapse(lines[:n], method) for n in range(len(lines))):
+                warned.add(folder.name)
+            end = json.loads((folder / "evaluation.json").read_text())["test"]["avg"]
+            if end < 0.02 and run.metrics.correct.head(5).mean() > 0.2:
+                lost.add(folder.name)
+            elif end > 0.2:
+                well.add(folder.name)
+    assert lost and lost <= warned
+    assert warned & well == {"trapo-3m-seed1", "trapo-3m-seed2"}  # they halved and came back
+    assert len(well) > 100
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from workbench import llama, train
 from workbench.batch import collate, score
 from workbench.core import Credit, Distil, Group, Problem, Rollout, Scores, Verdict, WorkbenchError, with_options
 from workbench.methods import find
+from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.ops import divergence
 from workbench.policy import Learner, Optimiser, load_policy
@@ -687,8 +688,14 @@ def history(**values):
     ({"correct": [0.5] * 4}, ""),
 ])
 def test_collapse_is_told_from_noise(values, word):
-    said = collapse(history(**values))
+    said = collapse(history(**values), SDPO())
     assert said.startswith(word) if word else said == ""
+
+
+def test_a_reward_may_lower_entropy_and_length():
+    fallen = history(entropy=[1.0] * 5 + [0.01] * 5, length=[50.0] * 5 + [5.0] * 5)
+    assert collapse(fallen, SDPO()) and not collapse(fallen, GRPO())
+    assert collapse(history(correct=[0.8] * 5 + [0.3] * 5), GRPO())
 
 
 def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, monkeypatch):
@@ -709,9 +716,9 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
         def grade(self, problem, text):
             return super().grade(problem, text) if Turns.calls <= 6 else Verdict(0.0, False)
 
-    with pytest.warns(UserWarning, match="correct fell from .* self-distillation has collapsed") as caught:
+    with pytest.warns(UserWarning, match="correct fell from .* may be collapsing.* best evaluation is in .*best") as caught:
         fit(SDPO(k=4), learner, Turns(), Plan(steps=14, prompts=2, eval_every=1, eval_problems=1), tmp_path / "run", progress=False)
-    assert sum("collapsed" in str(w.message) for w in caught) == 1
+    assert sum("collapsing" in str(w.message) for w in caught) == 1
     assert len(policies) == 3  # the first evaluation, the second, and the end of the run
     best = load_policy(tmp_path / "run" / "best")
     assert all(torch.equal(ours, kept) for ours, kept in zip(best.model.parameters(), policies[1], strict=True))

@@ -409,6 +409,15 @@ def test_a_finished_run_can_go_on_for_longer(tmp_path):
     assert read_run(tmp_path / "run").config["plan"]["steps"] == 7
 
 
+def test_a_run_from_before_a_switch_existed_is_resumed_with_the_switch_off_and_not_on(tmp_path):
+    run(tmp_path / "run", plan=replace(PLAN, steps=2, eval_every=0))
+    more = dict(plan=replace(PLAN, steps=3, eval_every=0), out=tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(WorkbenchError, match=r"other settings \(vllm: None -> True\)"):
+        fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy()), TASK, config={"model": "tiny", "vllm": True}, **more)
+    fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy()), TASK, config={"model": "tiny", "vllm": False}, **more)
+    assert len(lines(tmp_path / "run")) == 3
+
+
 def test_what_cannot_be_resumed_is_refused(tmp_path):
     out = tmp_path / "run"
     run(out)

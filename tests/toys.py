@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from workbench.core import Group, Problem, Rollout, Scores, Verdict
 from workbench.policy import Policy
@@ -81,3 +84,28 @@ class FirstCharacter:
 
 # Half of the characters a random model writes: groups nearly always have contrast, and every update has a gradient.
 HALF = "".join(chr(c) for c in range(32, 127, 2))
+
+
+class Memory(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made, and the most that were alive at one moment, each storage counted once."""
+
+    largest = alive = peak = 0
+
+    def __init__(self):
+        super().__init__()
+        self.known: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, len(storage) // tensor.element_size()
+            self.largest = max(self.largest, tensor.numel())
+            if key not in self.known:
+                self.known[key], self.alive = weakref.ref(storage, lambda _, key=key, size=size: self._gone(key, size)), self.alive + size
+                self.peak = max(self.peak, self.alive)
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        del self.known[key]
+        self.alive -= size

@@ -22,21 +22,25 @@ def learning() -> list[str]:
     for name, row in found.iterrows():
         lines.append(f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} ({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row['pass@32']:.3f} "
                      f"| {row.length:.1f} | {row.tokens / 1000:.0f} |")
-    return [*lines, "", f"{study.FULL.steps} updates of 16 problems, 8 rollouts each unless the name says otherwise; {study.FULL.problems} held-out problems a seed, 32 samples, "
-            "temperature 1. Made by `workbench study`; records in [data/runs](data/runs). Which claims of the papers hold here, with intervals: "
+    return [*lines, "", f"{study.FULL.steps} updates of 16 problems, 8 rollouts each (grpo-tokens: 9, about as many tokens as TAPO; opd-1: 1; kd: the teacher's; sft: 128 expert "
+            f"solutions, sft-then-rl: those in the first third; srpo: SDPO on wrong attempts, GRPO on right ones); {study.FULL.problems} held-out problems a seed, 32 "
+            "samples, temperature 1. Made by `workbench study`; records in [data/runs](data/runs). Which claims of the papers hold here, with intervals: "
             "[15_compare](notebooks/15_compare.ipynb) and [data/study/ledger.md](data/study/ledger.md)."]
 
 
 def speed() -> list[str]:
     """Against TRL: ratios of medians."""
-    lines = ["| ours / TRL on the same step | step time | generation | training | peak memory |", "|---|---|---|---|---|"]
+    lines = ["| ours / TRL on the same step | step time | generation | training | peak memory | step / its floor: ours, TRL |", "|---|---|---|---|---|---|"]
+    steps = []
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         found = json.loads(path.read_text())
+        steps.append(str(len(found["laps"]["ours"])))
         cells = " | ".join(f"{found['ratio'][part]:.2f}" for part in ("step", "generate", "train", "peak"))
-        lines.append(f"| {found['case']}, {found['prompts']} x {found['group']} x {found['new_tokens']} tokens, TRL {found['trl_setting']} | {cells} |")
-    machine = found["machine"]
-    return [*lines, "", f"Two processes in turns on {machine['cores']} cores, fp32; below 1 is faster or smaller. `make bench`; "
-            "records in [benchmarks/results](benchmarks/results)."]
+        floor = ", ".join(f"{found['median_seconds'][side]['step'] / found['floor']['step']:.1f}" for side in ("ours", "trl"))
+        lines.append(f"| {found['case']}, {found['prompts']} x {found['group']} x {found['new_tokens']} tokens | {cells} | {floor} |")
+    return [*lines, "", f"Two processes in turns on {found['machine']['cores']} cores, fp32, TRL at its fastest; medians of {' and '.join(steps)} steps; below 1 is faster "
+            "or smaller. The floor: the matrix products of the weights alone, at the rate of a large product. `make bench`; records in "
+            "[benchmarks/results](benchmarks/results)."]
 
 
 def block() -> str:

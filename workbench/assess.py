@@ -6,11 +6,13 @@
 
 and of the arithmetic task, which knows more:
 
-    harder      avg@k with two more steps than it was trained on
+    harder      avg@k with two more steps than the problems of the runs (the longest that the organism was made with)
     recovery    ends right after a wrong beginning of the base model
-    skills      what it could do before: read a solution, read feedback, diagnose and mend in TAPO's format (forgetting)
+    skills      what it could do before: read a solution, read feedback, diagnose and mend in TAPO's format
 
-The problems and the beginnings are the same for every policy of one seed, so that differences between policies are paired.
+The problems and the beginnings are the same for every policy of one seed, so that differences between policies are paired. What ``skills`` puts into the
+prompt is not: it is the policy's own attempts, and an expert's solution, perhaps in another style, where none of them is right. (What was forgotten is
+better told by the task that a run watches: study.READING.)
 """
 
 from __future__ import annotations

@@ -12,8 +12,13 @@ from pathlib import Path
 from workbench.core import WorkbenchError, with_options
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says more\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser("workbench", description="See, compare and change how language models learn from their own mistakes.")
+    top = Parser("workbench", description="See, compare and change how language models learn from their own mistakes.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -161,8 +166,8 @@ def _train(args) -> None:
     if args.tensorboard:
         from workbench.records import TensorBoard
         writers.append(TensorBoard(args.out))
-    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "teacher": args.teacher,
-              "optimiser": asdict(optimiser)}
+    config = {"model": os.path.normpath(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "unsloth": args.unsloth,
+              "vllm": args.vllm, "teacher": args.teacher, "optimiser": asdict(optimiser)}
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     if ranks.main():
         print(f"The run is in {args.out}; workbench compare {args.out} shows it.")

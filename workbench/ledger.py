@@ -48,16 +48,18 @@ def _evaluation(path: Path, changed: int) -> dict:
 
 
 def cells(root: Path = RECORDS) -> pd.DataFrame:
-    """One row a record. avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills: see assess.py. tokens: what the
+    """One row a record. avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills: see assess.py. reading: right at the run's end
+    on the watched task, reading solutions that are the same for all arms (study.READING); NaN where nothing was trained. tokens: what the
     policy generated in training; updates, seconds: what the whole cell took."""
     rows = []
     for (arm, model, seed), record in _records(root).items():
         metrics, test = record["metrics"], record["test"]
+        read = metrics[metrics.final_eval_reading.notna()].final_eval_reading if "final_eval_reading" in metrics else ()
         rows.append({"arm": arm, "model": model, "task": record["arm"]["task"], "seed": seed, "updates": len(metrics),
                      "tokens": float(metrics.generated.sum()) if len(metrics) else 0.0, "seconds": record["seconds"],
                      **{name: test[name] for name in ("avg", "low", "high", "length")},
                      **{f"pass@{k}": value for k, value in test["pass_at"].items()},
-                     "distinct": record["distinct"]})
+                     "distinct": record["distinct"], "reading": read.iloc[-1] if len(read) else float("nan")})
         if "skills" in record:  # of the arithmetic task
             rows[-1] |= {"harder": record["harder"]["avg"], "recovery": record["recovery"]["value"], **{k: v[0] for k, v in record["skills"].items()}}
     return pd.DataFrame(rows)
@@ -108,7 +110,7 @@ def reaches(frame: pd.DataFrame, level: Mapping[int, float], by: str = "updates"
 @dataclass(frozen=True)
 class Effect:
     """a - b, paired by problem: the mean over seeds, and Student's 95 % interval and two-sided p from the seeds' own means. Seeds differ in the run and in
-    the held-out problems, so both are in it. ``agree``: seeds whose mean has the sign of the mean. Of one seed the interval is over its problems
+    the held-out problems, so both are in it. ``above``: seeds whose mean is above 0. Of one seed the interval is over its problems
     (bootstrap), says nothing of other runs, and p is NaN."""
 
     mean: float
@@ -117,10 +119,10 @@ class Effect:
     p: float
     seeds: int
     problems: int
-    agree: int
+    above: int
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], {self.agree} of {self.seeds} seeds"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], above 0 in {self.above} of {self.seeds}"
 
 
 def measured(record: Mapping, measure: str) -> dict[str, float]:
@@ -150,12 +152,12 @@ def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path =
 def paired(by_seed: Sequence[np.ndarray]) -> Effect:
     """From one array of differences for each seed."""
     means, problems = np.array([d.mean() for d in by_seed]), sum(map(len, by_seed))
-    mean, agree = float(means.mean()), int((np.sign(means) == np.sign(means.mean())).sum())
+    mean, above = float(means.mean()), int((means > 0).sum())
     if len(means) == 1:
-        return Effect(mean, *bootstrap(by_seed[0]), float("nan"), 1, problems, agree)
+        return Effect(mean, *bootstrap(by_seed[0]), float("nan"), 1, problems, above)
     error = float(means.std(ddof=1) / np.sqrt(len(means)))
     reach, p = student(mean / error if error else float(mean != 0) * 1e9, len(means) - 1)
-    return Effect(mean, mean - reach * error, mean + reach * error, p, len(means), problems, agree)
+    return Effect(mean, mean - reach * error, mean + reach * error, p, len(means), problems, above)
 
 
 def student(t: float, freedom: int) -> tuple[float, float]:

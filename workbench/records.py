@@ -3,7 +3,7 @@
     config.json     what was asked for           metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
     env.json        what it ran on               groups.jsonl    a few whole groups with their painting
     checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/), Hugging Face format
-                                                 best/           the policy at its best evaluation, for methods that learn from themselves
+                                                 best/           the policy at its best evaluation
 
 Every file is either appended to line by line or replaced whole, so a run that is killed at any moment can be read and resumed.
 """
@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -179,17 +179,14 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
-        self._open = lambda: SummaryWriter(str(Path(folder) / "tensorboard"))
-
-    @cached_property
-    def writer(self):
-        """Opened with the first record: by then the run directory has been checked."""
-        return self._open()
+        self._open, self._writer = partial(SummaryWriter, str(Path(folder) / "tensorboard")), None
 
     def write(self, record: StepRecord) -> None:
+        if self._writer is None:  # by now the run directory has been checked; of a resumed run, what came after its checkpoint is made again
+            self._writer = self._open(purge_step=record.step)
         for name, value in record.metrics.items():
-            self.writer.add_scalar(name, value, record.step)
-        self.writer.flush()
+            self._writer.add_scalar(name, value, record.step)
+        self._writer.flush()
 
 
 def replace_folder(new: Path, old: Path) -> None:

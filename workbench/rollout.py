@@ -43,7 +43,8 @@ def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence
     budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
     if longest + most > policy.context:
-        raise WorkbenchError(f"a prompt of {longest} tokens and {most} new ones do not fit the model's context of {policy.context}")
+        raise WorkbenchError(f"a prompt of {longest} tokens and {most} new ones do not fit the model's context of {policy.context}: "
+                             "lower max_new, or leave long problems out")
     if policy.engine is not None:
         return policy.engine.generate(prompts, seeds, budgets, temperature)
     weights = llama.Weights.of(policy) if llama.supported(policy) else None

@@ -6,7 +6,7 @@
     workbench study --quick --out DIR        three arms, few steps: the whole path in minutes
 
 An arm is what one would write about it in a paper: a method with its options, or two in turn. All arms of a task start from the same checkpoint and
-see the same problems in the same steps; with a seed they are evaluated on the same held-out problems (assess.py). A cell that was killed goes
+see the same problems in the same steps (but those with a larger or smaller step: ``prompts=128``); with a seed they are evaluated on the same held-out problems (assess.py). A cell that was killed goes
 on from its checkpoint; a record is written whole or not at all.
 """
 
@@ -101,7 +101,7 @@ HARDER = (Arm("hard-base", task=HARD), _arm("hard-grpo", "grpo", task=HARD), _ar
           _arm("hard-luffy", "luffy", task=HARD), _arm("hard-trapo-own", "trapo", task=HARD_OWN))
 # The self-teacher reads another right program, or (where there is none, or always) what the sandbox said of the attempt.
 PROGRAMS = tuple(replace(arm, task="programs", model="programmer") for arm in (
-    Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"),
+    Arm("base"), _arm("grpo"), _arm("sdpo"), _arm("sdpo-feedback", "sdpo", "demonstration=none"), _arm("sdpo-both", "sdpo", "feedback=always"),
     _arm("scope", teacher=PROGRAMMER_TEACHER)))
 SIZES = tuple(replace(arm, model=model, seeds=3) for model in ("1m", "0.4m") for arm in METHODS if arm.name in ("base", "grpo", "sdpo", "tapo"))
 GRID = (*METHODS, *ABLATIONS, *COLD, *HARDER, *PROGRAMS, *SIZES)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from workbench import ranks
 from workbench.batch import collate, score
-from workbench.core import Batch, Group, Loss, Method, Scores, StepRecord, Task, WorkbenchError, coordinates
+from workbench.core import Batch, Group, Loss, Method, Problem, Scores, StepRecord, Task, WorkbenchError, coordinates
 from workbench.evaluate import evaluate
 from workbench.policy import Learner
 from workbench.records import RunWriter, dumps, replace_folder, write_atomic
@@ -141,7 +142,11 @@ def _painting(groups: Sequence[Group], painted: dict[int, list[float]]) -> tuple
 
 
 def _describe(groups: Sequence[Group]) -> dict[str, float]:
-    """reward, correct, length (completion tokens), finished (share that ended its turn): means over the rollouts that the policy wrote alone.
+    """What there is to say of the rollouts, beside ``update``'s own: grad_norm, before clipping, of the first update (a norm that jumps tenfold is a
+    bad batch or too high a rate), skipped, updates so far that were not made because a gradient was not finite (healthy: 0), and last_NAME, a loss's
+    metric in the last of several updates on one batch.
+
+    reward, correct, length (completion tokens), finished (share that ended its turn): means over the rollouts that the policy wrote alone.
     contrast: share of groups in which their rewards differ; the others teach a group-relative method nothing (healthy: above one half).
     generated: tokens the policy wrote, also those that are in no rollout. Any other note of the groups is summed."""
     own = [r for group in groups for r in group.own]
@@ -190,8 +195,8 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     disk that all see. A run may be resumed with another number of processes, sharded or not. Raises WorkbenchError where they differ in anything that
     matters.
 
-    A method that learns from itself can destroy what it has learned. Its run keeps the policy of its best evaluation as well, in ``best``, and
-    warns once when it collapses.
+    Training can destroy what was learned. So a run keeps the policy of its best evaluation as well, in ``best``, and warns once when it seems to
+    collapse.
     """
     from tqdm.auto import tqdm
 
@@ -200,12 +205,15 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
         raise WorkbenchError(f"{ranks.size()} processes cannot share the {plan.prompts} problems of a step: start fewer, or set prompts higher")
     config = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan), **(config or {})}
     start = _resume(out, learner, config) if resume else _fresh(out)
+    first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
     validation, *others = [t.problems("validation", plan.eval_problems, 0) if plan.eval_every else [] for t in (task, *watch.values())]
+    for t, problems in ((task, first if method.samples else []), *zip((task, *watch.values()), (validation, *others))):
+        _fits(learner.policy, t, problems)
     ranks.agree(lambda: {"settings": dumps(config), "run folders": str(out), "checkpoints": start, "weights": learner.fingerprint(),
-                         "problems": repr((task.problems("train", plan.prompts, coordinates(plan.seed, start)), validation, others))})
+                         "problems": repr((first, validation, others))})
     writer = RunWriter(out, config, start) if main else None
-    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if main and method.distil else []
-    ended = collapse(history)
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if main else []
+    ended = collapse(history, method)
 
     def measured() -> dict[str, float]:
         with learner.whole():
@@ -217,7 +225,7 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not (progress and main), unit="step") as bar:
         for step in range(start, plan.steps):
             extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
-            if method.distil and extra and ranks.gather(all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history))[0]:
+            if extra and ranks.gather(all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history))[0]:
                 _save_policy(out, learner, "best")  # the first rank knows the history
             problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
             with _memory(learner, plan):
@@ -225,10 +233,11 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
             last = step + 1 == plan.steps
             if last and plan.eval_every:
                 extra |= {f"final_{name}": value for name, value in measured().items()}
-            if main and method.distil:
+            if main:
                 history.append(record.metrics | extra)
-                if not ended and (ended := collapse(history)):
-                    warnings.warn(f"step {step}: {ended}. The best policy so far is in {out / 'best'}, if the run was evaluated.", stacklevel=2)
+                if not ended and (ended := collapse(history, method)):
+                    kept = f" The policy of its best evaluation is in {out / 'best'}." if plan.eval_every else ""
+                    warnings.warn(f"step {step}: {ended}: the run may be collapsing.{kept}", stacklevel=2)
             keep = plan.keep_groups if extra else 0
             record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], painting=record.painting[:keep])
             for each in (writer, *writers) if main else ():
@@ -241,6 +250,15 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     _save_policy(out, learner, "adapter" if learner.lora else "model")
     ranks.gather("saved")  # nobody goes on before there is something to read
     return out
+
+
+def _fits(policy, task: Task, problems: Sequence[Problem]) -> None:
+    """Refuse, before anything is written, what would fail as soon as it is sampled."""
+    for problem in problems:
+        n = len(policy.prompt_ids(problem.messages))
+        if n + task.max_new > policy.context:
+            raise WorkbenchError(f"{problem.id}: its prompt of {n} tokens and {task.max_new} new ones do not fit the model's context of "
+                                 f"{policy.context}: lower the task's max_new (problems.jsonl:max_new=64), or leave the problem out")
 
 
 @contextmanager
@@ -259,15 +277,18 @@ def _memory(learner: Learner, plan: Plan) -> Iterator[None]:
         raise WorkbenchError(f"out of memory on {learner.policy.device}; lower in this order: {'; '.join(cures)}") from error
 
 
-def collapse(history: Sequence[Mapping[str, float]], window: int = 5) -> str:
-    """In words, whether a run has collapsed; "" if not. Means over 5 steps: ``correct`` under half of its best (of .1 or more), ``entropy``
-    under a tenth or ``length`` under a fifth of where it began."""
-    for name, floor in {"correct": 0.5, "entropy": 0.1, "length": 0.2}.items():
-        if len(history) > window:
-            means = np.convolve([line[name] for line in history], np.full(window, 1 / window), "valid")
-            was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
-            if means[-1] < floor * was:
-                return f"{name} fell from {was:.3g} to {means[-1]:.3g}: self-distillation has collapsed"
+def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int = 5) -> str:
+    """In words, whether a run seems to collapse; "" if not. Means over 5 steps: ``correct`` under half of its best (of .1 or more); of a method that
+    learns from itself also ``entropy`` under a tenth or ``length`` under a fifth of where it began. (A reward or an expert may rightly lower these.)"""
+    if len(history) <= window:
+        return ""
+    from_itself = method.distil is not None and method.distil.weights != "expert"
+    floors = {"correct": 0.5} | ({"entropy": 0.1, "length": 0.2} if from_itself else {})
+    for name, floor in floors.items():
+        means = np.convolve([line[name] for line in history], np.full(window, 1 / window), "valid")
+        was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
+        if means[-1] < floor * was:
+            return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {window} steps)"
     return ""
 
 
@@ -304,8 +325,8 @@ def _resume(out: Path, learner: Learner, config: dict) -> int:
         state["trainable"], state["optimiser"], was["plan"]
     except Exception as error:
         raise WorkbenchError(f"{path} is not a checkpoint of the workbench") from error
-    learner.load_state(state)
     _same(out, was, config)
+    learner.load_state(state)
     return step
 
 
@@ -327,10 +348,10 @@ def _same(out: Path, was: dict, now: dict) -> None:
 
 
 def _changes(key: str, was, now) -> list[str]:
-    """What differs, as "key was -> now"; of a group of settings, each."""
+    """What differs, as "key was -> now"; of a group of settings, each. (A switch that a run knows nothing of, because it is older, was off.)"""
     if isinstance(was, dict) and isinstance(now, dict):
         return [name for inner in {**was, **now} for name in _changes(inner, was.get(inner), now.get(inner))]
-    return [] if was == now else [f"{key}: {was} -> {now}"]
+    return [] if was == now or (was is None and now is False) else [f"{key}: {was} -> {now}"]
 
 
 def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
@@ -349,6 +370,6 @@ def _save_policy(out: Path, learner: Learner, name: str) -> None:
         learner.save(fresh)
         if ranks.main():
             replace_folder(fresh, out / name)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise WorkbenchError(f"could not write the trained policy to {out / name}: {error.strerror or error}") from error
+        raise WorkbenchError(f"could not write the trained policy to {out / name}: {getattr(error, 'strerror', None) or error}") from error

@@ -60,6 +60,13 @@ class GRPO(Method):
         return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
+        """Metrics, means over the tokens of the batch:
+
+        ratio         rho. 1 on the first update of a batch; later ones move away from it, and far from 1 the clip decides.
+        clipped       share of tokens whose gradient the clip holds back: 0 on the first update. Of the last of several (``last_clipped``) a few
+                      per cent are healthy; much more means too many or too large updates on one batch.
+        kl_reference  nats a token, with beta > 0. Grows from 0 as the policy leaves its reference; a jump is a policy running away.
+        """
         old = scores.logp.detach() if batch.old is None else batch.old
         objective, coefficient = clipped(scores.logp, old, batch.channels["pg"], self.eps_lo, self.eps_hi)
         per_token, credit = -objective, coefficient

@@ -11,9 +11,9 @@ baseline and no clip. Any k: SCOPE's paper ran it with k = 1 against k = 8 of it
 The teacher is the learner's expert, any policy with the same tokenizer, or the policy as it was loaded (with LoRA: the base, its adapter off). OPSD,
 whose teacher is the policy itself under a prompt that holds a solution, is SDPO(teacher="frozen", demonstration="reference"): see sdpo.py.
 
-Differs from the paper: nothing known. log pi_old is scored by the trainer, as released, so that a teacher equal to the policy gives exactly 0; both
-are at temperature 1 (the released scripts sample and score the student at 0.6, the teacher at 1). The released top-k form takes the teacher's tokens
-and forgets the mass outside them on both sides; ours takes the policy's, as SDPO does, and keeps the mass in one bucket.
+Differs from the paper: nothing known. From the released scripts: both are at temperature 1 (they sample and score the student at 0.6, the teacher at 1);
+their top-k form takes the teacher's tokens and forgets the mass outside them on both sides, ours takes the policy's, as SDPO does, and keeps the mass
+in one bucket. As there, log pi_old is scored by the trainer, so that a teacher equal to the policy gives exactly 0.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from workbench.guide import trace
 
 @dataclass(frozen=True)
 class SFT(Method):
+    samples = False
     k: int = 1  # expert solutions per problem
 
     def __post_init__(self):
@@ -38,6 +39,7 @@ class SFT(Method):
         return [Credit.of(rollout, nll=1.0) for group in groups for rollout in group.rollouts]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
+        """Metric ``nll``: nats a token of the expert. Falling; towards 0 the solutions are known by heart."""
         nll = batch.channels["nll"]
         per_token = -scores.logp * nll / batch.denominators["nll"]
         credit = nll * batch.denominators["tokens"] / batch.denominators["nll"]

@@ -7,8 +7,9 @@ r"""TAPO: learning from micro-reflective trajectories that the policy composes i
     w_t        clamp(exp(log pi(y_t | x, y_<t) + H_t), 0.01, 10), no gradient, on reconstructions only                                Eqs. 7, 8
     L          L_GRPO(G_orig) + lam L_ref,      L_ref = - mean w_t min(rho_t A_ref, clip(rho_t, 1 - eps, 1 + eps) A_ref)                Eq. 6
 
-Everything about y_ref is conditioned on the plain x, never on the synthesis prompt. Realised credit of its token: w_t rho_t A_ref where the clip
-lets it pass, times lam N_orig / (T |G_ref| Q), what it counts beside a token of the K rollouts (N: tokens of all completions for the drawing).
+Everything about y_ref is conditioned on the plain x, never on the synthesis prompt. Realised credit, where the clip lets it pass: of a token of the K
+rollouts rho_t A_orig N / N_orig, of one of y_ref w_t rho_t A_ref lam N / (T |G_ref| Q), with N_orig tokens in the K rollouts of all problems, N in all
+completions, T in this y_ref. (N is the drawing's: it makes the mean of a picture the gradient's.)
 
 The mean in L_ref is over tokens, over the query's G_ref, over all Q queries of the step (0 where there is none). So a token counts
 lam / (T |G_ref| Q), which ``credit`` computes from all groups of the step and each rollout carries as its ``weight``: micro-batches add up
@@ -24,7 +25,7 @@ Differs from the paper, or is not said there:
   |G_ref| = 1 everywhere; ``negatives`` False drops wrong reconstructions before A_ref: the rewards left are equal, so only a single one teaches;
 - ``buffer``: a file of corrections composed by hand (workbench/buffer.py). Its problems take the place of up to a quarter of the step's, and its
   corrections join their G_ref, eligible or not; they stay marked by their origin and as borrowed.
-The control with about as many generated tokens is GRPO(k=12).
+The control with about as many generated tokens is GRPO with a larger k: measure TAPO's (``generated``), at most half as many again.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts, rows
-from workbench.verify import grade
+from workbench.verify import check_gold, grade
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def _problem(path: Path, row: rows.Row) -> Problem:
         solution, answer = solution or answer, answer.rsplit("####", 1)[1].strip()
         if not answer:
             raise WorkbenchError(f'{where} has no answer after its "####"')
+    check_gold(where, answer)
     split = record.get("split") or rows.split_of(question)
     if split not in rows.SPLITS:
         raise WorkbenchError(f"{where} has the split {split!r}; it must be one of {', '.join(rows.SPLITS)}")
