@@ -35,6 +35,15 @@ def test_the_first_steps_of_a_committed_run_come_out_again(cell, tmp_path):
         assert list(again[name]) == pytest.approx(list(recorded[name]), abs=tolerance, rel=0.02), name
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_grpo_makes_the_organism_better(seed):
+    folder = ROOT / "data" / "check" / f"seed{seed}"
+    config, before, after = (json.loads((folder / name).read_text()) for name in ("config.json", "before.json", "after.json"))
+    assert (config["method"], config["plan"]["steps"], config["plan"]["seed"], config["model"]) == ("GRPO", 60, seed, "data/organism/3m")
+    assert before["problems"] == after["problems"] == 400 and before["samples"] == after["samples"] == 8
+    assert after["avg"] - before["avg"] >= 0.10 and after["low"] > before["high"]
+
+
 def test_the_recorded_runs_that_collapsed_would_have_been_warned_of_and_hardly_another():
     warned, lost, well = set(), set(), set()
     for folder in study.RECORDS.iterdir():
