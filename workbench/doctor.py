@@ -57,7 +57,7 @@ def report() -> str:
             lines.append(f"[ ok ] {part}: {have}")
     from workbench.organism import HOME
 
-    found = sorted(folder.name for folder in HOME.glob("*") if (folder / "config.json").is_file()) if HOME.is_dir() else []
+    found = sorted(folder.name for folder in HOME.glob("[!.]*") if (folder / "config.json").is_file()) if HOME.is_dir() else []
     lines.append(f"[ ok ] embedded models: {', '.join(found)}" if found else "[ no ] embedded models: none here; make organism builds them")
     return "\n".join(lines)
 
