@@ -44,22 +44,25 @@ def test_grpo_makes_the_organism_better(seed):
     assert after["avg"] - before["avg"] >= 0.10 and after["low"] > before["high"]
 
 
-def test_the_recorded_runs_that_collapsed_would_have_been_warned_of_and_hardly_another():
+def test_recorded_runs_that_lost_half_of_what_they_could_would_have_been_warned_of_and_hardly_another():
     warned, lost, well = set(), set(), set()
+    bases = {"programs": "base-programmer", study.HARD: "hard-base-3m", study.HARD_OWN: "hard-base-3m"}
+
+    def right(folder):
+        return json.loads((study.RECORDS / folder / "evaluation.json").read_text())["test"]["avg"]
+
     for folder in study.RECORDS.iterdir():
         if (folder / "metrics.jsonl").is_file():
             run = read_run(folder)
             lines, method = run.metrics.to_dict("records"), method_of(run.config)
-            if any(collapse(lines[:n], method) for n in range(len(lines))):
+            if any(collapse(lines[:n], method) for n in range(1, len(lines) + 1)):
                 warned.add(folder.name)
-            end = json.loads((folder / "evaluation.json").read_text())["test"]["avg"]
-            if end < 0.02 and run.metrics.correct.head(5).mean() > 0.2:
-                lost.add(folder.name)
-            elif end > 0.2:
-                well.add(folder.name)
-    assert lost and lost <= warned
-    assert warned & well == {"trapo-3m-seed1", "trapo-3m-seed2"}  # they halved and came back
-    assert len(well) > 100
+            arm, model, seed = folder.name.rsplit("-", 2)
+            before, after = right(f"{bases.get(run.config['task'], f'base-{model}')}-{seed}"), right(folder.name)
+            (lost if after < before / 2 else well).add(folder.name)
+    assert len(lost) == 13 and lost - warned == {"hard-trapo-3m-seed2"}  # right once in twenty at its start: too seldom to tell
+    assert warned - lost == {"trapo-3m-seed0", "trapo-3m-seed1", "trapo-3m-seed2", "hard-luffy-3m-seed1"}  # they halved, and came back at least in part
+    assert len(well) > 150
 
 
 @pytest.mark.slow

@@ -686,6 +686,9 @@ def history(**values):
     ({"length": [50.0] * 5 + [15.0] * 5}, ""),  # the paper's answers become three times shorter
     ({"length": [50.0] * 5 + [9.0] * 5}, "length fell"),
     ({"correct": [0.5] * 4}, ""),
+    ({"eval_avg": [0.5, 0.4, 0.2]}, "right answers to the validation problems fell from 0.5 to 0.2"),
+    ({"eval_avg": [0.5, float("nan"), 0.26]}, ""),
+    ({"eval_avg": [0.04, 0.0]}, ""),
 ])
 def test_collapse_is_told_from_noise(values, word):
     said = collapse(history(**values), SDPO())
@@ -716,13 +719,25 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
         def grade(self, problem, text):
             return super().grade(problem, text) if Turns.calls <= 6 else Verdict(0.0, False)
 
-    with pytest.warns(UserWarning, match="correct fell from .* may be collapsing.* best evaluation is in .*best") as caught:
+    with pytest.warns(UserWarning, match="validation problems fell from 0.6 to 0.2: the run may be collapsing.* best evaluation is in .*best") as caught:
         fit(SDPO(k=4), learner, Turns(), Plan(steps=14, prompts=2, eval_every=1, eval_problems=1), tmp_path / "run", progress=False)
     assert sum("collapsing" in str(w.message) for w in caught) == 1
-    assert len(policies) == 3  # the first evaluation, the second, and the end of the run
+    assert len(policies) == 2  # the second evaluation, and the end of the run
     best = load_policy(tmp_path / "run" / "best")
-    assert all(torch.equal(ours, kept) for ours, kept in zip(best.model.parameters(), policies[1], strict=True))
+    assert all(torch.equal(ours, kept) for ours, kept in zip(best.model.parameters(), policies[0], strict=True))
     assert (tmp_path / "run" / "model").is_dir()
+
+
+@pytest.mark.parametrize("scores, kept", [((0.3, 0.6), True), ((0.6, 0.3), False)])
+def test_the_best_is_what_training_made_and_may_be_the_last(scores, kept, tmp_path, monkeypatch):
+    each = iter(scores)
+    monkeypatch.setattr("workbench.train.evaluate", lambda *_: SimpleNamespace(avg=next(each), low=0.0, high=1.0, length=1.0))
+    out = fit(SDPO(k=4), Learner(toys.tiny_policy(), Optimiser(lr=1e-2)), Told(), Plan(steps=2, prompts=2, eval_every=2, eval_problems=1), tmp_path / "run",
+              progress=False)
+    assert (out / "best").is_dir() == kept
+    if kept:
+        last, best = (load_policy(out / name).model.parameters() for name in ("model", "best"))
+        assert all(map(torch.equal, last, best))
 
 
 # ---- options

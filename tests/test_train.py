@@ -409,13 +409,19 @@ def test_a_finished_run_can_go_on_for_longer(tmp_path):
     assert read_run(tmp_path / "run").config["plan"]["steps"] == 7
 
 
-def test_a_run_from_before_a_switch_existed_is_resumed_with_the_switch_off_and_not_on(tmp_path):
+def test_what_an_older_run_did_not_record_does_not_keep_it_from_going_on_and_what_it_did_does(tmp_path):
     run(tmp_path / "run", plan=replace(PLAN, steps=2, eval_every=0))
-    more = dict(plan=replace(PLAN, steps=3, eval_every=0), out=tmp_path / "run", resume=True, progress=False)
-    with pytest.raises(WorkbenchError, match=r"other settings \(vllm: None -> True\)"):
-        fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy()), TASK, config={"model": "tiny", "vllm": True}, **more)
-    fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy()), TASK, config={"model": "tiny", "vllm": False}, **more)
+
+    def go_on(steps, **config):
+        fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy()), TASK, replace(PLAN, steps=steps, eval_every=0), tmp_path / "run",
+            config={"model": "./tiny/", **config}, resume=True, progress=False)
+
+    go_on(3, vllm=False)  # the first to record it
     assert len(lines(tmp_path / "run")) == 3
+    with pytest.raises(WorkbenchError, match=r"other settings \(vllm: False -> True\)"):
+        go_on(4, vllm=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line | {"entropy": None}) + "\n" for line in lines(tmp_path / "run")))  # NaN
+    go_on(4, vllm=False)
 
 
 def test_what_cannot_be_resumed_is_refused(tmp_path):

@@ -4,8 +4,8 @@ Each claim is one difference that should be above 0, with Student's 95 % interva
 number of claims of its paper; "leans": its own interval is above 0, but not after the correction; "does not", "leans against": the same below 0;
 "undecided": the interval holds 0; "no record": its runs are not all there; "not here": it needs what the organism is not. What bears on a verdict, and was
 measured or follows from how the organism is made, stands beside it. What holds on a model of three million parameters that adds numbers may not hold
-elsewhere, and the other way round. "above 0 in k of n": of the n seeds that have all its records, k have a difference above 0. The paper's numbers are in the order
-of the claim.
+elsewhere, and the other way round. "above 0 in k of n": of the n seeds that have all its records, k have a difference
+above 0. The paper's numbers are in the order of the claim.
 
     python -m workbench.claims        the ledger as a table; data/study/ledger.md with --write
 """

@@ -166,7 +166,7 @@ def _train(args) -> None:
     if args.tensorboard:
         from workbench.records import TensorBoard
         writers.append(TensorBoard(args.out))
-    config = {"model": os.path.normpath(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "unsloth": args.unsloth,
+    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "unsloth": args.unsloth,
               "vllm": args.vllm, "teacher": args.teacher, "optimiser": asdict(optimiser)}
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     if ranks.main():

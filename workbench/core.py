@@ -268,7 +268,7 @@ class Distil:
 class Method(Protocol):
     """A paper: a frozen dataclass of its hyper-parameters, ``class GRPO(Method)``, with three verbs."""
 
-    samples: bool = True  # does a model write completions, as long as the task lets it?
+    samples: bool = True  # does the policy write, as much as the task lets it?
     needs_reference: bool = False  # should ``score`` also give the frozen reference's log-probs?
     distil: Distil | None = None  # should ``score`` also compare with a teacher, where a credit has a teacher's prompt?
 

@@ -3,7 +3,7 @@
     config.json     what was asked for           metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
     env.json        what it ran on               groups.jsonl    a few whole groups with their painting
     checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/), Hugging Face format
-                                                 best/           the policy at its best evaluation
+                                                 best/           the policy at its best evaluation, if above its start
 
 Every file is either appended to line by line or replaced whole, so a run that is killed at any moment can be read and resumed.
 """

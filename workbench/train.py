@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import time
 import warnings
@@ -195,8 +196,8 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     disk that all see. A run may be resumed with another number of processes, sharded or not. Raises WorkbenchError where they differ in anything that
     matters.
 
-    Training can destroy what was learned. So a run keeps the policy of its best evaluation as well, in ``best``, and warns once when it seems to
-    collapse.
+    Training can destroy what was learned. So a run that was evaluated keeps the policy of its best evaluation in ``best`` (none where no update brought
+    it above its start), and warns once when it seems to collapse.
     """
     from tqdm.auto import tqdm
 
@@ -212,7 +213,7 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     ranks.agree(lambda: {"settings": dumps(config), "run folders": str(out), "checkpoints": start, "weights": learner.fingerprint(),
                          "problems": repr((first, validation, others))})
     writer = RunWriter(out, config, start) if main else None
-    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()] if main else []
+    history = _history(out) if main else []
     ended = collapse(history, method)
 
     def measured() -> dict[str, float]:
@@ -225,18 +226,20 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     with tqdm(total=plan.steps, initial=start, desc=type(method).__name__, disable=not (progress and main), unit="step") as bar:
         for step in range(start, plan.steps):
             extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
-            if extra and ranks.gather(all(extra["eval_avg"] > line.get("eval_avg", 0.0) for line in history))[0]:
-                _save_policy(out, learner, "best")  # the first rank knows the history
+            if extra and step and ranks.gather(extra["eval_avg"] > max(_evaluated(history), default=0.0))[0]:  # the first rank knows the history
+                _save_policy(out, learner, "best")
             problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
             with _memory(learner, plan):
                 record = update(method, learner, task, problems, (plan.seed, step), step=step, rows=plan.rows, updates=plan.updates)
             last = step + 1 == plan.steps
             if last and plan.eval_every:
-                extra |= {f"final_{name}": value for name, value in measured().items()}
+                best, extra = max(_evaluated([*history, extra]), default=0.0), extra | {f"final_{name}": value for name, value in measured().items()}
+                if ranks.gather(extra["final_eval_avg"] > best)[0]:
+                    _save_policy(out, learner, "best")
             if main:
                 history.append(record.metrics | extra)
                 if not ended and (ended := collapse(history, method)):
-                    kept = f" The policy of its best evaluation is in {out / 'best'}." if plan.eval_every else ""
+                    kept = f" The policy of its best evaluation is in {out / 'best'}." if (out / "best").is_dir() else ""
                     warnings.warn(f"step {step}: {ended}: the run may be collapsing.{kept}", stacklevel=2)
             keep = plan.keep_groups if extra else 0
             record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], painting=record.painting[:keep])
@@ -278,8 +281,12 @@ def _memory(learner: Learner, plan: Plan) -> Iterator[None]:
 
 
 def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int = 5) -> str:
-    """In words, whether a run seems to collapse; "" if not. Means over 5 steps: ``correct`` under half of its best (of .1 or more); of a method that
-    learns from itself also ``entropy`` under a tenth or ``length`` under a fifth of where it began. (A reward or an expert may rightly lower these.)"""
+    """In words, whether a run seems to collapse; "" if not. The last evaluation under half of the best (of .05 or more). Means over 5 steps: ``correct``
+    under half of its best (of .1 or more); of a method that learns from itself also ``entropy`` under a tenth or ``length`` under a fifth of where it
+    began. (A reward or an expert may rightly lower these.)"""
+    evaluated = _evaluated(history)
+    if evaluated and 0.05 <= max(evaluated) > 2 * evaluated[-1]:
+        return f"right answers to the validation problems fell from {max(evaluated):.3g} to {evaluated[-1]:.3g}"
     if len(history) <= window:
         return ""
     from_itself = method.distil is not None and method.distil.weights != "expert"
@@ -292,12 +299,23 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
     return ""
 
 
+def _evaluated(history: Sequence[Mapping[str, float]]) -> list[float]:
+    return [line[name] for line in history for name in ("eval_avg", "final_eval_avg") if np.isfinite(line.get(name, np.nan))]
+
+
+def _history(out: Path) -> list[dict[str, float]]:
+    """The metrics so far. JSON has no NaN: null stands for it."""
+    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: np.nan if value is None else value for name, value in json.loads(line).items()} for line in lines]
+
+
 # A run may be resumed with more steps or other housekeeping, not with another algorithm.
 _FREE = ("steps", "eval_every", "eval_problems", "eval_samples", "checkpoint_every", "keep_groups")
 
 
 def _identity(config: dict) -> dict:
-    return {**config, "plan": {k: v for k, v in config["plan"].items() if k not in _FREE}}
+    paths = {key: os.path.normpath(config[key]) for key in ("model", "teacher") if config.get(key)}
+    return {**config, **paths, "plan": {k: v for k, v in config["plan"].items() if k not in _FREE}}
 
 
 def _fresh(out: Path) -> int:
@@ -341,17 +359,17 @@ def _stored(path: Path) -> dict:
 def _same(out: Path, was: dict, now: dict) -> None:
     """Refuse to go on with a run under other settings. (Through JSON: there a tuple is a list.)"""
     was, now = (json.loads(dumps(_identity(config))) for config in (was, now))
-    changed = [name for key in now for name in _changes(key, was.get(key), now[key])]
+    changed = [name for key in now if key in was for name in _changes(key, was[key], now[key])]
     if changed:
         raise WorkbenchError(f"the run in {out} was started with other settings ({', '.join(changed)}): resume with the same ones, "
                              "or name another folder")
 
 
 def _changes(key: str, was, now) -> list[str]:
-    """What differs, as "key was -> now"; of a group of settings, each. (A switch that a run knows nothing of, because it is older, was off.)"""
+    """What differs, as "key was -> now"; of a group of settings, each. A setting that an older run did not record cannot be compared."""
     if isinstance(was, dict) and isinstance(now, dict):
-        return [name for inner in {**was, **now} for name in _changes(inner, was.get(inner), now.get(inner))]
-    return [] if was == now or (was is None and now is False) else [f"{key}: {was} -> {now}"]
+        return [name for inner in was for name in _changes(inner, was[inner], now.get(inner))]
+    return [] if was == now else [f"{key}: {was} -> {now}"]
 
 
 def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:

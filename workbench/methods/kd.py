@@ -26,6 +26,7 @@ from workbench.rollout import sample_groups
 
 @dataclass(frozen=True)
 class KD(Method):
+    samples = False
     k: int = 8  # the teacher's samples per problem
     correct: bool = False  # learn from the right ones only
 

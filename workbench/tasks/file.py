@@ -52,7 +52,8 @@ def _problem(path: Path, row: rows.Row) -> Problem:
         solution, answer = solution or answer, answer.rsplit("####", 1)[1].strip()
         if not answer:
             raise WorkbenchError(f'{where} has no answer after its "####"')
-    check_gold(where, answer)
+    if "\\" in answer:  # words are compared as they stand; a formula that cannot be read would equal no other writing of itself
+        check_gold(where, answer)
     split = record.get("split") or rows.split_of(question)
     if split not in rows.SPLITS:
         raise WorkbenchError(f"{where} has the split {split!r}; it must be one of {', '.join(rows.SPLITS)}")
