@@ -1,12 +1,14 @@
 """The ledger's verdicts, on hand-made records and on the committed ones."""
 
+import json
+
 import numpy as np
 import pytest
 from test_ledger import line, rows, write
-from workbench import claims
+from workbench import claims, ledger
 from workbench.claims import CLAIMS, Claim, better, column, grows, rate, sooner, verdict, verdicts
 from workbench.ledger import paired
-from workbench.study import GRID
+from workbench.study import GRID, ROOT
 
 
 def effects(*means):
@@ -70,3 +72,17 @@ def test_every_claim_names_arms_of_the_grid(tmp_path):
                             final_eval_reading=0.9)]
             write(tmp_path, arm.name, seed, {"p": (2, 1, 1, seed, 0, 0)}, samples=32, model=arm.model, metrics=metrics)
     assert not (verdicts(tmp_path).verdict == "no record").any() and len(CLAIMS) == len({(c.paper, c.text) for c in CLAIMS})
+
+
+def test_the_numbers_beside_the_verdicts_are_those_of_the_records():
+    def two(value):
+        return f"{value:.2f}".lstrip("0")
+
+    why = {(claim.paper.split()[0], claim.text): claim.why for claim in CLAIMS}
+    gains = {size: f"{ledger.effect('sdpo', 'grpo', model=size).mean:+.3f}".replace("0.", ".") for size in ("0.4m", "1m", "3m")}
+    found, table = ledger.cells(), json.loads((ROOT / "data" / "organism" / "table.json").read_text())["models"]
+    read = {size: two(table[size]["reference"][0]) for size in ("0.4m", "3m")}
+    assert f"0.4m {gains['0.4m']}, 1m {gains['1m']}, 3m {gains['3m']}" in why["SDPO", "gains more on larger models"]
+    assert f"({read['0.4m']} to {read['3m']})" in why["SDPO", "gains more on larger models"] and read["3m"] in why["SDPO", "better than GRPO at equal steps"]
+    mean = found[found.model == "3m"].groupby("arm").reference.mean()
+    assert f"({two(mean['sft'])}, TRAPO {two(mean['trapo'])})" in why["TRAPO", "forgets less than SFT"]

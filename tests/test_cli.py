@@ -12,9 +12,10 @@ import toys
 from workbench import policy
 from workbench.cli import main
 from workbench.core import StepRecord
+from workbench.organism import HOME
 from workbench.records import TensorBoard, read_run
 
-MODEL = "data/organism/0.4m"
+MODEL = str(HOME / "0.4m")
 SMALL = ["--steps", "2", "--set", "prompts=2", "k=2", "eval_problems=2", "eval_samples=2"]
 QUESTIONS = "".join(json.dumps({"question": f"{'1+' * n}1", "answer": str(n + 1), "split": split}) + "\n"
                     for n, split in enumerate(["train"] * 4 + ["validation"] * 2))

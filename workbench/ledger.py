@@ -48,9 +48,9 @@ def _evaluation(path: Path, changed: int) -> dict:
 
 
 def cells(root: Path = RECORDS) -> pd.DataFrame:
-    """One row a record. avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills: see assess.py. reading: right at the run's end
-    on the watched task, reading solutions that are the same for all arms and seeds (study.READING), so that seeds differ in the run alone; NaN where nothing was trained. tokens: what the
-    policy generated in training; updates, seconds: what the whole cell took."""
+    """One row a record. avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills: see assess.py.
+    reading: right at the run's end on the watched task, reading solutions that are the same for all arms and seeds (study.READING), so that seeds differ in
+    the run alone; NaN where nothing was trained. tokens: what the policy generated in training; updates, seconds: what the whole cell took."""
     rows = []
     for (arm, model, seed), record in _records(root).items():
         metrics, test = record["metrics"], record["test"]

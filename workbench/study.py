@@ -6,8 +6,8 @@
     workbench study --quick --out DIR        three arms, few steps: the whole path in minutes
 
 An arm is what one would write about it in a paper: a method with its options, or two in turn. All arms of a task start from the same checkpoint and
-see the same problems in the same steps (but those with a larger or smaller step: ``prompts=128``); with a seed they are evaluated on the same held-out problems (assess.py). A cell that was killed goes
-on from its checkpoint; a record is written whole or not at all.
+see the same problems in the same steps (but those with a larger step: ``prompts=128``); with a seed they are evaluated on the same held-out problems
+(assess.py). A cell that was killed goes on from its checkpoint; a record is written whole or not at all.
 """
 
 from __future__ import annotations
