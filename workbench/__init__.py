@@ -1,1 +1,54 @@
-"""workbench: see, compare and change how language models learn from their own mistakes. Start at ``core.py`` (the nouns) and ``train.update`` (the loop)."""
+"""workbench: see, compare and change how language models learn from their own mistakes.
+
+Start at ``core.py`` (the nouns) and ``train.update`` (the loop). What notebooks use is here by name,
+and is imported when it is first asked for: ``from workbench import GRPO, Learner, fit, load_policy``.
+"""
+
+from importlib import import_module
+
+_PLACES = {
+    "workbench.core": (
+        "Batch", "Credit", "Group", "Loss", "Method", "Problem", "Rollout", "Scores", "Task",
+        "Verdict", "WorkbenchError",
+    ),
+    "workbench.steps": ("Layout",),
+    "workbench.records": ("read_run",),
+    "workbench.policy": ("Learner", "Optimiser", "Policy", "load_policy"),
+    "workbench.batch": ("collate", "rescore", "score"),
+    "workbench.tasks": ("load_task",),
+    "workbench.rollout": ("generate", "sample_groups"),
+    "workbench.methods.grpo": ("GRPO",),
+    "workbench.methods.kd": ("KD",),
+    "workbench.methods.luffy": ("LUFFY",),
+    "workbench.methods.opd": ("OPD",),
+    "workbench.methods.scope": ("SCOPE",),
+    "workbench.methods.sdpo": ("SDPO",),
+    "workbench.methods.sft": ("SFT",),
+    "workbench.methods.tapo": ("TAPO",),
+    "workbench.methods.trapo": ("TRAPO",),
+    "workbench.train": ("Plan", "fit", "update"),
+    "workbench.readings": ("Still", "inspect_group", "painted", "read"),
+    "workbench.ways": ("group_of", "pick"),
+    "workbench.locate": ("Divergence",),
+    "workbench.buffer": ("Replay",),
+    "workbench.viz.heat": ("Channel", "group_html"),
+    "workbench.viz.view": ("TokenView",),
+    "workbench.viz.composer": ("Composer",),
+    "workbench.viz.columns": ("columns",),
+    "workbench.viz.curves": ("learning_curves",),
+    "workbench.viz.comparison": ("bands", "forest"),
+}
+_PLACE = {name: module for module, names in _PLACES.items() for name in names}
+__all__ = sorted(_PLACE)
+
+
+def __getattr__(name: str):
+    if name not in _PLACE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PLACE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
