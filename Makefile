@@ -36,8 +36,8 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
 organism: $(STAMP) ## train the small models in data/organism again
-	$(BIN)/python -m workbench.organism
-	$(BIN)/python -m workbench.programmer
+	$(BIN)/python -m data.organism.build.arithmetic
+	$(BIN)/python -m data.organism.build.programs
 
 bench: $(STAMP) ## step time, parts and memory against TRL, side by side
 	$(BIN)/python benchmarks/vs_trl.py

@@ -18,9 +18,9 @@ import torch
 from workbench.core import Method
 from workbench.methods.grpo import GRPO
 from workbench.methods.trapo import TRAPO
-from workbench.policy import Learner, load_policy
+from workbench.model.policy import Learner, load_policy
 from workbench.records import dumps, write_atomic
-from workbench.study import TURNED
+from workbench.studies.grid import TURNED
 from workbench.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent

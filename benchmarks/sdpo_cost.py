@@ -36,9 +36,9 @@ def step_times() -> dict:
 
     from workbench.methods.grpo import GRPO
     from workbench.methods.sdpo import SDPO
-    from workbench.policy import Learner, Optimiser, load_policy
+    from workbench.model.policy import Learner, Optimiser, load_policy
     from workbench.tasks.arithmetic import Arithmetic
-    from workbench.train import update
+    from workbench.training.run import update
 
     torch.set_num_threads(1)
     task = Arithmetic()
@@ -62,7 +62,7 @@ def peak(how: str, tokens: int, vocabulary: int) -> float:
     """MB that a divergence adds to this process."""
     import torch
 
-    from workbench.ops import divergence
+    from workbench.model.scores import divergence
 
     torch.set_num_threads(1)
     head, teacher_head = torch.randn(2, vocabulary, WIDTH) / WIDTH**0.5

@@ -80,8 +80,8 @@ def ours(case: str, model: str, steps: int) -> None:
     sys.path.insert(0, str(ROOT))
     from workbench.core import Problem, Verdict
     from workbench.methods.grpo import GRPO
-    from workbench.policy import Learner, Optimiser, load_policy
-    from workbench.train import update
+    from workbench.model.policy import Learner, Optimiser, load_policy
+    from workbench.training.run import update
 
     class Words:
         name, max_new = "words", NEW
@@ -225,7 +225,7 @@ def make_model(case: str, folder: Path) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sys.path.insert(0, str(ROOT))
-        from workbench.organism import SIZES, tokenizer
+        from data.organism.build.arithmetic import SIZES, tokenizer
 
         tok, size = tokenizer(), SIZES["3m"]
         model = LlamaForCausalLM(LlamaConfig(

@@ -15,7 +15,7 @@ try:
 except ImportError:
     pass
 else:  # the shapes written in signatures are checked whenever a test runs them
-    jaxtyping.install_import_hook("workbench.ops", "beartype.beartype")
+    jaxtyping.install_import_hook("workbench.model.scores", "beartype.beartype")
 
 import torch
 

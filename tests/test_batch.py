@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from workbench import llama
-from workbench.batch import collate, score
+from workbench.model import llama
+from workbench.model.batch import collate, score
 from workbench.core import Credit, Rollout, Verdict
 from workbench.methods.grpo import GRPO
-from workbench.policy import Learner
+from workbench.model.policy import Learner
 
 SHARED = {(30, 31, 32): (5, 1, 9), (40, 41, 42, 43, 44): (4, 4), (50,): (1,), (33, 34): (1, 1)}  # prompt: completion lengths
 

@@ -19,7 +19,7 @@ import pytest
 from test_view import TEXTS, inspection
 from test_viz import HOSTILE, contrast, group, rollout
 from workbench.core import Inspection, Reading
-from workbench.viz import heat
+from workbench.viz import tokens as heat
 from workbench.viz.view import HERE, TokenView
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -5,10 +5,20 @@ import json
 import numpy as np
 import pytest
 from test_ledger import line, rows, write
-from workbench import claims, ledger
-from workbench.claims import CLAIMS, Claim, better, column, grows, rate, sooner, verdict, verdicts
-from workbench.ledger import paired
-from workbench.study import GRID, ROOT
+from workbench.studies import claims, ledger
+from workbench.studies.claims import (
+    CLAIMS,
+    Claim,
+    better,
+    column,
+    grows,
+    rate,
+    sooner,
+    verdict,
+    verdicts,
+)
+from workbench.studies.ledger import paired
+from workbench.studies.grid import GRID, ROOT
 
 
 def effects(*means):

@@ -9,13 +9,13 @@ import torch
 from safetensors import SafetensorError
 
 import toys
-from workbench import policy
-from workbench.cli import main
+from workbench.model import policy
+from workbench.app.cli import main
 from workbench.core import StepRecord
-from workbench.organism import HOME
+from workbench.paths import ORGANISM
 from workbench.records import TensorBoard, read_run
 
-MODEL = str(HOME / "0.4m")
+MODEL = str(ORGANISM / "0.4m")
 SMALL = ["--steps", "2", "--set", "prompts=2", "k=2", "eval_problems=2", "eval_samples=2"]
 QUESTIONS = "".join(json.dumps({"question": f"{'1+' * n}1", "answer": str(n + 1), "split": split}) + "\n"
                     for n, split in enumerate(["train"] * 4 + ["validation"] * 2))
@@ -115,7 +115,7 @@ def test_train_eval_and_compare(tmp_path, capsys):
 
 
 def test_tour_and_doctor(tmp_path, capsys, monkeypatch):
-    from workbench import tour
+    from workbench.app import tour
     monkeypatch.setattr(tour, "tour", lambda out, **how: print(out, sorted(how.items())))
     assert main(["tour", "--out", "page.html", "--steps", "3"]) == 0
     assert "page.html [('seed', 0), ('steps', 3)]" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from workbench.core import Problem, Task, WorkbenchError
-from workbench.sandbox import Call, Fault, Result
+from workbench.tasks.sandbox.outside import Call, Fault, Result
 from workbench.tasks import load_task
 from workbench.tasks.code import FORMAT, Code, examples, extract, feedback, pickled_text, private_tests, same_output, same_value
 from workbench.tasks.code import Test as Case  # under its own name pytest would take it for a class of tests

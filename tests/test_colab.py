@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench import colab, doctor
+from workbench.app import colab, doctor
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,7 +113,7 @@ def test_a_clean_environment(tmp_path):
     program = f"import sys, types, time, importlib.machinery\nstand_in = types.ModuleType('google.colab')\n" \
               "stand_in.__spec__ = importlib.machinery.ModuleSpec('google.colab', None)\nsys.modules['google.colab'] = stand_in\n" \
               f"for _ in range(2):\n    t = time.time()\n" \
-              f"    exec({cell!r}, {{}})\nprint('again', time.time() - t)\nfrom workbench.policy import load_policy\nload_policy('smollm2')\nprint('loaded')"
+              f"    exec({cell!r}, {{}})\nprint('again', time.time() - t)\nfrom workbench.model.policy import load_policy\nload_policy('smollm2')\nprint('loaded')"
     ran = subprocess.run([python, "-c", program], capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("[ ok ] train and evaluate") == 2 and ran.stdout.endswith("loaded\n")

@@ -14,18 +14,26 @@ import toys
 from test_graded import chat
 from test_readings import group_of
 from test_steps import byte_level
-from workbench import compose as composing
-from workbench import synthesis
-from workbench.buffer import Replay, append, groups, load
-from workbench.compose import compose, edit, keep_through, of_text, reconstruct, rest_of, to_rollout
+from workbench.corrections import compose as composing
+from workbench.rollouts import reconstructions
+from workbench.corrections.buffer import Replay, append, groups, load
+from workbench.corrections.compose import (
+    compose,
+    edit,
+    keep_through,
+    of_text,
+    reconstruct,
+    rest_of,
+    to_rollout,
+)
 from workbench.core import Group, Reading, Rollout, Verdict, WorkbenchError
-from workbench.desk import Desk, ood_weights
+from workbench.corrections.editor import Desk, ood_weights
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
-from workbench.policy import Learner, Optimiser, Policy
-from workbench.rollout import Sample
+from workbench.model.policy import Learner, Optimiser, Policy
+from workbench.rollouts.sampling import Sample
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import update
+from workbench.training.run import update
 
 TASK = Arithmetic(steps=2)
 PROBLEM = TASK.problem("47+85-29")
@@ -192,7 +200,7 @@ def test_the_policys_own_reconstruction(tiny_policy, group, monkeypatch):
         assert all(RIGHT in policy.tokenizer.decode(ids) and WRONG in policy.tokenizer.decode(ids) for ids in prompts)
         return [[Sample(policy.completion_ids(text), (), text != outputs[3])] for text in outputs]
 
-    monkeypatch.setattr(synthesis, "generate", written)
+    monkeypatch.setattr(reconstructions, "generate", written)
     made = reconstruct(tiny_policy, TASK, group, 0, reference=2)
     assert (made.keep, made.diagnosis, made.reference) == (21, "borrowed wrongly", RIGHT)
     assert made.authors == {"prefix": "tiny", "continuation": "tiny"} and made.continuation.startswith("Wait, ")

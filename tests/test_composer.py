@@ -9,9 +9,9 @@ import pytest
 import toys
 from test_compose import RIGHT, TASK, WRONG
 from test_readings import group_of
-from workbench.buffer import load
+from workbench.corrections.buffer import load
 from workbench.core import Inspection, WorkbenchError
-from workbench.desk import Desk
+from workbench.corrections.editor import Desk
 from workbench.methods.grpo import GRPO
 from workbench.viz.composer import Composer, draft_html
 

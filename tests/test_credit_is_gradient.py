@@ -20,8 +20,8 @@ import pytest
 import torch
 
 import toys
-from workbench.batch import collate, score
-from workbench.buffer import Replay
+from workbench.model.batch import collate, score
+from workbench.corrections.buffer import Replay
 from workbench.core import Group, Scores
 from workbench.methods.grpo import GRPO
 from workbench.methods.kd import KD
@@ -32,9 +32,9 @@ from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
-from workbench.policy import Learner
-from workbench.readings import inspect_group
-from workbench.train import update
+from workbench.model.policy import Learner
+from workbench.inspection.readings import inspect_group
+from workbench.training.run import update
 
 METHODS = {
     "GRPO": GRPO(),

@@ -10,10 +10,10 @@ import torch
 from torch.autograd import gradcheck
 
 import toys
-from workbench import ops
+from workbench.model import scores
 from workbench.methods.sdpo import SDPO
-from workbench.ops import divergence
-from workbench.viz.divergences import HEALTH, divergence_curves, health_curves
+from workbench.model.scores import divergence
+from workbench.viz.figures.sdpo import HEALTH, divergence_curves, health_curves
 from workbench.viz.page import INK
 
 EVERY_A = pytest.mark.parametrize("a", [0.0, 0.3, 0.5, 1.0])
@@ -21,7 +21,7 @@ EVERY_A = pytest.mark.parametrize("a", [0.0, 0.3, 0.5, 1.0])
 
 @pytest.fixture(params=[2**23, 3 * 11, 1], ids=["one chunk", "three rows a chunk", "one row a chunk"])
 def chunked(request, monkeypatch):
-    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(scores, "CHUNK_ELEMENTS", request.param)
 
 
 def draw(n=7, d=5, e=4, v=11, seed=0):
@@ -208,7 +208,7 @@ def whole(*arguments):
 def test_memory_does_not_grow_with_vocabulary_times_length(monkeypatch, k, train_head):
     """Vocabularies of 1,500 and 6,000 for 1,000 tokens, and of 1,500 for 4,000: no tensor holds more than a chunk of 60,000 logits, and what is alive at
     once grows by a few rows of 8 for each further token or word. The textbook's grows by several tables of tokens x vocabulary."""
-    monkeypatch.setattr(ops, "CHUNK_ELEMENTS", 60_000)
+    monkeypatch.setattr(scores, "CHUNK_ELEMENTS", 60_000)
     small, wide, long = (measured(*size, k, train_head) for size in ((1000, 1500), (1000, 6000), (4000, 1500)))
     assert small.largest == wide.largest == long.largest == 60_000
     assert wide.peak - small.peak <= 3 * 8 * 4500 and long.peak - small.peak <= 4 * 8 * 3000

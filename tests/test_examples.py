@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.batch import collate
+from workbench.model.batch import collate
 from workbench.core import Credit, Group, Problem, Rollout, Scores, Verdict
 from workbench.methods.grpo import GRPO
 

@@ -10,7 +10,7 @@ import pytest
 from workbench.core import Problem, WorkbenchError
 from workbench.tasks import load_task
 from workbench.tasks.file import File
-from workbench.verify import compare, final_answer
+from workbench.tasks.verify import compare, final_answer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -10,10 +10,10 @@ import pytest
 
 from test_steps import byte_level
 from workbench.core import WorkbenchError
-from workbench.locate import Chance, Divergence, locate
-from workbench.organism import tokenizer
-from workbench.steps import Layout
-from workbench.tasks.graded import read_graded
+from workbench.inspection.locators import Chance, Divergence, locate
+from data.organism.build.arithmetic import tokenizer
+from workbench.spans import Layout
+from workbench.inspection.graded import read_graded
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_graded_solutions_150.jsonl"
 GOOD = {"question": "Two and three?", "ground_truth": "2+3=5\nA: 5", "a": {"solution": "2+3=6\nA: 6", "is_correct": False},

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import toys
-from workbench.batch import collate
+from workbench.model.batch import collate
 from workbench.core import Credit, Group, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods import find
-from workbench.ops import k3
-from workbench.policy import Learner, Optimiser
-from workbench.train import update
+from workbench.model.scores import k3
+from workbench.model.policy import Learner, Optimiser
+from workbench.training.run import update
 
 AGGREGATES = ("token", "sequence", "constant")
 

@@ -9,11 +9,11 @@ from random import Random
 import pytest
 
 import tiny
-from workbench import rollout as engine
-from workbench.batch import rescore
+from workbench.rollouts import sampling as engine
+from workbench.model.batch import rescore
 from workbench.core import WorkbenchError
-from workbench.guide import Start, cut, go_on, trace
-from workbench.rollout import generate
+from workbench.rollouts.prefixes import Start, cut, go_on, trace
+from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task
 from workbench.tasks.arithmetic import Arithmetic, check, draw, due, parse, solve
 
@@ -118,7 +118,7 @@ def test_going_on_is_one_call_and_the_log_probs_are_those_after_the_prefix(famil
     policy, task = tiny.policy(family), Arithmetic(steps=2)  # 40 tokens
     problems = task.problems("train", 3, 0)
     calls = []
-    monkeypatch.setattr("workbench.guide.generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
+    monkeypatch.setattr("workbench.rollouts.prefixes.generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
     prefixes = ((), policy.completion_ids(problems[1].solutions[0])[:7], tuple(range(40, 90)))
     found = go_on(policy, task, [Start(p, prefix, (1, 2)) for p, prefix in zip(problems, prefixes)])
     assert calls == [1] and [len(row) for row in found] == [2, 2, 2]

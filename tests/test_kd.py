@@ -11,14 +11,14 @@ import torch
 
 import tiny
 import toys
-from workbench.batch import collate, rescore, score
+from workbench.model.batch import collate, rescore, score
 from workbench.core import WorkbenchError
 from workbench.methods import find
 from workbench.methods.kd import KD
 from workbench.methods.sft import SFT
-from workbench.policy import Learner, Optimiser
-from workbench.rollout import sample_groups
-from workbench.train import update
+from workbench.model.policy import Learner, Optimiser
+from workbench.rollouts.sampling import sample_groups
+from workbench.training.run import update
 
 HALVES = toys.FirstCharacter(toys.HALF, max_new=3)
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from workbench import ledger
+from workbench.studies import ledger
 from workbench.core import WorkbenchError
 from workbench.viz import comparison
 

@@ -12,17 +12,18 @@ import pytest
 import tiny
 import torch
 
-from workbench import gguf, memory
-from workbench.batch import collate, rescore, score
-from workbench.cli import main
+from workbench.app import memory
+from workbench.model import gguf
+from workbench.model.batch import collate, rescore, score
+from workbench.app.cli import main
 from workbench.core import Credit, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods.kd import KD
 from workbench.methods.sdpo import SDPO
-from workbench.policy import Learner, Optimiser, load_policy
-from workbench.rollout import generate, sample_groups
+from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.rollouts.sampling import generate, sample_groups
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import Plan, fit, update
+from workbench.training.run import Plan, fit, update
 
 ORGANISM = Path(__file__).parent.parent / "data" / "organism"
 MODEL, STANDARD = ORGANISM / "0.4m", ORGANISM / "3m"
@@ -223,7 +224,7 @@ def test_a_sampler_that_is_off_is_weighed():
     learner = Learner(tiny.policy(dtype=torch.bfloat16), lora=2)
     credits = some_credits(learner.policy)
     moved = [Credit.of(c.rollout.__class__(**{**c.rollout.__dict__, "logprobs": tuple(lp - 0.5 for lp in c.rollout.logprobs)}), pg=c.pg) for c in credits]
-    from workbench.train import _weighted
+    from workbench.training.run import _weighted
 
     [batch] = collate(moved, learner.policy.pad_id, None)
     scores = score(learner, batch)
@@ -287,7 +288,7 @@ def test_smollm2_says_which_package_it_is_in(monkeypatch):
 
 def test_no_network_is_one_sentence(tmp_path):
     """HF_HUB_OFFLINE is read when the hub's client is imported, so in a process of its own."""
-    ran = subprocess.run([sys.executable, "-m", "workbench.cli", "eval", "--model", "nobody/such-a-model", "--problems", "2"], capture_output=True,
+    ran = subprocess.run([sys.executable, "-m", "workbench", "eval", "--model", "nobody/such-a-model", "--problems", "2"], capture_output=True,
                          text=True, env={"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path.cwd())})
     assert ran.returncode == 2 and ran.stderr.count("\n") == 1
     assert "the hub cannot be reached, and nobody/such-a-model is not in its cache" in ran.stderr
@@ -312,7 +313,7 @@ def test_gated_and_missing_models(kind, sentence, monkeypatch):
 
 
 def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
-    import workbench.train as train
+    import workbench.training.run as train
 
     def hungry(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")

@@ -7,8 +7,17 @@ import pytest
 
 from test_steps import layout
 from workbench.core import Group, Inspection, Rollout, WorkbenchError
-from workbench.locate import BEST, Chance, Divergence, SteepestDrop, SustainedNegative, Truth, locate, shared_steps
-from workbench.organism import tokenizer
+from workbench.inspection.locators import (
+    BEST,
+    Chance,
+    Divergence,
+    SteepestDrop,
+    SustainedNegative,
+    Truth,
+    locate,
+    shared_steps,
+)
+from data.organism.build.arithmetic import tokenizer
 from workbench.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic(steps=3)

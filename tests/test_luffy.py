@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import toys
-from workbench.batch import collate
+from workbench.model.batch import collate
 from workbench.core import Group, WorkbenchError
 from workbench.methods import find
 from workbench.methods.luffy import LUFFY
 from workbench.methods.trapo import TRAPO
-from workbench.policy import Learner, Optimiser
+from workbench.model.policy import Learner, Optimiser
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import update
+from workbench.training.run import update
 
 
 def group_with_trace(rewards, lengths=(3, 2, 4)):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from workbench.core import Task, WorkbenchError
-from workbench.tasks import load_task, rows
+from workbench.tasks import load_task, loading
 from workbench.tasks.math import ASK, SETS, Math
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -25,7 +25,7 @@ def written(folder: Path, records: list, name: str = "p.jsonl") -> str:
 
 
 def everything(task) -> list:
-    return [problem for split in rows.SPLITS for problem in task.problems(split, sum(p.meta["split"] == split for p in task._problems), 0)]
+    return [problem for split in loading.SPLITS for problem in task.problems(split, sum(p.meta["split"] == split for p in task._problems), 0)]
 
 
 ADD = [{"question": f"{i}+1?", "answer": i + 1} for i in range(60)]
@@ -93,7 +93,7 @@ def test_a_bad_dial_is_one_sentence(name, message):
 def test_splits_of_a_file(tmp_path):
     path = written(tmp_path, ADD)
     task = Math(path)
-    assert set(Counter(p.meta["split"] for p in task._problems)) == set(rows.SPLITS)
+    assert set(Counter(p.meta["split"] for p in task._problems)) == set(loading.SPLITS)
     assert task.problems("train", 20, 1) == task.problems("train", 20, 1) != task.problems("train", 20, 2)
     assert len(Math(path, split="validation").problems("validation", 60, 0)) == 60
     same = Math(path, split="all")
@@ -159,7 +159,7 @@ def test_any_hub_id(monkeypatch):
     assert {p.messages[0]["content"][:2]: p.meta["split"] for p in task._problems}["b?"] == "test"  # what is in both is not trained on
     hub(monkeypatch, {"train": ADD, "extra": ADD[:3]})
     with pytest.warns(UserWarning):
-        assert set(p.meta["split"] for p in Math("owner/other")._problems) == set(rows.SPLITS)
+        assert set(p.meta["split"] for p in Math("owner/other")._problems) == set(loading.SPLITS)
 
 
 class DatasetNotFoundError(FileNotFoundError):

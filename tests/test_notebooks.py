@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workbench.colab import CELL
+from workbench.app.colab import CELL
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 

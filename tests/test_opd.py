@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 import toys
-from workbench import batch as batches
-from workbench.batch import collate, rescore, score
+from workbench.model import batch as batches
+from workbench.model.batch import collate, rescore, score
 from workbench.core import Credit, Group, WorkbenchError
 from workbench.methods.opd import OPD, teacher_logprobs
 from workbench.methods.sdpo import SDPO
-from workbench.policy import Learner, Optimiser, Policy
+from workbench.model.policy import Learner, Optimiser, Policy
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import update
+from workbench.training.run import update
 
 TASK = Arithmetic(steps=1)
 FORMS = [{}, {"form": "logit", "top_k": 0}, {"form": "logit", "top_k": 5}]

@@ -12,15 +12,41 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from workbench import organism
-from workbench.organism import (END, HOME, PAD, REFLECT, REQUIRED, ROWS, SIZES, SLIPS, TEACHER, TOKENS, WIDTHS, Size, Stage, attempt, diagnosis,
-                                hard_digits, measure, missed, mixture, plain, reconstruction, rows_by_width, slip, tokenizer, wrong_attempt)
+from data.organism.build import arithmetic as organism
+from data.organism.build.arithmetic import (
+    END,
+    PAD,
+    REFLECT,
+    REQUIRED,
+    ROWS,
+    SIZES,
+    SLIPS,
+    Size,
+    Stage,
+    TEACHER,
+    TOKENS,
+    WIDTHS,
+    attempt,
+    diagnosis,
+    hard_digits,
+    measure,
+    missed,
+    mixture,
+    plain,
+    reconstruction,
+    rows_by_width,
+    slip,
+    tokenizer,
+    wrong_attempt,
+)
+from workbench.paths import ORGANISM
 from workbench.tasks import prompts
+from workbench.studies import measure as measures
 from workbench.tasks.arithmetic import WAIT, Arithmetic, check, draw, parse, solve, split_of
 
 TASK = Arithmetic()
-TABLE = json.loads((HOME / "table.json").read_text())
-FOLDERS = [HOME / name for name in (*SIZES, TEACHER, "programmer", "programmer-teacher")]
+TABLE = json.loads((ORGANISM / "table.json").read_text())
+FOLDERS = [ORGANISM / name for name in (*SIZES, TEACHER, "programmer", "programmer-teacher")]
 DRAWS = {"plain": plain, "mixture": partial(mixture, slips=0.0), "mixture with slips": partial(mixture, slips=SLIPS)}
 STEP = re.compile(r"(-?\d+)([+-]\d+)=(-?\d+)")
 
@@ -144,7 +170,7 @@ def test_a_wrong_attempt_goes_wrong_at_one_step_and_its_diagnosis_and_reconstruc
         mended = reconstruction(problem.id, wrong)
         assert TASK.grade(problem, mended).correct and mended.count(WAIT) == 1
         assert mended.split(WAIT)[0] == "\n".join(lines[: error + 1]) + "\n"
-        copied = partial(organism._copied, problem, wrong)
+        copied = partial(measures._copied, problem, wrong)
         assert copied(mended) == (True, True)
         for other in (wrong, problem.solutions[0], "\n".join(mended.split("\n")[:error]), ""):
             assert copied(other) == (False, False)
@@ -249,7 +275,7 @@ def test_a_build_that_is_killed_while_saving_leaves_the_older_checkpoint_and_no_
 def test_the_committed_organism_does_what_is_required():
     assert missed(TABLE["models"]) == [] and TABLE["problems"] == 400
     assert set(TABLE["models"]) == {*SIZES, TEACHER} and all(set(rows) == set(ROWS) for rows in TABLE["models"].values())
-    assert (HOME / "README.md").read_text() == organism.table(TABLE["models"], TABLE["seed"])
+    assert (ORGANISM / "README.md").read_text() == organism.table(TABLE["models"], TABLE["seed"])
 
 
 def by_hand(model: str, row: str, p: float) -> tuple[float, float]:
@@ -302,4 +328,4 @@ def test_the_committed_checkpoints_are_small_and_bf16(folder):
 @pytest.mark.slow
 def test_the_committed_3m_measured_on_other_problems_is_as_often_right():
     """100 other problems, 8 samples each: the standard deviation of the difference is about .025."""
-    assert measure(HOME / "3m", problems=100, seed=1)["plain"][0] == pytest.approx(TABLE["models"]["3m"]["plain"][0], abs=0.08)
+    assert measure(ORGANISM / "3m", problems=100, seed=1)["plain"][0] == pytest.approx(TABLE["models"]["3m"]["plain"][0], abs=0.08)

@@ -8,12 +8,13 @@ import pytest
 
 import toys
 from test_locate import RIGHT, TASK, WRONG, decode, group
-from workbench import locator_table, probe
+from workbench.inspection import generative_locators
+from workbench.studies import locator_table
 from workbench.core import Group, Inspection, WorkbenchError
-from workbench.locate import Candidate, Case, Finding, locate
-from workbench.organism import tokenizer
-from workbench.probe import OwnDiagnosis, Rate, ValueDrop
-from workbench.rollout import Sample
+from workbench.inspection.locators import Candidate, Case, Finding, locate
+from data.organism.build.arithmetic import tokenizer
+from workbench.inspection.generative_locators import OwnDiagnosis, Rate, ValueDrop
+from workbench.rollouts.sampling import Sample
 from workbench.tasks.arithmetic import Arithmetic
 
 TOKENIZER = tokenizer()
@@ -43,7 +44,7 @@ def careful(policy, prompts, seeds, *, max_new):
 
 
 def test_value_drops_where_a_careful_policy_can_no_longer_end_right(tiny_policy, monkeypatch):
-    monkeypatch.setattr(probe, "generate", careful)
+    monkeypatch.setattr(generative_locators, "generate", careful)
     method = ValueDrop(tiny_policy, TASK, samples=4)
     [(rates, cost)] = method.values([Case(Inspection(group(WRONG), {}), 0, decode)])
     assert [rate.value for rate in rates] == [1, 1, 0, 0]  # before steps 1 and 2 it can still end right; step 2 is wrong
@@ -54,7 +55,7 @@ def test_value_drops_where_a_careful_policy_can_no_longer_end_right(tiny_policy,
 
 
 def test_a_policy_that_never_succeeds_gives_no_answer(tiny_policy, monkeypatch):
-    monkeypatch.setattr(probe, "generate", lambda policy, prompts, seeds, **_: [[sample("?") for _ in row] for row in seeds])
+    monkeypatch.setattr(generative_locators, "generate", lambda policy, prompts, seeds, **_: [[sample("?") for _ in row] for row in seeds])
     found = locate(group(WRONG), decode, [ValueDrop(tiny_policy, TASK, samples=2)])[0]["value drop"]
     assert found == Finding((), 4 * 2 * 2)
 
@@ -85,7 +86,7 @@ def synthesis_says(text: str):
 ])
 def test_the_point_is_where_copying_stops(tiny_policy, monkeypatch, reconstruction, step):
     text = f"<analysis>Step 2</analysis><reconstruction>{reconstruction}</reconstruction>"
-    monkeypatch.setattr(probe, "generate", synthesis_says(text))
+    monkeypatch.setattr(generative_locators, "generate", synthesis_says(text))
     found = locate(group(WRONG, RIGHT), decode, [OwnDiagnosis(tiny_policy, TASK)])[0]["own diagnosis"]
     assert found.candidates == (Candidate(step, [0, 10, 21, 31][step], pytest.approx(2.718281828**-0.5)),)
     assert found.cost == len(sample(text).ids)
@@ -93,7 +94,7 @@ def test_the_point_is_where_copying_stops(tiny_policy, monkeypatch, reconstructi
 
 @pytest.mark.parametrize("text", ["", "I do not know", "<analysis>a</analysis><reconstruction>Wait, no\nAnswer 1</reconstruction>"])
 def test_an_output_that_does_not_parse_or_copies_nothing_is_no_answer(tiny_policy, monkeypatch, text):
-    monkeypatch.setattr(probe, "generate", synthesis_says(text))
+    monkeypatch.setattr(generative_locators, "generate", synthesis_says(text))
     found = locate(group(WRONG, RIGHT), decode, [OwnDiagnosis(tiny_policy, TASK)])[0]["own diagnosis"]
     assert found == Finding((), len(sample(text).ids))
 

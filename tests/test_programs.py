@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 from workbench.core import WorkbenchError
-from workbench.organism import tokenizer
-from workbench.programmer import FIXED, KINDS, attempt, mixture, named, pool, slips
+from data.organism.build.arithmetic import tokenizer
+from data.organism.build.programs import FIXED, KINDS, attempt, mixture, named, pool, slips
 from workbench.tasks import load_task
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import OPERATIONS, SAID, Programs, draw, inputs, parse, right_lines, value

@@ -20,17 +20,17 @@ import pytest
 import torch
 
 import toys
-from workbench import ranks
+from workbench.model import distributed
 from workbench.core import Verdict, WorkbenchError
-from workbench.evaluate import evaluate
+from workbench.evaluation.metrics import evaluate
 from workbench.methods.grpo import GRPO
 from workbench.methods.scope import SCOPE
 from workbench.methods.sdpo import SDPO
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
-from workbench.policy import Learner, Optimiser
+from workbench.model.policy import Learner, Optimiser
 from workbench.records import read_run
-from workbench.train import Plan, fit, update
+from workbench.training.run import Plan, fit, update
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan(steps=4, prompts=3, rows=32, eval_every=2, eval_problems=3, eval_samples=2, checkpoint_every=2, keep_groups=3)
@@ -56,7 +56,7 @@ class Broken(GRPO):
 
     def loss(self, scores, batch):
         loss = super().loss(scores, batch)
-        return replace(loss, value=loss.value * (float("nan") if ranks.rank() == 1 else 1.0))
+        return replace(loss, value=loss.value * (float("nan") if distributed.rank() == 1 else 1.0))
 
 
 METHODS = {
@@ -79,9 +79,9 @@ def updates(out: Path) -> None:
         records = [update(method, learner, task, task.problems("train", 3, step), (0, step), step=step, **options) for step in range(2)]
         measured = evaluate(learner.policy, task, task.problems("test", 5, 0), 2, 0)
         found[name] = records, {n: p.detach().clone() for n, p in learner._weights().items()}, learner.fingerprint(), measured
-    same = [part == found["grpo"][2] for part in ranks.gather(found["grpo"][2])]
+    same = [part == found["grpo"][2] for part in distributed.gather(found["grpo"][2])]
     assert all(same), "the ranks have other weights"
-    if ranks.main():
+    if distributed.main():
         (out / "found.pickle").write_bytes(pickle.dumps(found))
 
 
@@ -100,14 +100,14 @@ def resumed(out: Path) -> None:
 
 def slow(out: Path) -> None:
     """A run that is killed by the test: a rank says where it is."""
-    ranks.start()
-    (out / f"rank{ranks.rank()}").write_text(str(os.getpid()))
+    distributed.start()
+    (out / f"rank{distributed.rank()}").write_text(str(os.getpid()))
     fit(GRPO(k=4), learner_of(), Halves(), replace(PLAN, steps=10**6, eval_every=0), out / "run", progress=False)
 
 
 def apart(out: Path) -> None:
     """What ranks do not agree about, and what one of them cannot do, is one sentence on all."""
-    me, said = ranks.rank(), []
+    me, said = distributed.rank(), []
 
     def refused(do) -> None:
         try:
@@ -127,14 +127,14 @@ def apart(out: Path) -> None:
     refused(lambda: begin(seed=me))
     refused(lambda: begin(draw=me))
     refused(lambda: begin(prompts=1))
-    refused(lambda: ranks.spread([1, 2, 3], failing))
-    refused(lambda: ranks.spread([1, 2, 3] if me else [1, 2], lambda mine: mine))
+    refused(lambda: distributed.spread([1, 2, 3], failing))
+    refused(lambda: distributed.spread([1, 2, 3] if me else [1, 2], lambda mine: mine))
     learner = learner_of()
     before = learner.fingerprint()
     update(Broken(k=4), learner, Halves(), Halves().problems("train", 3, 0), (0,), rows=4)
     said.append(f"skipped: {learner.skipped}, moved: {learner.fingerprint() != before}")
-    everybody = ranks.gather(said)
-    if ranks.main():
+    everybody = distributed.gather(said)
+    if distributed.main():
         (out / "said.json").write_text(json.dumps(everybody))
 
 
@@ -272,14 +272,14 @@ TRAIN = ("train", "grpo", "--task", "arithmetic", "--steps", "2", "--set", "prom
 
 @pytest.mark.slow
 def test_the_command_line_in_two_processes(tmp_path, tiny_folder):
-    command = ("-m", "workbench.cli", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"))
+    command = ("-m", "workbench", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"))
     said = well(launch(*command))
     assert said.count("The run is in") == 1
     made = read_run(tmp_path / "run")
     assert list(made.metrics["step"]) == [0, 1] and made.env["processes"] == 2 and (tmp_path / "run" / "model" / "config.json").is_file()
     accelerate = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no", "--num_machines=1",
                   f"--main_process_port={free_port()}")
-    again, study = launch(*command, launcher=accelerate), launch("-m", "workbench.cli", "study", "--out", str(tmp_path / "study"))
+    again, study = launch(*command, launcher=accelerate), launch("-m", "workbench", "study", "--out", str(tmp_path / "study"))
     code, _, err = ended(again)
     assert code != 0 and err.count("already holds a run") == 1  # one sentence, of the rank that was first
     code, _, err = ended(study)
@@ -288,7 +288,7 @@ def test_the_command_line_in_two_processes(tmp_path, tiny_folder):
 
 def test_accelerate_that_starts_one_process_is_refused(tmp_path, tiny_folder):
     launcher = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    code, _, err = ended(launch("-m", "workbench.cli", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"), launcher=launcher))
+    code, _, err = ended(launch("-m", "workbench", *TRAIN, "--model", str(tiny_folder), "--out", str(tmp_path / "run"), launcher=launcher))
     assert code != 0 and "asked for several processes and started one" in err and "torchrun" in err
     assert not (tmp_path / "run").exists()
 
@@ -305,30 +305,30 @@ def test_accelerate_that_starts_one_process_is_refused(tmp_path, tiny_folder):
 ])
 def test_silent_fall_backs_are_refused(environment, message):
     with pytest.raises(WorkbenchError, match=message):
-        ranks.refuse_fallbacks(environment)
+        distributed.refuse_fallbacks(environment)
 
 
 @pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"MASTER_ADDR": "127.0.0.1"}, {"ACCELERATE_MIXED_PRECISION": "no"},
                                          {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "false"},  # that is for a learner to do, or to refuse
                                          {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_one_process_that_was_asked_for_is_left_alone(environment):
-    ranks.refuse_fallbacks(environment)
+    distributed.refuse_fallbacks(environment)
 
 
 def test_alone_everything_is_the_identity():
     p = torch.zeros(2, requires_grad=True)
-    ranks.sum_gradients([p])
-    assert (ranks.size(), ranks.rank(), ranks.main(), p.grad) == (1, 0, True, None)
-    assert ranks.gather(7) == [7] and ranks.share([1, 2, 3]) == [1, 2, 3]
-    assert ranks.spread((1, 2), lambda mine: [2 * x for x in mine]) == [2, 4]
-    ranks.agree(lambda: pytest.fail("nobody to agree with"))
+    distributed.sum_gradients([p])
+    assert (distributed.size(), distributed.rank(), distributed.main(), p.grad) == (1, 0, True, None)
+    assert distributed.gather(7) == [7] and distributed.share([1, 2, 3]) == [1, 2, 3]
+    assert distributed.spread((1, 2), lambda mine: [2 * x for x in mine]) == [2, 4]
+    distributed.agree(lambda: pytest.fail("nobody to agree with"))
 
 
 def test_a_fingerprint_sees_a_single_bit():
     tensors = [torch.zeros(3), torch.ones(2, 2, dtype=torch.bfloat16), torch.zeros((), dtype=torch.int8)]
-    before = ranks.fingerprint(tensors)
+    before = distributed.fingerprint(tensors)
     tensors[0][1] = torch.finfo(torch.float32).smallest_normal
-    assert before == [0, 4 * 0x3F80, 0] and ranks.fingerprint(tensors)[0] != 0
+    assert before == [0, 4 * 0x3F80, 0] and distributed.fingerprint(tensors)[0] != 0
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ import torch
 
 import tiny
 import toys
-from workbench import ops, readings
-from workbench.batch import collate, score
+from workbench.inspection import readings
+from workbench.model import scores as ops
+from workbench.model.batch import collate, score
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.methods import find, names, sdpo
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
-from workbench.policy import Learner
-from workbench.readings import inspect_group, read
+from workbench.model.policy import Learner
+from workbench.inspection.readings import inspect_group, read
 from workbench.records import dumps, group_from_dict, group_to_dict
 from workbench.tasks.arithmetic import Arithmetic
 

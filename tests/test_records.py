@@ -13,7 +13,7 @@ import pytest
 
 import toys
 from workbench import records
-from workbench.compare import table
+from workbench.app.compare import table
 from workbench.core import Group, Problem, Rollout, StepRecord, Verdict, WorkbenchError
 from workbench.records import RunWriter, group_from_dict, group_to_dict, read_run, replace_folder, write_atomic
 

@@ -9,7 +9,18 @@ import pytest
 
 import toys
 from workbench.core import Group, Rollout, Verdict, WorkbenchError
-from workbench.reflection import Judgement, Rate, boundary, by_checker, by_words, compare, measure, plant, recover, recovery
+from workbench.evaluation.reflection import (
+    Judgement,
+    Rate,
+    boundary,
+    by_checker,
+    by_words,
+    compare,
+    measure,
+    plant,
+    recover,
+    recovery,
+)
 from workbench.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic()
@@ -107,7 +118,7 @@ def test_recovery_continues_the_planted_beginning(tiny_policy):
 
 
 def test_models_are_compared_on_the_same_problems_and_beginnings(tiny_policy, monkeypatch):
-    from workbench import reflection
+    from workbench.evaluation import reflection
 
     texts = {"a": [RIGHT, ATTEMPTS["wrong"]], "b": [ATTEMPTS["mended"], ATTEMPTS["not mended"]]}
     other = toys.tiny_policy(1)

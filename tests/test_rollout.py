@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from workbench import llama, rollout
+from workbench.model import llama
+from workbench.rollouts import sampling
 from workbench.core import WorkbenchError
-from workbench.policy import Learner
-from workbench.rollout import generate, pick
+from workbench.model.policy import Learner
+from workbench.rollouts.sampling import generate, pick
 
 PROMPTS = [(30, 31, 32), (40, 41, 42, 43, 44, 45, 46, 47), (50, 51, 52), (60,), (61, 62, 63, 64, 65)]
 SEEDS = [[1, 2, 3], [4], [5, 6, 7, 8], [], [9, 10]]
@@ -80,7 +81,7 @@ def test_both_engines_write_the_same(monkeypatch):
 def test_batches_of_limited_rows_change_nothing(monkeypatch):
     policy = tiny.policy()
     together = generate(policy, PROMPTS, SEEDS, max_new=24)
-    monkeypatch.setattr(rollout, "ROWS", 3)
+    monkeypatch.setattr(sampling, "ROWS", 3)
     assert [[s.ids for s in g] for g in generate(policy, PROMPTS, SEEDS, max_new=24)] == [[s.ids for s in g] for g in together]
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import toys
-from workbench.rescue import Cell, Gap
-from workbench.viz.routing import LONGEST, along, differences, rescued, routing
+from workbench.studies.teacher_rescue import Cell, Gap
+from workbench.viz.figures.scope import LONGEST, along, differences, rescued, routing
 
 
 def test_a_bar_is_the_weight_times_the_size_of_its_subset():
@@ -64,5 +64,5 @@ def test_means_and_bands_over_the_seeds():
 
 
 def test_drawing_needs_no_torch():
-    code = "import sys, workbench.viz.routing; assert 'torch' not in sys.modules"
+    code = "import sys, workbench.viz.figures.scope; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

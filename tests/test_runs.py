@@ -6,11 +6,12 @@ from random import SystemRandom
 
 import pytest
 
-from workbench import methods, study
-from workbench.policy import Learner, Optimiser, load_policy
+from workbench import methods
+from workbench.studies import grid
+from workbench.model.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.train import Plan, collapse, fit
+from workbench.training.run import Plan, collapse, fit
 
 ROOT = Path(__file__).parent.parent
 STEPS = 2
@@ -46,12 +47,12 @@ def test_grpo_makes_the_organism_better(seed):
 
 def test_recorded_runs_that_lost_half_of_what_they_could_would_have_been_warned_of_and_hardly_another():
     warned, lost, well = set(), set(), set()
-    bases = {"programs": "base-programmer", study.HARD: "hard-base-3m", study.HARD_OWN: "hard-base-3m"}
+    bases = {"programs": "base-programmer", grid.HARD: "hard-base-3m", grid.HARD_OWN: "hard-base-3m"}
 
     def right(folder):
-        return json.loads((study.RECORDS / folder / "evaluation.json").read_text())["test"]["avg"]
+        return json.loads((grid.RECORDS / folder / "evaluation.json").read_text())["test"]["avg"]
 
-    for folder in study.RECORDS.iterdir():
+    for folder in grid.RECORDS.iterdir():
         if (folder / "metrics.jsonl").is_file():
             run = read_run(folder)
             lines, method = run.metrics.to_dict("records"), method_of(run.config)
@@ -70,10 +71,10 @@ def test_recorded_runs_that_lost_half_of_what_they_could_would_have_been_warned_
 def test_a_committed_run_comes_out_again_whole(number, tmp_path):
     """One chosen at random. On the same kind of machine the numbers are the same to the last digit; on another one a token drawn otherwise makes it
     another run of the same seed, and the outcome the same within the noise of that."""
-    arm, seed = SystemRandom().choice([(arm, seed) for arm in study.GRID for seed in range(arm.seeds)
-                                       if arm.stages and (study.RECORDS / arm.cell(seed) / "evaluation.json").is_file()])
-    record = study.run_cell(arm, seed, tmp_path / "work", tmp_path / "records")
-    again, recorded = (json.loads((folder / arm.cell(seed) / "evaluation.json").read_text())["test"] for folder in (tmp_path / "records", study.RECORDS))
+    arm, seed = SystemRandom().choice([(arm, seed) for arm in grid.GRID for seed in range(arm.seeds)
+                                       if arm.stages and (grid.RECORDS / arm.cell(seed) / "evaluation.json").is_file()])
+    record = grid.run_cell(arm, seed, tmp_path / "work", tmp_path / "records")
+    again, recorded = (json.loads((folder / arm.cell(seed) / "evaluation.json").read_text())["test"] for folder in (tmp_path / "records", grid.RECORDS))
     print(f"{record.name}: {recorded['avg']} recorded, {again['avg']} again")
     assert again["avg"] == pytest.approx(recorded["avg"], abs=0.05), arm.cell(seed)
     assert again["length"] == pytest.approx(recorded["length"], rel=0.05), arm.cell(seed)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from workbench import sandbox
-from workbench.sandbox import Call, Program, protections, run, run_many
-from workbench.sandboxed import pack, unpack
+from workbench.tasks.sandbox import outside
+from workbench.tasks.sandbox.outside import Call, Program, protections, run, run_many
+from workbench.tasks.sandbox.inside import pack, unpack
 
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's"),
               pytest.mark.filterwarnings("ignore:the sandbox:RuntimeWarning")]
@@ -183,7 +183,7 @@ def test_forbidden_attempts_fail_whichever_layer_is_missing(tmp_path, bystander,
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
         for guard, sources in ATTEMPTS.items():
-            if not present & {*sandbox.GUARDS[guard], "audit"}:
+            if not present & {*outside.GUARDS[guard], "audit"}:
                 continue
             for source in sources:
                 for word, meant in (("PORT", server.getsockname()[1]), ("BYSTANDER", bystander), ("FOLDER", tmp_path)):
@@ -390,12 +390,12 @@ def test_a_fork_bomb_is_over_when_its_time_is(without):
 
 def test_a_program_dies_with_the_process_that_started_it():
     script = """
-from workbench.sandbox import Call, Program
+from workbench.tasks.sandbox.outside import Call, Program
 program = Program('import os\\ndef f(): return os.getcwd()\\ndef g():\\n    while True: pass', seconds=600)
 print(program.call(Call('f')).value, flush=True)
 program.call(Call('g'))
 """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(sandbox.__file__).parents[1]), *sys.path])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(outside.__file__).parents[3]), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) as parent:
         folder = parent.stdout.readline().strip()
         assert folder and processes_in(folder)
@@ -408,8 +408,8 @@ program.call(Call('g'))
 
 def test_a_dead_server_is_replaced():
     value("def f(): return 1")
-    sandbox._zygote._process.kill()
-    sandbox._zygote._process.wait()
+    outside._zygote._process.kill()
+    outside._zygote._process.wait()
     assert value("def f(): return 1").value == 1
 
 
@@ -427,7 +427,7 @@ def test_a_forked_process_gets_its_own_server():
 
 
 def test_missing_layers_are_said_once(monkeypatch):
-    monkeypatch.setattr(sandbox, "_warned", False)
+    monkeypatch.setattr(outside, "_warned", False)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -437,7 +437,7 @@ def test_missing_layers_are_said_once(monkeypatch):
 
 def test_protections_are_those_that_hold():
     assert layers() - layers(("landlock", "audit")) == {"landlock", "audit"} & layers()
-    assert {protection.against for protection in protections()} == set(sandbox.GUARDS)
+    assert {protection.against for protection in protections()} == set(outside.GUARDS)
 
 
 def test_no_channel_no_call():
@@ -445,7 +445,7 @@ def test_no_channel_no_call():
     assert program.close() == "" and program.call(Call("f")).value == 1
     program.close()
     with pytest.raises(ValueError, match="standard input"):
-        program.call(Call(stdin="x" * (sandbox.FILE // 4 + 1)))
+        program.call(Call(stdin="x" * (outside.FILE // 4 + 1)))
     with pytest.raises(TypeError, match="plain"):
         program.call(Call("f", (object(),)))
 

@@ -12,17 +12,24 @@ import torch
 
 import tiny
 import toys
-from workbench.batch import collate, rescore, score
+from workbench.model.batch import collate, rescore, score
 from workbench.core import Group, Verdict, WorkbenchError
 from workbench.methods import find
 from workbench.methods import opd, scope
 from workbench.methods.opd import OPD
 from workbench.methods.scope import SCOPE, effective_size, perplexity, weights
-from workbench.policy import Learner, Optimiser
-from workbench.rescue import Paths, first_mistake, quartiles, read_record, record, rescue
-from workbench.steps import Layout
+from workbench.model.policy import Learner, Optimiser
+from workbench.studies.teacher_rescue import (
+    Paths,
+    first_mistake,
+    quartiles,
+    read_record,
+    record,
+    rescue,
+)
+from workbench.spans import Layout
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import update
+from workbench.training.run import update
 
 HALVES = toys.FirstCharacter(toys.HALF, max_new=3)
 
@@ -329,15 +336,15 @@ def test_rescue_against_a_teacher_whose_answer_is_known(monkeypatch):
     problems = task.problems("train", 4, 0)
     groups = [Group(p, tuple(replace(toys.rollout(4, reward), prompt_ids=teacher.prompt_ids(p.messages), finished=False,
                                      completion_ids=tuple(int(i) for i in generator.choice(letters, 4))) for reward in (0, 0, 1))) for p in problems]
-    from workbench import guide
-    from workbench.rollout import Sample
+    from workbench.rollouts import prefixes
+    from workbench.rollouts.sampling import Sample
     calls = []
 
     def sevens(policy, prompts, seeds, *, max_new, temperature=1.0):
         calls.append((len(prompts), max_new))
         return [[Sample((seven,) * n, (0.0,) * n, False) for _ in row] for row, n in zip(seeds, max_new)]
 
-    monkeypatch.setattr(guide, "generate", sevens)
+    monkeypatch.setattr(prefixes, "generate", sevens)
     paths = rescue(teacher, task, groups, ratios=(0.25, 0.5), samples=3)
     assert calls == [(8, [3] * 8), (8, [2] * 8)]  # the right rollouts are not asked about; the prefix counts in the budget
     assert paths.rescued.tolist() == [[1.0, 0.0]] * 8

@@ -12,16 +12,17 @@ import tiny
 import torch
 
 import toys
-from workbench import llama, train
-from workbench.batch import collate, score
+from workbench.model import llama
+from workbench.training import run as train
+from workbench.model.batch import collate, score
 from workbench.core import Credit, Distil, Group, Problem, Rollout, Scores, Verdict, WorkbenchError, with_options
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, teacher_prompt
-from workbench.ops import divergence
-from workbench.policy import Learner, Optimiser, load_policy
+from workbench.model.scores import divergence
+from workbench.model.policy import Learner, Optimiser, load_policy
 from workbench.tasks import prompts
-from workbench.train import Plan, collapse, fit, update
+from workbench.training.run import Plan, collapse, fit, update
 
 KINDS = pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
 PROBLEM = Problem("7+5", ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "7+5"}), "12", ("7+5=12\nAnswer 12",))
@@ -704,7 +705,7 @@ def test_a_reward_may_lower_entropy_and_length():
 def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, monkeypatch):
     """Evaluations .3, .6, .6, .2, ...: the second is kept. Every rollout is wrong from step 6 on."""
     scores = iter([0.3, 0.6, 0.6] + [0.2] * 20)
-    monkeypatch.setattr("workbench.train.evaluate", lambda *_: SimpleNamespace(avg=next(scores), low=0.0, high=1.0, length=1.0))
+    monkeypatch.setattr("workbench.training.run.evaluate", lambda *_: SimpleNamespace(avg=next(scores), low=0.0, high=1.0, length=1.0))
     learner = Learner(toys.tiny_policy(), Optimiser(lr=1e-2))
     policies, save = [], learner.save
     monkeypatch.setattr(learner, "save", lambda folder: (policies.append([p.detach().clone() for p in learner.parameters]), save(folder)))
@@ -731,7 +732,7 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
 @pytest.mark.parametrize("scores, kept", [((0.3, 0.6), True), ((0.6, 0.3), False)])
 def test_the_best_is_what_training_made_and_may_be_the_last(scores, kept, tmp_path, monkeypatch):
     each = iter(scores)
-    monkeypatch.setattr("workbench.train.evaluate", lambda *_: SimpleNamespace(avg=next(each), low=0.0, high=1.0, length=1.0))
+    monkeypatch.setattr("workbench.training.run.evaluate", lambda *_: SimpleNamespace(avg=next(each), low=0.0, high=1.0, length=1.0))
     out = fit(SDPO(k=4), Learner(toys.tiny_policy(), Optimiser(lr=1e-2)), Told(), Plan(steps=2, prompts=2, eval_every=2, eval_problems=1), tmp_path / "run",
               progress=False)
     assert (out / "best").is_dir() == kept

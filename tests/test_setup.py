@@ -125,7 +125,7 @@ def test_environment_with_the_variable_installs_the_cuda_build_and_unsloth():
         ("test", "--nbmake"),
         ("test-slow", "-m slow"),
         ("lab", "jupyter lab"),
-        ("organism", "-m workbench.organism"),
+        ("organism", "-m data.organism.build.arithmetic"),
         ("bench", "benchmarks/vs_trl.py"),
         ("clean", "tour.html"),
         ("help", "Makefile"),

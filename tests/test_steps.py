@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from workbench.core import Rollout, Verdict
-from workbench.organism import tokenizer
-from workbench.steps import Layout, common_prefix, steps, token_starts
+from data.organism.build.arithmetic import tokenizer
+from workbench.spans import Layout, common_prefix, steps, token_starts
 from workbench.tasks import arithmetic
 
 

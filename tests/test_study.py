@@ -7,15 +7,26 @@ import sys
 from dataclasses import dataclass, fields, replace
 
 import pytest
-from workbench import ledger, study
-from workbench.cli import main, split_options
+from workbench.studies import grid, ledger
+from workbench.app.cli import main, split_options
 from workbench.core import with_options
 from workbench.methods.grpo import GRPO
-from workbench.policy import Optimiser
+from workbench.model.policy import Optimiser
 from workbench.records import read_run
-from workbench.study import ABLATIONS, GRID, METHODS, QUICK, SMALL, Arm, Stage, choose, missing, run_cell
+from workbench.studies.grid import (
+    ABLATIONS,
+    Arm,
+    GRID,
+    METHODS,
+    QUICK,
+    SMALL,
+    Stage,
+    choose,
+    missing,
+    run_cell,
+)
 from workbench.tasks import load_task
-from workbench.train import Plan
+from workbench.training.run import Plan
 
 TINY = replace(SMALL, steps=2, eval_every=2, eval_problems=3, problems=6, samples=2)
 
@@ -24,7 +35,7 @@ def test_every_arm_is_a_method_with_options_that_it_has():
     for arm in GRID:
         load_task(arm.task)
         for stage in arm.stages:
-            kind = study.kind_of(stage)
+            kind = grid.kind_of(stage)
             mine, optimiser, plan = split_options(list(stage.options), kind, tuple(f.name for f in fields(Optimiser)))
             with_options(kind, mine, arm.name), with_options(Optimiser, optimiser, arm.name), with_options(Plan, plan, arm.name)
     cells = [arm.cell(seed) for arm in GRID for seed in range(arm.seeds)]
@@ -78,7 +89,7 @@ def test_a_cold_start_comes_before_the_steps_and_its_tokens_are_counted(tmp_path
 def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
     arm = Arm("grpo", (Stage("grpo", ("prompts=2", "k=2", "checkpoint_every=1")),))
     whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY, {})
-    half = study.train_stage(arm, arm.stages[0], 0, tmp_path / "again" / arm.cell(0), replace(TINY, steps=1), study.ROOT / "data/organism/3m", {})
+    half = grid.train_stage(arm, arm.stages[0], 0, tmp_path / "again" / arm.cell(0), replace(TINY, steps=1), grid.ROOT / "data/organism/3m", {})
     shutil.rmtree(half / "model")  # as if it had been killed after its first step
     again = run_cell(arm, 0, tmp_path / "again", tmp_path / "two", TINY, {})
     drop = ["seconds_sample", "seconds_train"]
@@ -107,7 +118,7 @@ def test_a_method_of_ones_own_goes_through_the_same_grid(tmp_path):
 
 def test_a_failed_cell_is_named_and_the_others_are_made(tmp_path):
     done = []
-    failed = study.in_processes([["--cell", "no-such-cell"], ["--help"]], 2, lambda words, said: done.append(words))
+    failed = grid.in_processes([["--cell", "no-such-cell"], ["--help"]], 2, lambda words, said: done.append(words))
     assert done == [["--help"]] and len(failed) == 1 and failed[0].startswith("--cell no-such-cell:")
 
 
@@ -121,5 +132,5 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_quick_study_from_the_command_line(tmp_path):
     words = ["study", "--quick", "--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
-    subprocess.run([sys.executable, "-m", "workbench.cli", *words], check=True, cwd=study.ROOT)
+    subprocess.run([sys.executable, "-m", "workbench", *words], check=True, cwd=grid.ROOT)
     assert {path.name for path in (tmp_path / "records").iterdir()} == {arm.cell(0) for arm in QUICK}

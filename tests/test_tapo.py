@@ -12,23 +12,31 @@ import pytest
 import torch
 
 import toys
-from workbench import synthesis
-from workbench.batch import collate, rescore, score
-from workbench.coldstart import Recipe, cold_start, lessons
+from workbench.rollouts import reconstructions
+from workbench.model.batch import collate, rescore, score
+from workbench.training.cold_start import Recipe, cold_start, lessons
 from workbench.core import Group, Rollout, Scores, Verdict, WorkbenchError
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.tapo import TAPO, suppression
-from workbench.ops import token_scores
-from workbench.policy import Learner
+from workbench.model.scores import token_scores
+from workbench.model.policy import Learner
 from workbench.records import read_run
-from workbench.rollout import Sample
-from workbench.synthesis import construct, copied, eligible, extend, overlap, pairs, split
+from workbench.rollouts.sampling import Sample
+from workbench.rollouts.reconstructions import (
+    construct,
+    copied,
+    eligible,
+    extend,
+    overlap,
+    pairs,
+    split,
+)
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.tasks.file import File
 from workbench.tasks.prompts import synthesis as short_form
-from workbench.train import Plan, update
-from workbench.viz.corrections import contamination, eligibility
+from workbench.training.run import Plan, update
+from workbench.viz.figures.tapo import contamination, eligibility
 
 
 @dataclass(frozen=True)
@@ -298,7 +306,7 @@ def script(monkeypatch):
                 found.append([Sample(ids[:-1] if text.endswith("...") else ids, (-0.5,) * len(ids), not text.endswith("..."))])
             return found
 
-        monkeypatch.setattr(synthesis, "generate", generate)
+        monkeypatch.setattr(reconstructions, "generate", generate)
         return asked
     return prepare
 
@@ -352,7 +360,7 @@ def test_unusable_outputs_are_dropped_and_counted(tiny_policy, script, output, w
     assert made.rollout is None and made.dropped == why
     more = extend(g, [made])
     assert more.rollouts == g.rollouts and more.notes["pairs"] == 1 and more.notes[f"dropped_{why}"] == 1
-    assert sum(more.notes[f"dropped_{w}"] for w in synthesis.REASONS) == 1
+    assert sum(more.notes[f"dropped_{w}"] for w in reconstructions.REASONS) == 1
     assert TAPO().diagnose([more], [])["parse_rate"] == 0
 
 
@@ -402,7 +410,7 @@ def test_spliced_prefix_is_the_wrong_rollout_verbatim_through_its_first_error(ti
 
 def test_failure_point_without_the_tasks_truth_is_the_first_step_that_differs(tiny_policy):
     pair = pairs(arithmetic_group(tiny_policy), 1, (0,))[0]
-    assert WRONG[: synthesis.failure_point(File("f", ()), pair)] == "17+5=22\n22-9=12\n"
+    assert WRONG[: reconstructions.failure_point(File("f", ()), pair)] == "17+5=22\n22-9=12\n"
 
 
 def test_copied_and_overlap_by_hand(tiny_policy, script):
@@ -410,7 +418,7 @@ def test_copied_and_overlap_by_hand(tiny_policy, script):
     g, [made] = built(tiny_policy)
     n = len(tiny_policy.completion_ids("17+5=22\n22-9=12\n")) - 1
     assert copied(made.rollout, g) == n
-    found = synthesis.measure([extend(g, [made])], 2, 4)
+    found = reconstructions.measure([extend(g, [made])], 2, 4)
     assert found["copied"] == n and found["copied_share"] == pytest.approx(n / len(made.rollout.completion_ids))
     assert 0.8 < found["overlap"] < 1  # all but the windows that hold "Wait, "
     assert overlap(g.rollouts[2], g) == 0 and (found["eligible"], found["ref_correct"]) == (1, 1) and math.isnan(found["ref_equal"])
@@ -430,7 +438,7 @@ def test_the_prompt_for_real_models_names_the_role_the_goals_and_the_format():
 def test_a_step_of_a_policy_that_cannot_reconstruct_is_grpos_and_says_so(tiny_policy):
     task, problems = Toy(), Toy().problems("train", 12, 0)
     learner = Learner(tiny_policy)
-    with pytest.warns(UserWarning, match="coldstart"):
+    with pytest.warns(UserWarning, match="cold_start"):
         ours = TAPO(n_pos=1, n_neg=1)
         groups = ours.sample(learner, task, problems, (0,))
         assert ours.diagnose(groups, [])["parse_rate"] == 0
@@ -464,7 +472,7 @@ def test_a_step_with_reconstructions_runs_and_is_measured(tiny_policy, monkeypat
         ids = [policy.completion_ids(next(texts)) for _ in prompts]
         return [[Sample(row, (-1.0,) * len(row), True)] for row in ids]
 
-    monkeypatch.setattr(synthesis, "generate", generate)
+    monkeypatch.setattr(reconstructions, "generate", generate)
     before = tiny_policy.head.detach().clone()
     record = update(TAPO(n_pos=1, n_neg=2), Learner(tiny_policy), task, task.problems("train", 6, 0), (0, 0), rows=8, updates=2)
     m = record.metrics
@@ -476,7 +484,7 @@ def test_a_step_with_reconstructions_runs_and_is_measured(tiny_policy, monkeypat
 
 
 def test_corrections_from_the_buffer_join_their_group(tiny_policy, tmp_path):
-    from workbench import buffer, compose
+    from workbench.corrections import buffer, compose
 
     task, path = ARITHMETIC, tmp_path / "buffer.jsonl"
     source = arithmetic_group(tiny_policy).rollouts[-1]
@@ -517,12 +525,12 @@ def test_bad_options_and_tasks_are_refused(tiny_policy):
 # ---- cold start
 
 def test_cold_start_lessons_and_training(tiny_policy, monkeypatch, tmp_path):
-    from workbench import coldstart
+    from workbench.training import cold_start as coldstart
 
     g = arithmetic_group(tiny_policy)
     monkeypatch.setattr(coldstart, "sample_groups", lambda *_: [g])
     outputs = iter([wrap(MENDED), wrap(WRONG), "?", wrap(MENDED)])
-    monkeypatch.setattr(synthesis, "generate", lambda policy, prompts, seeds, **_: [
+    monkeypatch.setattr(reconstructions, "generate", lambda policy, prompts, seeds, **_: [
         [Sample(ids := policy.completion_ids(next(outputs)), (-1.0,) * len(ids), True)] for _ in prompts])
     made = lessons(tiny_policy, ARITHMETIC, [QUESTION], 0)
     kinds = [row.meta["lesson"] for row in made.rows]
@@ -546,7 +554,7 @@ def test_cold_start_lessons_and_training(tiny_policy, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("share, reflect, synthesis_", [(0, 4, 0), (0.5, 4, 2), (1, 4, 4), (2, 2, 4)])
 def test_share_is_synthesis_lessons_for_each_reflecting_one(tiny_policy, monkeypatch, script, share, reflect, synthesis_):
-    from workbench import coldstart
+    from workbench.training import cold_start as coldstart
 
     monkeypatch.setattr(coldstart, "sample_groups", lambda *_: [arithmetic_group(tiny_policy)])
     script(*[wrap(MENDED)] * 4)
@@ -555,7 +563,7 @@ def test_share_is_synthesis_lessons_for_each_reflecting_one(tiny_policy, monkeyp
 
 
 def test_a_recipe_is_lessons_from_the_policy_then_sft_on_them(tiny_policy, monkeypatch, script, tmp_path):
-    from workbench import coldstart
+    from workbench.training import cold_start as coldstart
 
     asked = []
     monkeypatch.setattr(coldstart, "sample_groups", lambda policy, task, problems, k, seed: asked.extend(problems) or [arithmetic_group(tiny_policy)])

@@ -13,16 +13,28 @@ import pytest
 import torch
 
 import toys
-from workbench import test_time
+from workbench.training import ttt
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.discovery import curves, interval, reached, read_study, summary, verdict
+from workbench.studies.discovery import curves, interval, reached, read_study, summary, verdict
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
-from workbench.organism import HOME
-from workbench.policy import Learner, Optimiser
-from workbench.rollout import sample_groups
+from workbench.paths import DATA
+from workbench.model.policy import Learner, Optimiser
+from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import prompts
-from workbench.test_time import OPTIONS, Blind, Study, converse, first_success, independent, learn, run, snapshot, that_fits, turn_prompt
+from workbench.training.ttt import (
+    Blind,
+    OPTIONS,
+    Study,
+    converse,
+    first_success,
+    independent,
+    learn,
+    run,
+    snapshot,
+    that_fits,
+    turn_prompt,
+)
 from workbench.viz.curves import discovery_curves
 
 SECRET, COMMON = "z", "abcdefghij"
@@ -74,7 +86,7 @@ def test_the_verdict_is_computed():
 
 
 def test_the_committed_study_is_whole():
-    record = read_study(HOME.parent / "test_time" / "organism.json")
+    record = read_study(DATA / "test_time" / "organism.json")
     settings, found = record["config"], curves(record)
     assert set(found) == set(settings["methods"]) == set(Study().methods) and settings["options"] == OPTIONS
     assert {values.shape for values in found.values()} == {(settings["questions"], settings["seeds"], settings["budget"])}
@@ -236,13 +248,13 @@ def test_the_oldest_feedback_leaves_first_and_the_question_stays():
 
 def test_a_turn_reads_the_feedback_of_the_turns_before(monkeypatch):
     policy, seen = toys.tiny_policy(context=64), []
-    real = test_time.generate
+    real = ttt.generate
 
     def generate(policy, prompts, *args, **how):
         seen.append([policy.decode(ids) for ids in prompts])
         return real(policy, prompts, *args, **how)
 
-    monkeypatch.setattr(test_time, "generate", generate)
+    monkeypatch.setattr(ttt, "generate", generate)
     talks = converse(policy, Parrot("say x"), QUESTIONS[0], 4, [(0, 0), (0, 1)])
     assert [[text.count("say x") for text in turn] for turn in seen] == [[n, n] for n in range(4)]
     assert [len(talk) for talk in talks] == [4, 4]
@@ -261,7 +273,7 @@ SMALL = Study(questions=2, seeds=2, budget=32, samples=256, below=0.05, candidat
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(reader, learner, tmp_path, monkeypatch):
     whole = run(learner, TASK, SMALL, tmp_path / "whole" / "a.json", {"task": "letter"}, progress=False)
     assert len(whole["cells"]) == 2 * 2 * 4 and json.loads((tmp_path / "whole" / "a.json").read_text()) == whole
-    out, writes, real = tmp_path / "b.json", [], test_time.write_atomic
+    out, writes, real = tmp_path / "b.json", [], ttt.write_atomic
 
     def killed(path, data):
         writes.append(path)
@@ -269,7 +281,7 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(reader, learner, tmp_
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr(test_time, "write_atomic", killed)
+    monkeypatch.setattr(ttt, "write_atomic", killed)
     for attempt in range(20):
         try:
             again = run(fresh(reader), TASK, SMALL, out, {"task": "letter"}, progress=False)
@@ -315,6 +327,6 @@ def test_a_study_that_cannot_be(options):
 def test_bad_input_is_one_sentence(tiny_folder, tmp_path, monkeypatch, capsys, words, says):
     monkeypatch.setattr(sys, "argv", ["test_time", "--model", str(tiny_folder), "--task", "arithmetic", "--out", str(tmp_path / "a.json"), *words])
     with pytest.raises(SystemExit) as stopped:
-        test_time.main()
+        ttt.main()
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and said.splitlines()[-1].startswith("workbench: ") and says in said.splitlines()[-1]

@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from workbench import rollout
+from workbench.rollouts import sampling
 from workbench.core import Problem, WorkbenchError
-from workbench.evaluate import evaluate
-from workbench.policy import load_policy
+from workbench.evaluation.metrics import evaluate
+from workbench.model.policy import load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.tour import tour
+from workbench.app.tour import tour
 
 SMALL = dict(steps=2, problems=6, samples=3, k=4, prompts=2, eval_every=1, eval_problems=2, eval_samples=2, progress=False)
 
@@ -66,22 +66,22 @@ def test_without_contrast_the_page_says_that_nothing_was_learned(tiny_folder, tm
 def test_with_contrast_the_page_works_a_group(tiny_folder, tmp_path, monkeypatch):
     """The rollouts of half the seeds are made right, so that every group is likely to have contrast."""
     problems: dict[tuple, Problem] = {}
-    sampled, generate = rollout.sample_groups, rollout.generate
+    sampled, generate = sampling.sample_groups, sampling.generate
 
     def some_right(policy, prompts, seeds, **how):
         samples = generate(policy, prompts, seeds, **how)
         for prompt, row, where in zip(prompts, samples, seeds):
             for j in range(0, len(row), 2):
                 ids = policy.completion_ids(problems[prompt].solutions[0])
-                row[j] = rollout.Sample(ids, (-0.5,) * len(ids), True)
+                row[j] = sampling.Sample(ids, (-0.5,) * len(ids), True)
         return samples
 
     def remember(policy, task, asked, *args, **how):
         problems.update({policy.prompt_ids(p.messages): p for p in asked})
         return sampled(policy, task, asked, *args, **how)
 
-    monkeypatch.setattr(rollout, "generate", some_right)
-    for module in ("workbench.tour", "workbench.methods.grpo", "workbench.evaluate"):
+    monkeypatch.setattr(sampling, "generate", some_right)
+    for module in ("workbench.app.tour", "workbench.methods.grpo", "workbench.evaluation.metrics"):
         monkeypatch.setattr(f"{module}.sample_groups", remember)
     tour(tmp_path / "a.html", model=str(tiny_folder), **SMALL)
     text = Text((tmp_path / "a.html").read_text()).text
@@ -96,7 +96,7 @@ def test_with_contrast_the_page_works_a_group(tiny_folder, tmp_path, monkeypatch
 def test_bad_places_are_refused_before_the_work(tiny_folder, tmp_path, place, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("workbench.tour.sample_groups", lambda *a, **k: pytest.fail("the work began"))
+    monkeypatch.setattr("workbench.app.tour.sample_groups", lambda *a, **k: pytest.fail("the work began"))
     with pytest.raises(WorkbenchError, match="folder" if place == "folder" else "could not write"):
         tour(tmp_path / place, model=str(tiny_folder), **SMALL)
 

@@ -19,14 +19,14 @@ import torch
 
 import toys
 from tiny import shake_adapter
-from workbench.batch import collate, score
+from workbench.model.batch import collate, score
 from workbench.core import WorkbenchError, with_options
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
-from workbench.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, Optimiser, load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.train import Plan, fit, update
+from workbench.training.run import Plan, fit, update
 
 TASK = toys.FirstCharacter(toys.HALF, max_new=6)
 KINDS = pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
@@ -491,7 +491,7 @@ def command(digits, out: Path, *more: str) -> subprocess.Popen:
                  "--set", "lr=0.003", "prompts=4", "rows=16", "--set", "checkpoint_every=3", "--set", "eval_every=10",
                  "--set", "eval_problems=4", "--set", "eval_samples=2", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.Popen([sys.executable, "-m", "workbench.cli", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-m", "workbench", *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def test_kill_9_in_the_middle_and_resume_gives_the_same_run(digits, tmp_path):

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 import toys
-from workbench.batch import collate
+from workbench.model.batch import collate
 from workbench.core import Group, WorkbenchError, coordinates
 from workbench.methods import trapo as module
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import PRESETS, TRAPO, guided
-from workbench.ops import shaped, trsft
-from workbench.policy import Learner, Optimiser, load_policy
+from workbench.model.scores import shaped, trsft
+from workbench.model.policy import Learner, Optimiser, load_policy
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import Plan, fit, update
-from workbench.viz.weights import gradient_weights, micro_groups, optima, optimum
+from workbench.training.run import Plan, fit, update
+from workbench.viz.figures.trapo import gradient_weights, micro_groups, optima, optimum
 
 ARMS = ("trsft", "sft", "luffy", "none")
 
@@ -184,9 +184,9 @@ def test_a_second_trace_and_none(tiny_policy, monkeypatch):
 def test_sampling_with_a_model_that_fails(tiny_policy, monkeypatch):
     """The whole path: prefixes are the expert's tokens, own log-probs are the trainer's, and each stage is one generation."""
     task, method, counted = Arithmetic(steps=2, style="turned"), TRAPO(), []
-    from workbench import guide
-    original = guide.generate
-    monkeypatch.setattr(guide, "generate", lambda *a, **k: counted.append(1) or original(*a, **k))
+    from workbench.rollouts import prefixes
+    original = prefixes.generate
+    monkeypatch.setattr(prefixes, "generate", lambda *a, **k: counted.append(1) or original(*a, **k))
     problems = task.problems("train", 3, 0)
     record = update(method, Learner(tiny_policy), task, problems, (0,), rows=5)
     assert len(counted) == 4
@@ -400,8 +400,8 @@ def test_microbatches_padding_and_order_do_not_matter(arm, rows):
 # ---- learning
 
 def expert_chance(policy, problems) -> float:
-    from workbench.batch import rescore
-    from workbench.guide import trace
+    from workbench.model.batch import rescore
+    from workbench.rollouts.prefixes import trace
     return float(np.mean([logp.mean() for logp, _ in rescore(policy, [trace(policy, Arithmetic(), p, p.solutions[0]) for p in problems])]))
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from workbench import verify
+from workbench.tasks import verify
 from workbench.core import WorkbenchError
-from workbench.verify import check_gold, compare, final_answer, grade
-from workbench.verify.answers import exact
-from workbench.verify.pool import Pool
+from workbench.tasks.verify import check_gold, compare, final_answer, grade
+from workbench.tasks.verify.answers import exact
+from workbench.tasks.verify.pool import Pool
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the real records (../shared/data) are not here")
@@ -123,7 +123,7 @@ def test_a_forked_child_has_processes_of_its_own():
 @algebra
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
 def test_no_process_outlives_its_parent():
-    program = ("import os, sys; from workbench.verify.pool import Pool; p = Pool('math'); p.ask({'gold': 'x', 'given': 'x+0'}); "
+    program = ("import os, sys; from workbench.tasks.verify.pool import Pool; p = Pool('math'); p.ask({'gold': 'x', 'given': 'x+0'}); "
                "print(p._idle[0].pid, flush=True); os.kill(os.getpid(), 9)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
     status = Path(f"/proc/{int(done.stdout)}/status")

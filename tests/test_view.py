@@ -13,7 +13,7 @@ import pytest
 from test_viz import HOSTILE, contrast, group, read, rollout
 from workbench.core import Inspection, Reading, Step, WorkbenchError
 from workbench.records import Run
-from workbench.viz import heat
+from workbench.viz import tokens
 from workbench.viz.layers import all_layers, channel_of
 from workbench.viz.view import STATIC_TOKENS, WIDGET, TokenView
 
@@ -62,7 +62,7 @@ def test_layers_of_the_inspection_are_not_replaced_and_a_bare_group_has_some():
 
 
 def test_what_a_layer_means_goes_by_the_last_word_of_its_name():
-    assert channel_of("GRPO credit").unit == heat.CREDIT.unit and channel_of("GRPO credit").name == "GRPO credit"
+    assert channel_of("GRPO credit").unit == tokens.CREDIT.unit and channel_of("GRPO credit").name == "GRPO credit"
     assert not channel_of("teacher entropy").signed and channel_of("delta").signed
     assert (channel_of("mine").up, channel_of("mine").down) == ("positive", "negative")
 
@@ -186,7 +186,7 @@ def test_static_html_switches_layers_without_a_script(view):
     spans = tokens_of(made)
     assert len(spans) == 8
     loss = spans[4]  # delta -4, credit 0
-    assert "w0d8" in loss["class"].split() and f"background-color:{heat.LIGHT.down}" in loss["style"], "the first layer needs no style sheet"
+    assert "w0d8" in loss["class"].split() and f"background-color:{tokens.LIGHT.down}" in loss["style"], "the first layer needs no style sheet"
     assert loss["aria-label"] == "“e”, token 5 of 5" and "delta −4.000" in loss["title"] and "entropy 0.500" in loss["title"]
     wrong = spans[2]
     assert "w1d8" in wrong["class"] and "wb-wrong" in wrong["class"] and "first wrong step" in wrong["aria-label"]
@@ -233,9 +233,9 @@ def test_the_page_and_the_picture_are_written(view, tmp_path):
     assert view.to_png(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes() and view.to_png()[:8] == b"\x89PNG\r\n\x1a\n"
     from matplotlib.image import imread
     pixels = {tuple(p) for p in (imread(tmp_path / "a.png")[..., :3].reshape(-1, 3) * 255).round().astype(int).tolist()}
-    limit = heat.robust_limit([-1.0, -1, -2, -1, 1, 1])
+    limit = tokens.robust_limit([-1.0, -1, -2, -1, 1, 1])
     for value in (-1.0, -2.0, 1.0):
-        assert heat._channels(heat.background(heat.level(value, limit), heat.LIGHT)) in pixels
+        assert tokens._channels(tokens.background(tokens.level(value, limit), tokens.LIGHT)) in pixels
 
 
 def test_one_row_a_token(view):
@@ -252,16 +252,16 @@ def test_hostile_text_stays_text():
     hostile = group(rollout(ids), question="<script>" + HOSTILE[6])
     view = TokenView(hostile, HOSTILE.__getitem__, layers={"<b>": [np.linspace(-1, 1, len(ids))]})
     page = read(view.to_html())
-    assert [e["text"] for e in page.elements if e.get("role") == "img"] == [heat.visible(t) for t in HOSTILE]
+    assert [e["text"] for e in page.elements if e.get("role") == "img"] == [tokens.visible(t) for t in HOSTILE]
     assert {e["tag"] for e in page.elements} <= {"figure", "style", "figcaption", "div", "section", "span", "b", "br", "form", "label", "input"}
     assert view.to_png()
     json.dumps(view.data()).encode()
     assert view.data()["texts"][6] == "⟨U+202E⟩olleh⟨U+202C⟩"
 
 
-@pytest.mark.parametrize("theme", [heat.LIGHT, heat.DARK])
+@pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
 def test_sizes_are_readable_and_grow(theme):
-    shades = [heat.background(shade, theme, signed=False) for shade in range(heat.LEVELS + 1)]
+    shades = [tokens.background(shade, theme, signed=False) for shade in range(tokens.LEVELS + 1)]
     ratios = [contrast(theme.ink, shade) for shade in shades]
     assert min(ratios) >= 4.5 and ratios == sorted(ratios, reverse=True) and len(set(shades)) == len(shades)
     assert contrast(theme.size_line, theme.paper) >= 4.5
@@ -269,8 +269,8 @@ def test_sizes_are_readable_and_grow(theme):
 
 
 def test_colours_follow_the_system_and_jupyterlab():
-    sheet = heat.css()
-    light, dark = f"--wb-paper:{heat.LIGHT.paper}", f"--wb-paper:{heat.DARK.paper}"
+    sheet = tokens.css()
+    light, dark = f"--wb-paper:{tokens.LIGHT.paper}", f"--wb-paper:{tokens.DARK.paper}"
     system, lab_light, lab_dark = (sheet.index(s) for s in ("@media(prefers-color-scheme:dark)", '[data-jp-theme-light="true"]', '[data-jp-theme-light="false"]'))
     assert sheet.index(light) < system < sheet.index(dark) < lab_light < sheet.index(light, lab_light) < lab_dark < sheet.index(dark, lab_dark)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from workbench.core import Group, Problem, Rollout, Verdict
-from workbench.viz import curves, heat
+from workbench.viz import curves, tokens
 from workbench.viz.page import INK, Section, cards, page, paragraphs, plain_table, preformatted, svg, table
 
 HOSTILE = ["<script>alert(1)</script>", "</style><b>", "</span></figure>", '" onmouseover="alert(1)', "' autofocus '", "&lt;&amp;", "\u202eolleh\u202c",
@@ -71,10 +71,10 @@ def contrast(a: str, b: str) -> float:
 # ---- heat map ------------------------------------------------------------------------------------------------------------------------
 
 def test_hostile_tokens_are_text():
-    made = heat.group_html(group(rollout(range(len(HOSTILE))), question=HOSTILE[0] + HOSTILE[1] + HOSTILE[6]),
+    made = tokens.group_html(group(rollout(range(len(HOSTILE))), question=HOSTILE[0] + HOSTILE[1] + HOSTILE[6]),
                            [np.linspace(-1, 1, len(HOSTILE))], HOSTILE.__getitem__)
     spans = drawn_tokens(made)
-    assert [s["text"] for s in spans] == [heat.visible(text) for text in HOSTILE]
+    assert [s["text"] for s in spans] == [tokens.visible(text) for text in HOSTILE]
     tags = {e["tag"] for e in read(made).elements}
     assert tags <= {"figure", "style", "figcaption", "div", "section", "span", "b", "br"}
     assert not [k for s in spans for k in s if k.startswith("on") or k not in ("tag", "text", "class", "role", "title", "aria-label", "style")]
@@ -83,46 +83,46 @@ def test_hostile_tokens_are_text():
 
 
 def test_white_space_and_direction_marks_are_made_visible():
-    assert heat.visible(" \n\t\r") == "·⏎⇥␍"
-    assert heat.visible("a\u202eb\u200f\x00\u2028") == "a⟨U+202E⟩b⟨U+200F⟩⟨U+0000⟩⟨U+2028⟩"
-    assert heat.visible("") == "∅"
-    assert heat.visible("é😀שלום") == "é😀שלום"
+    assert tokens.visible(" \n\t\r") == "·⏎⇥␍"
+    assert tokens.visible("a\u202eb\u200f\x00\u2028") == "a⟨U+202E⟩b⟨U+200F⟩⟨U+0000⟩⟨U+2028⟩"
+    assert tokens.visible("") == "∅"
+    assert tokens.visible("é😀שלום") == "é😀שלום"
 
 
-@pytest.mark.parametrize("theme", [heat.LIGHT, heat.DARK])
+@pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
 def test_text_is_readable_on_every_colour(theme):
-    for shade in range(-heat.LEVELS, heat.LEVELS + 1):
-        assert contrast(theme.ink, heat.background(shade, theme)) >= 4.5
+    for shade in range(-tokens.LEVELS, tokens.LEVELS + 1):
+        assert contrast(theme.ink, tokens.background(shade, theme)) >= 4.5
     assert contrast(theme.dim, theme.paper) >= 4.5
     for line in (theme.up_line, theme.down_line):
         assert contrast(line, theme.paper) >= 4.5
 
 
-@pytest.mark.parametrize("theme", [heat.LIGHT, heat.DARK])
+@pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
 def test_colours_match_the_sign_and_grow(theme):
-    blueness = lambda shade: (lambda r, g, b: b - r)(*heat._channels(heat.background(shade, theme)))  # noqa: E731
+    blueness = lambda shade: (lambda r, g, b: b - r)(*tokens._channels(tokens.background(shade, theme)))  # noqa: E731
     neutral = blueness(0)
-    steps = [blueness(s) for s in range(-heat.LEVELS, heat.LEVELS + 1)]
+    steps = [blueness(s) for s in range(-tokens.LEVELS, tokens.LEVELS + 1)]
     assert steps == sorted(steps) and len(set(steps)) == len(steps)
     assert steps[0] < neutral < steps[-1]
 
 
 def test_levels():
-    assert [heat.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [0, 1, 8, 8, -1, -8, -8, 0]
-    assert heat.level(0.0099, 2.0) == heat.level(-1e-12, 2.0) == 0
-    assert heat.level(0.25, 2.0) == 1 and heat.level(0.2501, 2.0) == 2
+    assert [tokens.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [0, 1, 8, 8, -1, -8, -8, 0]
+    assert tokens.level(0.0099, 2.0) == tokens.level(-1e-12, 2.0) == 0
+    assert tokens.level(0.25, 2.0) == 1 and tokens.level(0.2501, 2.0) == 2
 
 
 def test_scale_is_robust_and_never_zero():
-    assert heat.robust_limit([0.0, math.nan]) == 1.0
-    assert heat.robust_limit([]) == 1.0
-    assert heat.robust_limit([-3.0] * 3 + [0.0] * 50) == 3.0
-    assert heat.robust_limit([2.0] * 8 + [4.0] * 2) == 4.0
-    assert heat.robust_limit([1.0] * 999 + [20.0]) == pytest.approx(3 * math.sqrt(1.399))
+    assert tokens.robust_limit([0.0, math.nan]) == 1.0
+    assert tokens.robust_limit([]) == 1.0
+    assert tokens.robust_limit([-3.0] * 3 + [0.0] * 50) == 3.0
+    assert tokens.robust_limit([2.0] * 8 + [4.0] * 2) == 4.0
+    assert tokens.robust_limit([1.0] * 999 + [20.0]) == pytest.approx(3 * math.sqrt(1.399))
 
 
 def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
-    caption = lambda values, **how: next(e["text"] for e in read(heat.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
+    caption = lambda values, **how: next(e["text"] for e in read(tokens.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
                                          if e["tag"] == "figcaption")
     assert "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0])) and "+2.00: made more likely, line above ▲" in both
     assert "▲" not in caption([0.0, -2.0]) and "▼" not in caption([0.0, 2.0])
@@ -131,17 +131,17 @@ def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
 
 
 def test_sign_has_a_second_carrier():
-    made = heat.group_html(group(rollout([0, 1, 2, 3])), [[1.0, -1.0, 0.0, math.nan]], str)
+    made = tokens.group_html(group(rollout([0, 1, 2, 3])), [[1.0, -1.0, 0.0, math.nan]], str)
     up, down, zero, none = drawn_tokens(made)
     assert "border-top:2px solid" in up["style"] and "border-bottom" not in up["style"] and up["class"] == "wb-t wb-u8"
     assert "border-bottom:2px solid" in down["style"] and "border-top" not in down["style"] and down["class"] == "wb-t wb-d8"
     assert "style" not in zero and zero["class"] == "wb-t wb-0"
     assert "style" not in none and none["class"] == "wb-t wb-none"
-    assert f"--wb-d8:{heat.DARK.down}" in made and ".wb-d8{background-color:var(--wb-d8)!important}" in made, "the dark theme overrides the light colours"
+    assert f"--wb-d8:{tokens.DARK.down}" in made and ".wb-d8{background-color:var(--wb-d8)!important}" in made, "the dark theme overrides the light colours"
 
 
 def test_labels_tell_every_number():
-    made = heat.group_html(group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str)
+    made = tokens.group_html(group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str)
     first, second = (s["aria-label"] for s in drawn_tokens(made))
     assert first == "“7”, token 1 of 2, id 7, log-prob 0 (p = 1.000), borrowed: not written by the policy, realised credit +0.500"
     assert second == "“8”, token 2 of 2, id 8, log-prob −0.100 (p = 0.905), realised credit none"
@@ -151,33 +151,33 @@ def test_labels_tell_every_number():
 def test_steps_end_with_line_breaks_and_sum_their_tokens():
     texts = ["a", "b\n", "\n", "c", "d"]
     values = [1.0, -3.0, math.nan, 0.25, 0.5]
-    row, = heat.tokens(group(rollout(range(5))), [values], texts.__getitem__)
+    row, = tokens.tokens(group(rollout(range(5))), [values], texts.__getitem__)
     assert [t.step for t in row] == [0, 0, 1, 2, 2]
-    sums = heat.step_sums(row)
+    sums = tokens.step_sums(row)
     assert sums[0] == -2.0 and math.isnan(sums[1]) and sums[2] == 0.75
-    shown = [e["text"].strip() for e in read(heat.group_html(group(rollout(range(5))), [values], texts.__getitem__)).elements
+    shown = [e["text"].strip() for e in read(tokens.group_html(group(rollout(range(5))), [values], texts.__getitem__)).elements
              if e.get("class") == "wb-sum"]
     assert shown == ["▼ −2.00", "· none", "▲ +0.75"]
 
 
 def test_rollouts_keep_their_order_and_missing_numbers_are_none():
     both = group(rollout([1], reward=0.0), rollout([2, 3]))
-    made = heat.group_html(both, [[], [None, 0.0]], str)
+    made = tokens.group_html(both, [[], [None, 0.0]], str)
     assert [s["aria-label"].rsplit(" ", 1)[1] for s in drawn_tokens(made)] == ["none", "none", "0"]
     heads = [e["text"] for e in read(made).elements if e.get("class") == "wb-head"]
     assert heads == ["1 ✗ reward 0 · 1 tokens", "2 ✓ reward 1 · 2 tokens"]
 
 
 def test_a_group_that_teaches_nothing_says_so():
-    assert "realised credit: 0 on every token" in heat.group_html(group(rollout([1, 2])), [[0.0, 0.0]], str)
-    assert "realised credit: no numbers" in heat.group_html(group(rollout([1, 2])), [[]], str)
+    assert "realised credit: 0 on every token" in tokens.group_html(group(rollout([1, 2])), [[0.0, 0.0]], str)
+    assert "realised credit: no numbers" in tokens.group_html(group(rollout([1, 2])), [[]], str)
 
 
 def test_numbers_that_do_not_fit_the_tokens_are_refused():
     with pytest.raises(ValueError, match="2 lists of numbers for 1 rollouts"):
-        heat.group_html(group(rollout([1])), [[1.0], [1.0]], str)
+        tokens.group_html(group(rollout([1])), [[1.0], [1.0]], str)
     with pytest.raises(ValueError, match="2 numbers for the 1 tokens of rollout 0"):
-        heat.group_html(group(rollout([1])), [[1.0, 1.0]], str)
+        tokens.group_html(group(rollout([1])), [[1.0, 1.0]], str)
 
 
 # ---- curves --------------------------------------------------------------------------------------------------------------------------
@@ -223,17 +223,17 @@ def test_curves_without_evaluations_or_columns():
     assert texts.count("not recorded") == 3 and not any("validation" in t for t in texts)
 
 
-@pytest.mark.parametrize("paper", [heat.LIGHT.paper, heat.DARK.paper])
+@pytest.mark.parametrize("paper", [tokens.LIGHT.paper, tokens.DARK.paper])
 def test_curve_colours_stand_out(paper):
     assert all(contrast(colour, paper) >= 3 for colour in curves.COLOURS)
-    assert contrast(INK, heat.LIGHT.paper) >= 4.5
+    assert contrast(INK, tokens.LIGHT.paper) >= 4.5
 
 
 # ---- page ----------------------------------------------------------------------------------------------------------------------------
 
 def whole_page() -> str:
     figure = svg(curves.learning_curves({"<run>": metrics()}), 'curves "<1>"')
-    painted = heat.group_html(group(rollout(range(len(HOSTILE)))), [[0.5] * len(HOSTILE)], HOSTILE.__getitem__)
+    painted = tokens.group_html(group(rollout(range(len(HOSTILE)))), [[0.5] * len(HOSTILE)], HOSTILE.__getitem__)
     return page("<title>", "a & b", [Section("<one>", figure + painted), Section("two", table(["<a>", "b"], [["<x>", "&"]]) + cards(["</pre>"])
                                                                                + preformatted("<script>") + paragraphs("<i>"))])
 
@@ -267,5 +267,5 @@ def test_plain_table_is_aligned():
 
 
 def test_signed():
-    assert [heat.signed(v) for v in (1.234, -1.234, 0.0, math.nan, -0.001)] == ["+1.23", "−1.23", "0", "none", "−0.00"]
-    assert heat.marked(math.nan) == "· none"
+    assert [tokens.signed(v) for v in (1.234, -1.234, 0.0, math.nan, -0.001)] == ["+1.23", "−1.23", "0", "none", "−0.00"]
+    assert tokens.marked(math.nan) == "· none"

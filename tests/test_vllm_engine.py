@@ -17,16 +17,17 @@ from peft import PeftModel
 
 import tiny
 import toys
-from workbench import ranks, rollout, vllm_engine
-from workbench.batch import rescore
-from workbench.cli import main
+from workbench.model import distributed
+from workbench.rollouts import sampling, vllm as vllm_engine
+from workbench.model.batch import rescore
+from workbench.app.cli import main
 from workbench.core import WorkbenchError
 from workbench.methods.grpo import GRPO
-from workbench.policy import Learner, Optimiser, load_policy
-from workbench.rollout import generate
+from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.rollouts.sampling import generate
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.train import update
-from workbench.vllm_engine import VLLM
+from workbench.training.run import update
+from workbench.rollouts.vllm import VLLM
 
 TASK = toys.FirstCharacter(wanted=toys.HALF, max_new=6)
 PROMPTS = [tuple(range(10, 10 + n)) for n in (5, 9, 7)]
@@ -194,7 +195,7 @@ def test_the_adapter_just_trained_is_sampled_from(folder, vllm):
 def test_without_the_hand_over_the_gap_shows_it(folder, vllm, monkeypatch):
     """The gap above is small because the adapter went over, and not because the updates are."""
     learner, llm = made(folder, lr=0.1)
-    monkeypatch.setattr(ranks, "fingerprint", lambda tensors: [0])  # "nothing has changed"
+    monkeypatch.setattr(distributed, "fingerprint", lambda tensors: [0])  # "nothing has changed"
     first, second = gaps(learner)
     assert first < 1e-4 and second > 0.1 and sorted(llm.held) == [1]
 
@@ -262,7 +263,7 @@ def test_one_process_or_many(folder, vllm, monkeypatch):
     assert (alone.backend, alone.model, alone.memory, alone.dtype) == ("uni", str(folder), vllm_engine.MEMORY, torch.float16)
     assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     learner = Learner(load_policy(folder), lora=4)
-    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
     VLLM(learner.policy, memory=0.2)
     assert (LLM.made[-1].backend, LLM.made[-1].memory) == ("external_launcher", 0.2)
 
@@ -362,4 +363,4 @@ def test_vllm_itself():
 
 def test_the_in_process_engine_is_left_alone(folder):
     policy = load_policy(folder)
-    assert policy.engine is None and rollout.generate(policy, PROMPTS[:1], [[1]], max_new=4)
+    assert policy.engine is None and sampling.generate(policy, PROMPTS[:1], [[1]], max_new=4)

@@ -9,10 +9,10 @@ from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import TRAPO
-from workbench.readings import Still, painted
+from workbench.inspection.readings import Still, painted
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
-from workbench.ways import Way, group_of, pick, ways
+from workbench.inspection.credit import Way, group_of, pick, ways
 
 TASK = load_task("arithmetic:style=turned")
 [PROBLEM] = TASK.problems("validation", 1, 0)

@@ -1,8 +1,8 @@
 """Tiny models with random weights, made in a few milliseconds, for tests."""
 
 import torch
-from workbench.organism import tokenizer
-from workbench.policy import Policy
+from data.organism.build.arithmetic import tokenizer
+from workbench.model.policy import Policy
 
 
 def policy(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **options) -> Policy:

@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from workbench.core import Group, Problem, Rollout, Scores, Verdict
-from workbench.policy import Policy
+from workbench.model.policy import Policy
 
 QUESTION = Problem("q", ({"role": "user", "content": "1+1"},), "2")
 
 
 def tiny_policy(seed: int = 0, hidden: int = 32, layers: int = 2, context: int = 1024) -> Policy:
     from transformers import LlamaConfig, LlamaForCausalLM
-    from workbench.organism import tokenizer
+    from data.organism.build.arithmetic import tokenizer
 
     tok = tokenizer()
     torch.manual_seed(seed)

@@ -16,11 +16,11 @@ from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
-from workbench.policy import load_policy
-from workbench.readings import Still
+from workbench.model.policy import load_policy
+from workbench.inspection.readings import Still
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
-from workbench.ways import group_of, pick, ways
+from workbench.inspection.credit import group_of, pick, ways
 
 ROOT = Path(__file__).parent.parent
 METHODS = {"SFT": SFT(), "GRPO": GRPO(), "OPD": OPD(k=8), "SCOPE": SCOPE(), "SDPO": SDPO(a=1.0), "TAPO": TAPO(), "TRAPO": TRAPO(), "LUFFY": LUFFY()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from workbench import ledger, study
+from workbench.studies import grid, ledger
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
@@ -16,14 +16,14 @@ BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
 
 def learning() -> list[str]:
     """Every method on the 3m: held-out accuracy after the same number of updates."""
-    found = ledger.summary([arm.name for arm in study.METHODS], ("avg", "pass@32", "length", "tokens"))
+    found = ledger.summary([arm.name for arm in grid.METHODS], ("avg", "pass@32", "length", "tokens"))
     lines = ["| on the organism | seeds | avg@32 (worst to best seed) | pass@32 | answer, tokens | written in training, thousands of tokens |",
              "|---|---|---|---|---|---|"]
     for name, row in found.iterrows():
         lines.append(f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} ({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row['pass@32']:.3f} "
                      f"| {row.length:.1f} | {row.tokens / 1000:.0f} |")
-    return [*lines, "", f"{study.FULL.steps} updates of 16 problems, 8 rollouts each (grpo-tokens: 9, about as many tokens as TAPO; opd-1: 1; kd: the teacher's; sft: 128 expert "
-            f"solutions, sft-then-rl: those in the first third; srpo: SDPO on wrong attempts, GRPO on right ones); {study.FULL.problems} held-out problems a seed, 32 "
+    return [*lines, "", f"{grid.FULL.steps} updates of 16 problems, 8 rollouts each (grpo-tokens: 9, about as many tokens as TAPO; opd-1: 1; kd: the teacher's; sft: 128 expert "
+            f"solutions, sft-then-rl: those in the first third; srpo: SDPO on wrong attempts, GRPO on right ones); {grid.FULL.problems} held-out problems a seed, 32 "
             "samples, temperature 1. Made by `workbench study`; records in [data/runs](data/runs). Which claims of the papers hold here, with intervals: "
             "[15_compare](notebooks/15_compare.ipynb) and [data/study/ledger.md](data/study/ledger.md)."]
 

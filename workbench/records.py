@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
     """What a run ran on, as far as it bears on its numbers."""
     import torch
 
-    from workbench import ranks
+    from workbench.model import distributed
 
     versions = {}
     for name in ("torch", "transformers", "peft", "numpy"):
@@ -73,7 +73,7 @@ def environment() -> dict[str, Any]:
             versions[name] = ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {"schema_version": SCHEMA_VERSION, "python": platform.python_version(), "versions": versions, "device": device,
-            "threads": torch.get_num_threads(), "processes": ranks.size(), "system": platform.system()}
+            "threads": torch.get_num_threads(), "processes": distributed.size(), "system": platform.system()}
 
 
 def group_to_dict(group: Group) -> dict:

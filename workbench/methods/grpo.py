@@ -21,8 +21,8 @@ from typing import Literal
 import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
-from workbench.ops import clipped, k3, standardise
-from workbench.rollout import sample_groups
+from workbench.model.scores import clipped, k3, standardise
+from workbench.rollouts.sampling import sample_groups
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from typing import ClassVar
 from workbench.core import Batch, Credit, Group, Loss, Method, Problem, Rollout, Scores, WorkbenchError
 from workbench.methods.opd import require_teacher
 from workbench.methods.sft import SFT
-from workbench.policy import Policy
-from workbench.rollout import sample_groups
+from workbench.model.policy import Policy
+from workbench.rollouts.sampling import sample_groups
 
 
 @dataclass(frozen=True)

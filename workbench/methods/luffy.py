@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError, coordinates
-from workbench.guide import Start, go_on, trace
+from workbench.rollouts.prefixes import Start, go_on, trace
 from workbench.methods.trapo import centred, mixed, mixed_loss
-from workbench.ops import shaped
+from workbench.model.scores import shaped
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.batch import rescore
+from workbench.model.batch import rescore
 from workbench.core import Batch, Credit, Distil, Loss, Method, Rollout, Scores, WorkbenchError
-from workbench.rollout import sample_groups
+from workbench.rollouts.sampling import sample_groups
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.batch import rescore
+from workbench.model.batch import rescore
 from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
 from workbench.methods.opd import require_teacher, teacher_logprobs
-from workbench.rollout import sample_groups
+from workbench.rollouts.sampling import sample_groups
 
 POWERS = {"high": 1.0, "low": -1.0, "uniform": 0.0}
 Weighting = Literal["high", "low", "uniform", "off"]

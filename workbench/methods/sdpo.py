@@ -23,7 +23,7 @@ Differs from the paper and its code:
 - aggregate="sequence" is what the code effectively does, masked rollouts counting in the mean; the default is the paper's mean over distilled tokens;
 - sequence form: our reading of the ablation, the mean of Delta_t on every token of the rollout;
 - advantage_clip holds every token's credit c_v in the gradient at this value from above (paper: 5 at test time), and leaves the loss's value alone;
-- a sampler that differs from the trainer is weighed as in the code (truncated at 2) in the GRPO of mix and srpo too, but by train.py, for all methods;
+- a sampler that differs from the trainer is weighed as in the code (truncated at 2) in the GRPO of mix and srpo too, but by training/run.py, for all methods;
 - srpo: one mean over all tokens of the batch, and exp(-H(q_t)) has mean 1 over each rollout, so that micro-batches do not change it.
 
 OPSD is SDPO(teacher="frozen", demonstration="reference").
@@ -41,7 +41,7 @@ import torch
 
 from workbench.core import Batch, Credit, Distil, Group, Loss, Method, Problem, Rollout, Scores, WorkbenchError, coordinates
 from workbench.methods.grpo import GRPO
-from workbench.rollout import sample_groups
+from workbench.rollouts.sampling import sample_groups
 from workbench.tasks.prompts import reprompt
 
 Form = Literal["logit", "token", "sequence"]

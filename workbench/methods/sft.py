@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
-from workbench.guide import trace
+from workbench.rollouts.prefixes import trace
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ Differs from the paper, or is not said there:
 - w_t is that of the current weights; at the first update those are pi_old's. No KL term: beta must be 0;
 - ``prefix``: "masked" (no credit on the beginning shared with a wrong rollout), "spliced" (y- verbatim through the failure point), "none" (a whole
   new solution from y+); ``reference`` False withholds y+; ``dae`` False is one merged advantage group, all else unchanged; ``sft`` imitates
-  the correct reconstructions instead (nll, same mean) beside GRPO, and workbench/coldstart.py without it; ``ots`` as named; ``m_max`` 1 is
+  the correct reconstructions instead (nll, same mean) beside GRPO, and workbench/training/cold_start.py without it; ``ots`` as named; ``m_max`` 1 is
   |G_ref| = 1 everywhere; ``negatives`` False drops wrong reconstructions before A_ref: the rewards left are equal, so only a single one teaches;
-- ``buffer``: a file of corrections composed by hand (workbench/buffer.py). Its problems take the place of up to a quarter of the step's, and its
+- ``buffer``: a file of corrections composed by hand (workbench/corrections/buffer.py). Its problems take the place of up to a quarter of the step's, and its
   corrections join their G_ref, eligible or not; they stay marked by their origin and as borrowed.
 The control with about as many generated tokens is GRPO with a larger k: measure TAPO's (``generated``), at most half as many again.
 """
@@ -39,12 +39,22 @@ import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Scores, WorkbenchError
 from workbench.methods.grpo import GRPO
-from workbench.synthesis import PREFIXES, construct, copied, eligible, extend, from_buffer, measure, pairs, split
+from workbench.rollouts.reconstructions import (
+    PREFIXES,
+    construct,
+    copied,
+    eligible,
+    extend,
+    from_buffer,
+    measure,
+    pairs,
+    split,
+)
 
 CURES = {  # what may be near zero, and what then helps
     "eligible": "few problems of a step are eligible: take problems that the policy solves about one time in three",
-    "parse_rate": "few of its reconstructions can be read (dropped_* say why): teach the policy the format first, python -m workbench.coldstart",
-    "ref_correct": "few of its reconstructions end right: the policy cannot use the correct response: python -m workbench.coldstart",
+    "parse_rate": "few of its reconstructions can be read (dropped_* say why): teach the policy the format first, python -m workbench.training.cold_start",
+    "ref_correct": "few of its reconstructions end right: the policy cannot use the correct response: python -m workbench.training.cold_start",
 }
 
 

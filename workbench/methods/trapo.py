@@ -30,8 +30,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError, coordinates
-from workbench.guide import Start, cut, go_on, trace
-from workbench.ops import shaped, trsft
+from workbench.rollouts.prefixes import Start, cut, go_on, trace
+from workbench.model.scores import shaped, trsft
 
 
 class MicroGroup(NamedTuple):

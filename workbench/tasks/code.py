@@ -25,9 +25,9 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError
-from workbench.sandbox import Call, Program, Result
+from workbench.tasks.sandbox.outside import Call, Program, Result
 from workbench.tasks import prompts
-from workbench.tasks.rows import SPLITS, check_dials, draw, read, split_of
+from workbench.tasks.loading import SPLITS, check_dials, draw, read, split_of
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
 

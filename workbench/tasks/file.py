@@ -1,4 +1,4 @@
-"""Problems from a JSON-lines file, graded by their final answer (``workbench.verify``).
+"""Problems from a JSON-lines file, graded by their final answer (``workbench.tasks.verify``).
 
 Each line is an object with ``question`` and ``answer`` (and, if you like, ``solution`` and ``split``). A GSM8K answer (``... #### 18``) is
 read as solution and answer. The question is the whole prompt. Files with other columns, and the hub: ``math:FILE``.
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks import prompts, rows
-from workbench.verify import check_gold, grade
+from workbench.tasks import loading as rows, prompts
+from workbench.tasks.verify import check_gold, grade
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from typing import Any
 
 from workbench.core import Problem, Verdict, WorkbenchError, coordinates, with_options
 from workbench.tasks import prompts
-from workbench.tasks.rows import INSTALL, SPLITS, split_of
-from workbench.verify import final_answer
-from workbench.verify.answers import TAIL, is_number
-from workbench.verify.pool import SECONDS, Pool
+from workbench.tasks.loading import INSTALL, SPLITS, split_of
+from workbench.tasks.verify import final_answer
+from workbench.tasks.verify.answers import TAIL, is_number
+from workbench.tasks.verify.pool import Pool, SECONDS
 
 ALONE = "\nGive only the final answer."
 ASK = "\nEnd with a line that begins with \"Answer:\" and gives only the final answer."

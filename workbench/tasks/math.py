@@ -12,7 +12,7 @@ Splits. A set with train and test of its own keeps them, and a tenth of its trai
 are there to be measured with: all their problems are ``test``, and training on them is refused until one says how. ``split=all`` puts every problem
 into every split: learned and measured on the same questions, which is what test-time training does. ``split=hash`` holds out a tenth each for
 validation and test; it is how files and other single sets are split. ``split=train`` (or validation, test) puts everything there.
-(``python -m workbench.test_time`` takes its questions from the test split by itself.)
+(``python -m workbench.training.ttt`` takes its questions from the test split by itself.)
 """
 
 from __future__ import annotations
@@ -24,9 +24,19 @@ from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
-from workbench.tasks.rows import FILES, HUB_FILE, HUB_ID, SPLITS, Row, check_dials, draw, read, split_of
-from workbench.verify import check_gold, grade
-from workbench.verify.answers import exact, last_box
+from workbench.tasks.loading import (
+    FILES,
+    HUB_FILE,
+    HUB_ID,
+    Row,
+    SPLITS,
+    check_dials,
+    draw,
+    read,
+    split_of,
+)
+from workbench.tasks.verify import check_gold, grade
+from workbench.tasks.verify.answers import exact, last_box
 
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 

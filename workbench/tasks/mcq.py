@@ -16,7 +16,7 @@ from functools import cached_property
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
-from workbench.tasks.rows import Row, check_dials, draw, read, split_of
+from workbench.tasks.loading import Row, check_dials, draw, read, split_of
 
 SETS = {"sciknoweval": "hicai-zju/SciKnowEval"}  # one split, test; the id and the columns are those that SDPO's own code reads
 TYPES, LEVEL = ("mcq-4-choices", "mcq-2-choices"), "L3"

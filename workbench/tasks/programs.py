@@ -20,7 +20,7 @@ from random import Random
 from typing import NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
-from workbench.sandbox import Call, run
+from workbench.tasks.sandbox.outside import Call, run
 from workbench.tasks import prompts
 from workbench.tasks.arithmetic import SPLITS, lines, split_of, steps
 from workbench.tasks.code import Test, feedback

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks import prompts
-from workbench.tasks.rows import Row, check_dials, draw, read, split_of
+from workbench.tasks.loading import Row, check_dials, draw, read, split_of
 
 LONGEST = 100_000  # characters of an attempt that are read
 _DECODER, _INPUT = json.JSONDecoder(), re.compile(r"Action Input:\s*(?=\{)")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from workbench.core import Group
-from workbench.viz.heat import LIGHT, background, level, robust_limit, tokens, visible
+from workbench.viz.tokens import LIGHT, background, level, robust_limit, tokens, visible
 
 LINE, CHARACTER = 0.19, 0.072  # inches: a line of text, and a character of it (DejaVu Sans Mono at 8.5 points)
 ORIGINS = {"policy": "own", "expert": "expert", "guided": "guided", "correction": "correction", "edited": "edited"}

@@ -1,4 +1,4 @@
-"""The correction composer as a panel. It only binds controls to a desk (workbench/desk.py), which does everything and works without it.
+"""The correction composer as a panel. It only binds controls to a desk (workbench/corrections/editor.py), which does everything and works without it.
 
     panel = Composer(desk, "corrections.jsonl", view)   # view: a TokenView of the same group; a click there moves the point here
     panel                                               # live where ipywidgets is, the static twin everywhere else
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core import Group, WorkbenchError
-from workbench.viz.heat import CREDIT, Channel, Layer, layers_html, marked, robust_limit, visible
+from workbench.viz.tokens import CREDIT, Channel, Layer, layers_html, marked, robust_limit, visible
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WEIGHT = Channel("log of the OOD weight", "log w = log-prob + entropy, nats; w from 0.01 to 10", "the policy's own kind of token", "TAPO holds it back")

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from workbench.core import Inspection, Rollout, Step
-from workbench.viz import heat
-from workbench.viz.heat import Channel
+from workbench.viz import tokens
+from workbench.viz.tokens import Channel
 
 PARTS = ("pg", "nll", "kl")
 # What a layer's numbers are, by the last word of its name: "GRPO credit" is a credit.
 KINDS = {
-    "credit": heat.CREDIT,
+    "credit": tokens.CREDIT,
     "pg": Channel("", "weight in the policy-gradient term", "pushed up", "pushed down"),
     "nll": Channel("", "weight in the imitation term", "imitated", "unlearned"),
     "kl": Channel("", "weight in the distillation term", "pulled to the teacher", "pushed away"),
@@ -64,7 +64,7 @@ def _read(inspection: Inspection, side: str, what: str) -> tuple[np.ndarray, ...
                  for rollout, reading in zip(inspection.group.rollouts, getattr(inspection, side)))
 
 
-def step_of(error: Step | None, rollout: Rollout, row: Sequence[heat.Token]) -> int | None:
+def step_of(error: Step | None, rollout: Rollout, row: Sequence[tokens.Token]) -> int | None:
     """The line, as ``heat.tokens`` counts them, in which a step begins. By line breaks: the pieces of a token may not add up to the text."""
     if error is None:
         return None

@@ -11,7 +11,7 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from workbench.viz.heat import DARK, LIGHT
+from workbench.viz.tokens import DARK, LIGHT
 
 INK = "#3d4148"  # what the figures draw their text and axes in; on a page it becomes the page's own ink
 

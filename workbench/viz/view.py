@@ -24,10 +24,10 @@ import pandas as pd
 
 from workbench.core import Group, Inspection, Reading, WorkbenchError
 from workbench.records import Run, write_atomic
-from workbench.viz import heat
-from workbench.viz.heat import Layer
+from workbench.viz import tokens
+from workbench.viz.tokens import Layer
 from workbench.viz.layers import all_layers, channel_of, step_of
-from workbench.viz.picture import group_png
+from workbench.viz.png import group_png
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -148,11 +148,11 @@ class TokenView:
         """What the browser gets, as JSON: ``texts`` are all token texts made visible, which the rest names by their place in that list."""
         texts: dict[str, int] = {}
         groups = [self._group_data(number, texts) for number in range(len(self.inspections))]
-        return {"levels": heat.LEVELS, "faint": heat.FAINT, "texts": list(texts), "groups": groups}
+        return {"levels": tokens.LEVELS, "faint": tokens.FAINT, "texts": list(texts), "groups": groups}
 
     def _group_data(self, number: int, texts: dict[str, int]) -> dict:
         inspection, rows = self.inspections[number], self._rows(number)
-        place = lambda token: texts.setdefault(heat.visible(self._decode(int(token))), len(texts))  # noqa: E731
+        place = lambda token: texts.setdefault(tokens.visible(self._decode(int(token))), len(texts))  # noqa: E731
         wrong, rollouts = self._wrong(number), []
         for i, (rollout, row) in enumerate(zip(inspection.group.rollouts, rows)):
             sides = {side: _side(readings[i], place) for side in ("student", "teacher")
@@ -165,12 +165,12 @@ class TokenView:
                    "signed": layer.channel.signed, "robust": _short([layer.limit])[0], "max": _short([_largest(layer)])[0],
                    "values": [_short(v) for v in layer.painting]}
                   for layer in self._painted(number)]
-        messages = [[m["role"], heat.visible(m["content"])] for m in inspection.group.problem.messages]
+        messages = [[m["role"], tokens.visible(m["content"])] for m in inspection.group.problem.messages]
         return {"title": self._titles[number], "messages": messages, "layers": layers, "rollouts": rollouts}
 
-    def _rows(self, number: int) -> list[list[heat.Token]]:
+    def _rows(self, number: int) -> list[list[tokens.Token]]:
         group = self.inspections[number].group
-        return heat.tokens(group, [()] * len(group.rollouts), self._decode)
+        return tokens.tokens(group, [()] * len(group.rollouts), self._decode)
 
     def _wrong(self, number: int) -> list[int | None]:
         """The first wrong step of each rollout, where the task's truth is known and there is one."""
@@ -179,7 +179,7 @@ class TokenView:
         return [step_of(error, rollout, row) for error, rollout, row in zip(errors, inspection.group.rollouts, rows)]
 
     def _painted(self, number: int, only: str | None = None) -> list[Layer]:
-        return [Layer(channel_of(name), values, heat.robust_limit(float(v) for of in values for v in of))
+        return [Layer(channel_of(name), values, tokens.robust_limit(float(v) for of in values for v in of))
                 for name, values in self.layers[number].items() if only in (None, name)]
 
     # ---- static: the group shown -----------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class TokenView:
         return html
 
     def _html(self, layers: Sequence[Layer]) -> str:
-        return heat.layers_html(self.inspections[self.group].group, layers, self._decode, marks=self._marks())
+        return tokens.layers_html(self.inspections[self.group].group, layers, self._decode, marks=self._marks())
 
     def _marks(self) -> dict[tuple[int, int], str]:
         words: dict[tuple[int, int], list[str]] = {}
@@ -295,7 +295,7 @@ def _widget_class() -> type:
 
     class TokenWidget(anywidget.AnyWidget):
         _esm = (HERE / "view.js").read_text(encoding="utf-8")
-        _css = heat.css() + (HERE / "view.css").read_text(encoding="utf-8")
+        _css = tokens.css() + (HERE / "view.css").read_text(encoding="utf-8")
         data = traitlets.Dict().tag(sync=True)
         group = traitlets.Int(0).tag(sync=True)
         layer = traitlets.Unicode().tag(sync=True)

@@ -1,0 +1,1 @@
+"""The command line, doctor, tour and Colab. Imports everything; nothing imports it."""

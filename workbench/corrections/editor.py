@@ -1,0 +1,143 @@
+"""The composer's desk: one group, and for every correction composed on it what training would see and what each method would say.
+
+    desk = Desk(policy, task, group, {"GRPO": GRPO()})
+    draft = desk.draft(desk.compose(source=0, token=10))
+    draft.verdict, draft.table, draft.preview            # or draft.why_not, one sentence, when it cannot be trained on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from workbench.model.batch import collate
+from workbench.corrections.buffer import Correction, append
+from workbench.corrections.compose import (
+    Composition,
+    called,
+    compose,
+    edit,
+    keep_through,
+    reconstruct,
+    to_rollout,
+    wrong_rollout,
+)
+from workbench.core import Credit, Group, Inspection, Method, Reading, Rollout, Task, Verdict, WorkbenchError
+from workbench.methods.tapo import suppression
+from workbench.model.policy import Learner, Policy
+from workbench.inspection.readings import inspect_group, read
+from workbench.spans import Layout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def ood_weights(reading: Reading) -> np.ndarray:
+    """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the policy would write there, near 0 where it never
+    would."""
+    return suppression(torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)).numpy()
+
+
+@dataclass(frozen=True)
+class Desk:
+    """``learner``: a Learner, or a Policy for one that has not learned yet."""
+
+    learner: Learner | Policy
+    task: Task
+    group: Group
+    methods: Mapping[str, Method] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> Policy:
+        return self.learner if isinstance(self.learner, Policy) else self.learner.policy
+
+    def wrong(self) -> list[int]:
+        """The rollouts that can be corrected."""
+        return [i for i, r in enumerate(self.group.rollouts) if not r.verdict.correct]
+
+    def compose(self, source: int, token: int, *, whole_step: bool = True, **options) -> Composition:
+        """``compose`` at a token of a rollout, its step kept whole (so that the mistake is seen and taken back) or cut before the token."""
+        rollout = wrong_rollout(self.group, source)
+        if not 0 <= token < len(rollout.completion_ids):
+            raise WorkbenchError(f"there is no token {token}: rollout {source} has 0 to {len(rollout.completion_ids) - 1}")
+        keep = keep_through(self.policy, rollout, token) if whole_step else token
+        return compose(self.policy, self.group, source, keep, **options)
+
+    def reconstruct(self, source: int, **options) -> Composition:
+        """The policy writes it: ``compose.reconstruct``."""
+        return reconstruct(self.policy, self.task, self.group, source, **options)
+
+    def edit(self, composition: Composition, **parts: str) -> Composition:
+        return edit(composition, **parts)
+
+    def draft(self, composition: Composition) -> Draft:
+        try:
+            return Draft(self, composition, to_rollout(self.policy, self.task, composition))
+        except WorkbenchError as error:
+            return Draft(self, composition, None, str(error))
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A composition and what follows from it. ``rollout`` is None, and ``why_not`` says why, when it cannot be trained on."""
+
+    desk: Desk
+    composition: Composition
+    rollout: Rollout | None
+    why_not: str = ""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return self.rollout and self.rollout.verdict
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The policy's reading of the correction under the plain prompt."""
+        return read(self.desk.policy, [self._legal.prompt_ids], [self._legal])[0]
+
+    @cached_property
+    def preview(self) -> Inspection:
+        """The group with the correction as its last rollout, and the credit that each method gives if this is the whole batch."""
+        group = replace(self.desk.group, rollouts=(*self.desk.group.rollouts, self._legal))
+        return inspect_group(self.desk.learner, group, self.desk.task, self.desk.methods)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row for every token of prompt and correction, as ``collate`` hands it to training: ``trained`` is its mask. Log-prob (nats), entropy
+        and the OOD weight ``w`` are the policy's under the plain prompt; then the realised credit of each method."""
+        import pandas as pd
+
+        rollout, decode = self._legal, self.desk.policy.tokenizer.decode
+        batch, = collate([Credit.of(rollout)], self.desk.policy.pad_id)
+        before, ids = len(rollout.prompt_ids), batch.input_ids[0].tolist()
+        new = {"log-prob": self.reading.logprobs, "entropy": self.reading.entropy, "w": ood_weights(self.reading)}
+        new |= {name: layer[-1] for name, layer in self.preview.layers.items() if name.endswith(" credit")}
+        return pd.DataFrame({"token": [decode([i]) for i in ids], "id": ids, "part": ["prompt"] * before + self.parts,
+                             "trained": [False] * before + batch.mask[0].tolist(),
+                             **{name: np.concatenate([np.full(before, np.nan), values]) for name, values in new.items()}})
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """[T] which part of the composition each completion token belongs to."""
+        ends = np.cumsum([len(self.composition.prefix), len(self.composition.transition)])
+        names = ("prefix", "transition", "continuation")
+        starts = Layout(self._legal, self.desk.policy.decode).starts[:-1]
+        return [names[int(np.searchsorted(ends, start, side="right"))] for start in starts] + ["end"]
+
+    def save(self, path: str | Path) -> Correction:
+        """Append the correction, with where it came from, to a buffer (workbench/corrections/buffer.py)."""
+        correction = Correction(self.composition, self._legal, called(self.desk.policy))
+        append(path, correction)
+        return correction
+
+    @property
+    def _legal(self) -> Rollout:
+        if self.rollout is None:
+            raise WorkbenchError(self.why_not)
+        return self.rollout

@@ -1,0 +1,208 @@
+"""Where did it go wrong? Locators of the failure point of a wrong rollout, behind one protocol.
+
+    truth                the task's own checker: the first step that was wrong when written              needs a task that knows
+    steepest drop        the sharpest fall of Delta from one token to the next                            needs the self-teacher's reading
+    sustained negative   the first token from which Delta stays negative (a CUSUM alarm)                  needs the self-teacher's reading
+    divergence           the first step that the nearest correct sibling does not have                    needs a correct sibling, no model
+    chance               a step drawn uniformly: what every locator has to beat
+
+Two more ask the policy to write (workbench/inspection/generative_locators.py): its own diagnosis, and the drop of the success rate over the steps.
+``locate`` runs locators on a group; workbench/studies/locator_table.py scores them against the truth.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from workbench.core import Group, Inspection, Rollout, WorkbenchError, coordinates
+from workbench.spans import Decode, Layout, common_prefix
+
+BEST = 3  # candidates that a locator names at most
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+class Candidate(NamedTuple):
+    """A possible failure point: a step, the token in it, and a score (larger: more likely; each locator has its own unit)."""
+
+    step: int
+    token: int
+    score: float
+
+
+class Finding(NamedTuple):
+    """Candidates, best first; none where the locator cannot tell. ``cost``: tokens generated to find them."""
+
+    candidates: tuple[Candidate, ...] = ()
+    cost: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rollout of an inspected group, to be located."""
+
+    inspection: Inspection
+    index: int
+    decode: Decode
+
+    @property
+    def rollout(self) -> Rollout:
+        return self.inspection.group.rollouts[self.index]
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.rollout, self.decode)
+
+    def siblings(self) -> list[Rollout]:
+        """The other rollouts of the group that are correct."""
+        return [r for i, r in enumerate(self.inspection.group.rollouts) if i != self.index and r.verdict.correct]
+
+    def candidate(self, token: int, score: float) -> Candidate:
+        return Candidate(self.layout.step_of(token), token, float(score))
+
+    def delta(self, reader: str) -> np.ndarray:
+        """[T] Delta, NaN without a teacher."""
+        if "delta" not in self.inspection.layers:
+            raise WorkbenchError(f"the locator {reader!r} needs the self-teacher's reading: make the inspection with inspect_group(policy, ...)")
+        return self.inspection.layers["delta"][self.index]
+
+
+class Locator(Protocol):
+    name: str
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]: ...
+
+
+def locate(group: Group | Inspection, decode: Decode, locators: Iterable[Locator], rollouts: Sequence[int] | None = None
+           ) -> dict[int, dict[str, Finding]]:
+    """What each locator finds in each of ``rollouts`` (None: the wrong ones). ``decode`` turns ids to text: ``policy.decode``.
+
+    A bare Group, such as a recorded one, serves the locators that need no model; the others say what they need (WorkbenchError).
+    """
+    inspection = Inspection(group, {}) if isinstance(group, Group) else group
+    rollouts = [i for i, r in enumerate(inspection.group.rollouts) if not r.verdict.correct] if rollouts is None else rollouts
+    cases = [Case(inspection, i, decode) for i in rollouts]
+    found: dict[int, dict[str, Finding]] = {i: {} for i in rollouts}
+    for locator in locators:
+        for i, finding in zip(rollouts, locator.locate(cases)):
+            found[i][locator.name] = finding
+    return found
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The task's own checker. Score 1."""
+
+    name: str = "truth"
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return [self._one(case) for case in cases]
+
+    def _one(self, case: Case) -> Finding:
+        if not case.inspection.first_errors:
+            raise WorkbenchError("the locator 'truth' needs the task's checker: make the inspection with inspect_group(policy, ...)")
+        wrong = case.inspection.first_errors[case.index]
+        return Finding() if wrong is None else Finding((Candidate(*case.layout.place(wrong.start), 1.0),))
+
+
+@dataclass(frozen=True)
+class SteepestDrop:
+    """The largest fall Delta_(t-1) - Delta_t (before the first token Delta is 0), the largest of each step. Score: the fall in nats."""
+
+    name: str = "steepest drop"
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return [self._one(case, case.delta(self.name)) for case in cases]
+
+    def _one(self, case: Case, delta: np.ndarray) -> Finding:
+        fall = -np.diff(delta, prepend=0.0)
+        return best_of_steps(case.candidate(int(t), fall[t]) for t in np.argsort(-fall, kind="stable") if fall[t] > 0)
+
+
+@dataclass(frozen=True)
+class SustainedNegative:
+    """Page's CUSUM on Delta: S_t = max(0, S_(t-1) - Delta_t - drift), an alarm when S reaches ``alarm``. The point is the token at which S last
+    left 0 before the first alarm. One unlikely token (a third as likely to the teacher) suffices, and so do many slightly unlikely ones.
+    Score: the largest S before it is 0 again.
+    """
+
+    drift: float = 0.05  # nats a token that are forgiven
+    alarm: float = 1.0  # nats
+    name: str = "sustained negative"
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return [self._one(case, case.delta(self.name)) for case in cases]
+
+    def _one(self, case: Case, delta: np.ndarray) -> Finding:
+        total, onset, peak = 0.0, 0, 0.0
+        for t, value in enumerate(np.nan_to_num(delta)):
+            if total == 0.0:
+                if peak >= self.alarm:
+                    break
+                onset, peak = t, 0.0
+            total = max(0.0, total - float(value) - self.drift)
+            peak = max(peak, total)
+        return Finding((case.candidate(onset, peak),)) if peak >= self.alarm else Finding()
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first step in which the rollout leaves the nearest correct sibling: the one with the most leading steps in common.
+
+    Steps are the same when they hold the same numbers (without numbers: the same words). Score: steps in common. The point is
+    the first character in which the two steps differ; in free text the wording differs sooner than the reckoning does.
+    """
+
+    name: str = "divergence"
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return [best_of_steps(sorted((self._leaves(case, Layout(sibling, case.decode)) for sibling in case.siblings()),
+                                     key=lambda candidate: -candidate.score)) for case in cases]
+
+    def _leaves(self, case: Case, sibling: Layout) -> Candidate:
+        layout = case.layout
+        shared = shared_steps(layout.lines, sibling.lines)
+        if shared == len(layout.steps):
+            return case.candidate(len(layout.starts) - 1, shared)
+        own = layout.steps[shared]
+        same = common_prefix(layout.lines[shared], sibling.lines[shared]) if shared < len(sibling.steps) else 0
+        return case.candidate(layout.token_at(min(own.start + same, own.end - 1)), shared)
+
+
+def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:
+    """How many leading steps two completions have in common."""
+    return next((i for i, (a, b) in enumerate(zip(own, other)) if says(a) != says(b)), min(len(own), len(other)))
+
+
+def says(step: str) -> tuple[str, ...]:
+    """What a step comes down to: its numbers in any order (85+47 is 47+85), or its words where it has none."""
+    return tuple(sorted(_NUMBER.findall(step))) or tuple(step.casefold().split())
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A step drawn uniformly. Score 0."""
+
+    seed: int = 0
+    name: str = "chance"
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return [self._one(case) for case in cases]
+
+    def _one(self, case: Case) -> Finding:
+        step = Random(coordinates(self.seed, "chance", case.inspection.group.problem.id, case.index)).randrange(max(1, len(case.layout.steps)))
+        return Finding((Candidate(step, case.layout.first_token(step), 0.0),))
+
+
+def best_of_steps(candidates: Iterable[Candidate], cost: int = 0) -> Finding:
+    """The first candidate of each step, ``BEST`` at most, in the order given."""
+    found: dict[int, Candidate] = {}
+    for candidate in candidates:
+        found.setdefault(candidate.step, candidate)
+    return Finding(tuple(found.values())[:BEST], cost)

@@ -1,0 +1,3 @@
+"""Language models, as policies and learners: loading, adapters, log-probabilities, sharding over
+processes. Imports core, losses and records.
+"""

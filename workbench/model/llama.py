@@ -1,0 +1,335 @@
+"""The Llama family without the parts of a general implementation that a rollout does not need: decoding, and states for training.
+
+The weights stay in the Hugging Face modules; these functions read them there at every call, with the LoRA adapter that is active. Whatever they
+do not cover (another family, biases, quantised layers, DoRA, ...) goes through the model's own forward pass: see ``supported``.
+
+What is gained. In both, a group's prompt is computed once and its K completions attend to it, so no row carries a copy of it and nothing is padded
+in the matrix products. Decoding merges adapter, norm and scale into one matrix for query, key and value and one for gate and up: about 20 kernels a
+layer, where the general path has about 60.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from workbench.model.policy import Policy
+
+LARGEST = 10**9  # parameters; above, merged copies of the weights cost more memory than the saved kernels are worth
+KEPT = 2**24  # attention weights of all layers together that training keeps for its backward pass (about 200 MB with what goes with them)
+
+
+def supported(policy: Policy) -> bool:
+    """Whether the functions here compute exactly what the model's own forward pass does."""
+    config, base = policy.base.config, policy.base
+    if (not policy.whole or config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
+            or config.rope_parameters["rope_type"] not in ("default", "linear", "llama3") or base.num_parameters() > LARGEST):
+        return False
+    return all(_plain(module) for layer in base.model.layers for module in _projections(layer))
+
+
+def _projections(layer: nn.Module) -> tuple[nn.Module, ...]:
+    attention, mlp = layer.self_attn, layer.mlp
+    return (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+
+
+def _plain(module: nn.Module) -> bool:
+    """A linear layer of plain weights, perhaps with ordinary LoRA adapters that are not merged into them."""
+    if type(module) is nn.Linear:
+        return True
+    return (type(getattr(module, "base_layer", None)) is nn.Linear and hasattr(module, "lora_A")
+            and not module.lora_variant and not module.merged and not any(module.lora_bias.values()))
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """[out, in] what the layer multiplies with, its active adapters added."""
+    if type(module) is nn.Linear:
+        return module.weight
+    weight = module.base_layer.weight
+    active = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
+    return sum((module.get_delta_weight(name) for name in active), start=weight).to(weight.dtype)  # adapters are fp32 also on bf16 weights
+
+
+class _Rotation(NamedTuple):
+    """Rotary position embedding: cos and sin by position, the sin of the first half negated, so that one swap of halves serves both."""
+
+    cos: Tensor  # [positions, d]
+    sin: Tensor
+
+    @classmethod
+    def table(cls, policy: Policy, positions: int) -> _Rotation:
+        cos, sin = policy.base.model.rotary_emb(policy.head, torch.arange(positions, device=policy.device)[None])
+        half = cos.shape[-1] // 2
+        return cls(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1))
+
+    def at(self, positions: Tensor) -> _Rotation:
+        """Made to broadcast over heads: [N, 1, d]."""
+        return _Rotation(self.cos[positions, None], self.sin[positions, None])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate [N, heads, d]."""
+        return x * self.cos + x.roll(x.shape[-1] // 2, -1) * self.sin
+
+
+# ---- decoding ------------------------------------------------------------------------------------------------------------------------
+
+
+class _Layer(NamedTuple):
+    qkv: Tensor  # [(heads + 2 kv_heads) d, D] with the norm's weight and the attention's scale in it
+    out: Tensor  # [D, heads d]
+    gate_up: Tensor  # [2 I, D] with the norm's weight in it
+    down: Tensor  # [D, I]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The policy's weights as they are now, merged for decoding."""
+
+    policy: Policy
+    layers: tuple[_Layer, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, policy: Policy) -> Weights:
+        layers = []
+        for layer in policy.base.model.layers:
+            q, k, v, out, gate, up, down = map(_weight, _projections(layer))
+            layers.append(_Layer(torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight, out,
+                                 torch.cat([gate, up]) * layer.post_attention_layernorm.weight, down))
+        return cls(policy, tuple(layers))
+
+
+class Decoder:
+    """Rows that grow by one token a step. Rows of one prompt share its keys and values; each has its own for what it wrote."""
+
+    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], copies: Sequence[int], max_new: int):
+        from transformers import DynamicCache
+
+        policy, config = weights.policy, weights.policy.base.config
+        device, dtype = policy.device, policy.head.dtype
+        self.weights, self.policy, self.eps = weights, policy, config.rms_norm_eps
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.d = policy.base.model.layers[0].self_attn.head_dim
+        sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        width = int(sizes.max())
+        ids = torch.zeros(len(prompts), width, dtype=torch.long, device=device)  # padded on the right: causal attention never looks there
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        cache = DynamicCache(config=config)
+        hidden = policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        self.prompt = [(layer.keys, layer.values) for layer in cache.layers]  # [G, kv_heads, P, d]
+        pads = torch.arange(width, device=device) >= sizes[:, None]
+        self.bias = torch.zeros(pads.shape, dtype=dtype, device=device).masked_fill(pads, -torch.inf) if bool(pads.any()) else None
+        self.group = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(copies, device=device))
+        self.start = sizes[self.group]
+        self.rotation = _Rotation.table(policy, width + max_new)
+        self.own = torch.empty(len(weights.layers), 2, len(self.group), self.kv_heads, max_new, self.d, dtype=dtype, device=device)
+        self.written = 0
+        self._arrange()
+        self.state = hidden[torch.arange(len(prompts), device=device), sizes - 1][self.group]  # [B, D] predicts the next token
+
+    def _arrange(self) -> None:
+        """Attention to the prompts is dense over G x (most rows of a group) slots; say which row sits in which slot."""
+        counts = torch.bincount(self.group)
+        index = torch.arange(len(self.group), device=self.group.device)
+        width = int(counts.max())
+        self.slot = self.group * width + index - (counts.cumsum(0) - counts)[self.group]
+        self.row = torch.zeros(len(counts) * width, dtype=torch.long, device=index.device).index_copy(0, self.slot, index)
+        self.dense = len(self.row) == len(self.slot)
+
+    def _to_slots(self, x: Tensor) -> Tensor:
+        """[B, kv_heads, r, n] by row -> [G, kv_heads, slots r, n] by prompt."""
+        x = x if self.dense else x[self.row]
+        return x.unflatten(0, (self.n_groups, -1)).transpose(1, 2).flatten(2, 3)
+
+    def _to_rows(self, x: Tensor, r: int) -> Tensor:
+        x = x.unflatten(2, (-1, r)).transpose(1, 2).flatten(0, 1)
+        return x if self.dense else x[self.slot]
+
+    @property
+    def n_groups(self) -> int:
+        return len(self.prompt[0][0])
+
+    def step(self, token: Tensor) -> None:
+        """Append one token to each row."""
+        t, n_rows = self.written, len(token)
+        rotation = self.rotation.at(self.start + t)
+        x = F.embedding(token, self.policy.base.get_input_embeddings().weight)
+        turning = self.heads + self.kv_heads
+        for layer, prompt, own in zip(self.weights.layers, self.prompt, self.own):
+            qkv = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.qkv).view(n_rows, -1, self.d)
+            turned = rotation(qkv[:, :turning])
+            own[0, :, :, t], own[1, :, :, t] = turned[:, self.heads:], qkv[:, turning:]
+            mixed = self._attend(turned[:, : self.heads], prompt, own[:, :, :, : t + 1])
+            x = torch.addmm(x, mixed, layer.out.T)
+            gate, up = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.gate_up).chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
+        self.written += 1
+        self.state = self.policy.base.model.norm(x)
+
+    def _attend(self, q: Tensor, prompt: tuple[Tensor, Tensor], own: Tensor) -> Tensor:
+        q = q.unflatten(1, (self.kv_heads, -1))  # [B, kv_heads, r, d]
+        r, p = q.shape[2], prompt[0].shape[2]
+        to_prompt = self._to_slots(q) @ prompt[0].transpose(-1, -2)
+        if self.bias is not None:
+            to_prompt += self.bias[:, None, None]
+        to_own = q @ own[0].transpose(-1, -2)
+        weights = torch.cat([self._to_rows(to_prompt, r), to_own], dim=-1).softmax(-1)
+        mixed = weights[..., p:] @ own[1]
+        mixed += self._to_rows(self._to_slots(weights[..., :p]) @ prompt[1], r)
+        return mixed.flatten(1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these (ascending), and the prompts that no row is left of."""
+        own = self.own.new_empty(*self.own.shape[:2], len(rows), *self.own.shape[3:])
+        own[..., : self.written, :] = self.own[:, :, rows, :, : self.written]
+        self.own, self.start, self.state = own, self.start[rows], self.state[rows]
+        left, self.group = torch.unique(self.group[rows], return_inverse=True)
+        if len(left) < self.n_groups:
+            self.prompt = [(keys[left], values[left]) for keys, values in self.prompt]
+            self.bias = None if self.bias is None else self.bias[left]
+        self._arrange()
+
+
+# ---- states for training -------------------------------------------------------------------------------------------------------------
+
+
+def completion_states(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
+    """[sum of completion lengths, D] the last hidden state that predicts each completion token, row after row, with gradient.
+
+    Tokens are packed, group after group: a prompt, then all but the last token of each of its completions.
+    """
+    base, config = policy.base, policy.base.config
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(row)
+    ids, positions, spans, picks = [], [], [], [None] * len(prompts)
+    for prompt, rows in groups.items():
+        lengths, last = [len(completions[row]) - 1 for row in rows], len(ids) + len(prompt) - 1
+        ids += prompt
+        positions += range(len(prompt))
+        for row, n in zip(rows, lengths):
+            picks[row] = [last, *range(len(ids), len(ids) + n)]
+            ids += completions[row][:n]
+            positions += range(len(prompt), len(prompt) + n)
+        spans.append(_Span.of(len(prompt), lengths, policy.device))
+    send = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
+    rotation = _Rotation.table(policy, max(positions) + 1).at(send(positions))
+    heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, base.model.layers[0].self_attn.head_dim
+
+    keep = heads * config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
+    def through(layer: nn.Module, x: Tensor) -> Tensor:
+        q, k, v, out, gate, up, down = _projections(layer)
+        qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
+        qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
+        q, k = rotation(qk).split([heads, kv_heads], dim=1)
+        x = x + out((_attention if keep else _Attention.apply)(q, k, v, spans).flatten(1))
+        gate, up = _product(layer.post_attention_layernorm(x), gate, up).chunk(2, dim=-1)
+        return x + down(F.silu(gate) * up)
+
+    x = base.get_input_embeddings()(send(ids))
+    for layer in base.model.layers:
+        x = checkpoint(through, layer, x, use_reentrant=False) if policy.checkpointing and torch.is_grad_enabled() else through(layer, x)
+    return base.model.norm(x[send([place for row in picks for place in row])])
+
+
+def _product(x: Tensor, *modules: nn.Module) -> Tensor:
+    """Several linear layers of one input, side by side; without adapters, as one product."""
+    if all(type(module) is nn.Linear for module in modules):
+        return F.linear(x, torch.cat([module.weight for module in modules]))
+    return torch.cat([module(x) for module in modules], dim=-1)
+
+
+class _Span(NamedTuple):
+    """The packed tokens of one group: P of the prompt, then those of K completions."""
+
+    prompt: int
+    lengths: list[int]
+    pad: Tensor | None  # [K T] the packed token at each place of the completions padded to T tokens; None: they are equally long
+    real: Tensor | None  # [sum of lengths] the padded place of each packed token
+
+    @property
+    def weights(self) -> int:
+        """Attention weights of one head, padded."""
+        widest = max(self.lengths)
+        return self.prompt**2 + len(self.lengths) * widest * (self.prompt + widest)
+
+    @classmethod
+    def of(cls, prompt: int, lengths: list[int], device: torch.device) -> _Span:
+        if len(set(lengths)) == 1:
+            return cls(prompt, lengths, None, None)
+        inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        pad = (inside.flatten().cumsum(0) - 1).clamp(min=0)
+        return cls(prompt, lengths, pad.to(device), inside.flatten().nonzero()[:, 0].to(device))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span]) -> Tensor:
+    """Causal attention inside each span."""
+    return torch.cat([_attend(*parts, span) for parts, span in _by_span(spans, q, k, v)])
+
+
+class _Attention(torch.autograd.Function):
+    """``_attention`` that keeps nothing of the size of the attention weights: the backward pass makes them again, span by span. That takes twice
+    the time of a backward pass that finds them, and no memory."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, spans):
+        ctx.save_for_backward(q, k, v)
+        ctx.spans = spans
+        return _attention(q, k, v, spans)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grads = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
+        pieces = zip(_by_span(ctx.spans, *ctx.saved_tensors), _by_span(ctx.spans, grad, *grads))
+        for (parts, span), ((grad_out, *grad_parts), _) in pieces:
+            parts = [part.detach().requires_grad_() for part in parts]
+            with torch.enable_grad():
+                out = _attend(*parts, span)
+            for into, value in zip(grad_parts, torch.autograd.grad(out, parts, grad_out)):
+                into.copy_(value)
+        return *grads, None
+
+
+def _by_span(spans: Sequence[_Span], *tensors: Tensor):
+    sizes = [span.prompt + sum(span.lengths) for span in spans]
+    return zip(zip(*(tensor.split(sizes) for tensor in tensors)), spans)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:
+    """[n, heads, d] of the span's n tokens. The prompt attends to itself; completions attend to the prompt and each to itself."""
+    kv_heads, d = k.shape[1:]
+    q = q.unflatten(1, (kv_heads, -1)) * d**-0.5
+    (qp, qc), (kp, kc), (vp, vc) = (tensor.split([span.prompt, len(tensor) - span.prompt]) for tensor in (q, k, v))
+    qp, kp, vp = qp.permute(1, 2, 0, 3), kp.transpose(0, 1), vp.transpose(0, 1)
+    weights = (_rows(qp, kp.transpose(1, 2)) + _causal(qp)).softmax(-1)  # [kv_heads, r, P, P]
+    prompt = _rows(weights, vp).permute(2, 0, 1, 3).flatten(1, 2)
+    if not len(qc):
+        return prompt
+    if span.pad is not None:
+        qc, kc, vc = qc[span.pad], kc[span.pad], vc[span.pad]
+    n = len(span.lengths)
+    qc = qc.unflatten(0, (n, -1)).permute(2, 0, 3, 1, 4).contiguous()  # [kv_heads, K, r, T, d]
+    kc, vc = (tensor.unflatten(0, (n, -1)).permute(2, 0, 1, 3) for tensor in (kc, vc))  # [kv_heads, K, T, d]
+    own = _rows(qc, kc.transpose(2, 3)) + _causal(qc)
+    weights = torch.cat([_rows(qc, kp.transpose(1, 2)), own], dim=-1).softmax(-1)  # [kv_heads, K, r, T, P + T]
+    mixed = _rows(weights[..., : span.prompt], vp) + _rows(weights[..., span.prompt:], vc)
+    mixed = mixed.permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(1, 2)
+    return torch.cat([prompt, mixed if span.real is None else mixed[span.real]])
+
+
+def _rows(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y for y [*batch, m, n] and x [*batch, *rows, m]: a key serves all heads, or all completions, of its group in one product."""
+    batch = y.dim() - 2
+    return (x.flatten(batch, -2) @ y).unflatten(batch, x.shape[batch:-1])
+
+
+def _causal(q: Tensor) -> Tensor:
+    n = q.shape[-2]
+    return torch.full((n, n), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)

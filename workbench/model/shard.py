@@ -1,0 +1,183 @@
+"""How the ranks of a run hold what is trained: each all of it (``Replicated``), or each an N-th (``Sharded``, PyTorch's FSDP2).
+
+Sharded are the weights, also those of a frozen base under an adapter, gradients, the optimiser's moments, the copy of the start (the reference) and
+the EMA teacher. An expert, which is another frozen model, is not. What a rank has beyond its N-th:
+
+    sampling, re-reading, evaluation    the whole weights, inside ``whole``: ranks have unequal amounts of this work and cannot wait for each other
+    training                            one layer's weights at a time, and the embeddings', gathered by all ranks together for each pass
+    a checkpoint, the saved policy      on rank 0 one whole copy in the CPU's memory: any number of processes can go on with it, sharded or not
+
+So a GPU must have room for the weights once (loading takes it, too), not for gradients, moments and copies.
+
+In training all ranks go through the same passes: one with fewer micro-batches makes idle ones, and whether there is a teacher to read or a gradient
+to make is decided by all (``any``). Gradients are added up and not averaged, because the denominators are already those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from workbench.model import distributed
+from workbench.core import WorkbenchError
+
+
+# ---- tensors of which this rank may hold a part. Of all others these are the identity
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part, sharing its memory."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole`` shared out as ``like`` is, if it is one number for each of its."""
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(tree: Any) -> Any:
+    """The tensors of nested dicts, whole, on rank 0's CPU; elsewhere nothing in their place. All ranks call this together."""
+    if isinstance(tree, dict):
+        return {name: gathered(value) for name, value in tree.items()}
+    if not isinstance(tree, DTensor):
+        return tree
+    whole = tree.detach().full_tensor()
+    return whole.cpu() if distributed.main() else None
+
+
+# ---- who holds what
+
+class Replicated:
+    """Every rank holds the whole policy."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The policy's weights are all here: it can be sampled from."""
+        yield
+
+    @contextmanager
+    def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
+        """The policy with other weights, by name."""
+        own = dict(self.policy.model.named_parameters())
+        held = {name: p.data for name, p in own.items()}
+        try:
+            for name, p in own.items():
+                p.data = other[name]
+            yield
+        finally:
+            for name, p in own.items():
+                p.data = held[name]
+
+    def share(self, batches: list) -> tuple[list, list]:
+        """This rank's micro-batches, and those that it goes through only to keep step with the others."""
+        return distributed.share(batches), []
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so here, or on a rank that this one keeps step with."""
+        return here
+
+    def total(self, numbers: Tensor) -> Tensor:
+        """Sums over this rank's parts -> sums over everything."""
+        return numbers
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        distributed.sum_gradients(parameters)
+
+
+class Sharded(Replicated):
+    """Every rank holds an N-th of each weight of the policy. Raises WorkbenchError where that cannot be had."""
+
+    def __init__(self, policy):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        if policy.unsloth or getattr(policy.base, "is_quantized", False):
+            raise WorkbenchError(f"{policy.name} cannot be sharded in {'Unsloth' if policy.unsloth else '4 bits'}: load it without")
+        root, head = policy.decoder, policy.base.get_output_embeddings()
+        layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+        inside = {id(p) for module in (root, head) for p in module.parameters()}
+        if not layers or any(id(p) not in inside for p in policy.model.parameters()):
+            raise WorkbenchError(f"{policy.name} cannot be sharded: it is not layers between embeddings and an output embedding")
+        if distributed.size() == 1:
+            raise WorkbenchError("sharding splits the policy over several processes, and there is one: start them with torchrun --nproc-per-node N")
+        distributed.agree(lambda: {"weights": distributed.fingerprint(list(policy.model.parameters()))})  # from now on each of them is there once
+        mesh = init_device_mesh(policy.device.type, (distributed.size(),))
+        for layer in layers:
+            fully_shard(layer, mesh=mesh)
+        # The head is used as a matrix and not called, so it goes with the decoder (whose embeddings it may be): there until the backward pass ends.
+        root.add_module("sharded_head", head)
+        fully_shard(root, mesh=mesh, reshard_after_forward=False)
+        del root.sharded_head
+        super().__init__(policy)
+        self.root, self.parts = root, [*layers, root]
+        for module in self.parts:
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        policy.whole = False
+
+    def _gather(self) -> None:
+        for module in self.parts:
+            module.unshard()
+
+    def _reshard(self) -> None:
+        for module in self.parts:
+            module.reshard()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All ranks enter together; until they leave, none waits for another."""
+        self.root.set_reshard_after_forward(False)
+        self._gather()
+        self.policy.whole = True
+        try:
+            yield
+        finally:
+            self.policy.whole = False
+            self.root.set_reshard_after_forward(True)
+            self.root.set_reshard_after_forward(False, recurse=False)
+            self._reshard()
+
+    @contextmanager
+    def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
+        """In place, because FSDP gathers from where the parts are: ``other`` holds the policy's own weights meanwhile."""
+        @torch.no_grad()
+        def exchange() -> None:
+            self._reshard()
+            for name, p in self.policy.model.named_parameters():
+                held = p.detach().clone()
+                p.copy_(other[name])
+                other[name].copy_(held)
+
+        exchange()
+        if self.policy.whole:
+            self._gather()
+        try:
+            yield
+        finally:
+            exchange()
+        if self.policy.whole:  # not after an error: one that only this rank has must not wait for the others
+            self._gather()
+
+    def share(self, batches: list) -> tuple[list, list]:
+        mine = distributed.share(batches)
+        return mine, batches[: -(-len(batches) // distributed.size()) - len(mine)]
+
+    def any(self, here: bool) -> bool:
+        return bool(self.total(torch.tensor(int(here))))
+
+    def total(self, numbers: Tensor) -> Tensor:
+        return distributed.total(numbers)
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """FSDP has added them up. The weights change now: what is still gathered of them goes."""
+        self._reshard()

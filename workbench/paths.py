@@ -1,0 +1,9 @@
+"""Where a checkout keeps its models and records. (Only an editable install is supported: data/ lies beside the package.)"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+ORGANISM = DATA / "organism"  # the small models: ORGANISM / "3m", ...
+RECORDS = DATA / "runs"  # what the study left: one folder a cell
+STUDY = DATA / "study"  # learning rates, verdicts

@@ -1,0 +1,72 @@
+"""Completions that somebody else began: an expert's whole trace, where to cut it, and rollouts that go on from a given prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from workbench.model import distributed
+from workbench.core import Problem, Rollout, Task, WorkbenchError
+from workbench.model.policy import Policy
+from workbench.rollouts.sampling import generate
+from workbench.spans import Layout
+
+NAN = float("nan")
+
+
+def trace(policy: Policy, task: Task, problem: Problem, text: str, longest: int | None = None) -> Rollout:
+    """An expert's solution with its end-of-turn token, none of whose tokens the policy wrote. What is over ``longest`` tokens is cut off.
+
+    Raises WorkbenchError when it does not fit the model's context.
+    """
+    prompt, ids = policy.prompt_ids(problem.messages), policy.completion_ids(text)
+    kept = ids[:longest]
+    if len(prompt) + len(kept) > policy.context:
+        raise WorkbenchError(f"problem {problem.id} and its solution have {len(prompt) + len(kept)} tokens, "
+                             f"more than the model's context of {policy.context}")
+    text = text if kept == ids else policy.decode(kept)
+    return Rollout(prompt, kept, (NAN,) * len(kept), text, task.grade(problem, text), "expert", len(kept), finished=kept == ids)
+
+
+def cut(whole: Rollout, decode: Callable[[Sequence[int]], str], ratio: float, reach: float = 0.3) -> int:
+    """How many tokens of an expert's trace to give: ``ratio`` of them, or more up to the end of a line within ``reach`` of the length."""
+    size = len(whole.completion_ids)
+    exact, layout = int(ratio * size), Layout(whole, decode)
+    if not 0 < exact < size:
+        return exact
+    ends = (layout.tokens_through(step.index) for step in layout.steps[:-1])
+    return next((end for end in ends if exact <= end <= (ratio + reach) * size), exact)
+
+
+class Start(NamedTuple):
+    """What to go on from: a problem's plain prompt and the first tokens of a completion; one rollout for each seed."""
+
+    problem: Problem
+    prefix: tuple[int, ...]
+    seeds: Sequence[int]
+
+
+def go_on(policy: Policy, task: Task, starts: Sequence[Start]) -> list[list[Rollout]]:
+    """Graded rollouts from each start, all in one batched generation. The prefix counts in the task's response budget: it is cut to it, and
+    nothing is written where it fills it."""
+    return distributed.spread(starts, lambda mine: _go_on(policy, task, mine))
+
+
+def _go_on(policy: Policy, task: Task, starts: Sequence[Start]) -> list[list[Rollout]]:
+    prompts = [policy.prompt_ids(start.problem.messages) for start in starts]
+    prefixes = [start.prefix[: task.max_new] for start in starts]
+    rooms = [task.max_new - len(prefix) for prefix in prefixes]
+    written = generate(policy, [prompt + prefix for prompt, prefix in zip(prompts, prefixes)],
+                       [start.seeds if room else () for start, room in zip(starts, rooms)], max_new=rooms)
+    found = []
+    for start, prompt, prefix, samples in zip(starts, prompts, prefixes, written):
+        tails = [(s.ids, s.logprobs, s.finished) for s in samples] or [((), (), False)] * len(start.seeds)
+        found.append([_graded(policy, task, start.problem, prompt, prefix, *tail) for tail in tails])
+    return found
+
+
+def _graded(policy, task, problem, prompt, prefix, ids, logprobs, finished) -> Rollout:
+    completion = prefix + ids
+    text = policy.decode(completion)
+    return Rollout(prompt, completion, (NAN,) * len(prefix) + logprobs, text, task.grade(problem, text),
+                   "guided" if prefix else "policy", len(prefix), finished)

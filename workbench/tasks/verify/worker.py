@@ -1,0 +1,107 @@
+"""The inside of ``pool.Pool``: a process that reads jobs, a JSON object a line, and answers each with a line.
+
+reasoning-gym's scorers hand a model's text to sympy's ``parse_expr``, which evaluates it as Python. So where the system has seccomp (Linux on x86-64
+or ARM64), the process can start nothing, reach no network and write no file before it reads its first job; what it says is a number.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+
+MEMORY = 4 << 30  # bytes of address space
+
+
+def math_jobs() -> Callable[[dict], dict]:
+    """{gold, given} -> {same}; {gold} -> {read: can it be parsed?}. The parser of LaTeX alone: that of expressions evaluates them."""
+    import logging
+
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.disable(logging.WARNING)  # that its own time limits, which no thread can have, are off
+    latex = [LatexExtractionConfig(boxed_match_priority=0)]
+
+    def read(answer: str) -> list:
+        inside = answer.strip().strip("$").strip()
+        return parse(rf"\boxed{{{inside}}}", extraction_config=latex, fallback_mode="no_fallback", parsing_timeout=None)
+
+    def job(asked: dict) -> dict:
+        gold = read(asked["gold"])
+        if "given" not in asked:
+            return {"read": bool(gold)}
+        given = read(asked["given"])
+        return {"same": bool(gold and given) and bool(verify(gold, given, timeout_seconds=None))}
+
+    job({"gold": r"\frac{1}{2}x^2", "given": "x^2/2"})  # the first time is slow
+    return job
+
+
+def gym_jobs() -> Callable[[dict], dict]:
+    """{dataset, options, entry, answer} -> {score}. ``options`` and ``entry`` are pickled by the parent."""
+    import reasoning_gym
+
+    made = {}
+
+    def job(asked: dict) -> dict:
+        key = asked["dataset"], asked["options"]
+        if key not in made:
+            made[key] = reasoning_gym.create_dataset(asked["dataset"], **pickle.loads(base64.b64decode(asked["options"])))
+        score = float(made[key].score_answer(asked["answer"], pickle.loads(base64.b64decode(asked["entry"]))))
+        return {"score": score if math.isfinite(score) else 0.0}
+
+    return job
+
+
+KINDS = {"math": math_jobs, "gym": gym_jobs}
+
+
+def lock() -> None:
+    """No new process, no network, no change to any file, no more than ``MEMORY``; as much of it as this system has."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    from workbench.tasks.sandbox.inside import _libc, filter_code, seccomp
+
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+    except (OSError, ValueError):  # macOS does not limit the address space
+        pass
+    if _libc is not None:
+        _libc.prctl(38, 1, 0, 0, 0)  # no new privileges: wanted by the next
+        seccomp(filter_code(read_only=True))
+
+
+def timers(processor: float, wall: float) -> None:
+    """This process ends after so many seconds, by signals that nothing handles. 0: never. The second is for when the parent, who also looks, is gone."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, processor)
+        signal.setitimer(signal.ITIMER_REAL, wall)
+
+
+def main(kind: str) -> None:
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # what a library prints is no reply
+    try:
+        job = KINDS[kind]()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}".splitlines()[0], file=replies)
+        return
+    lock()
+    print("ready", file=replies)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        timers(*asked["limits"])
+        try:
+            reply = job(asked)
+        except BaseException as error:  # MemoryError, RecursionError, whatever a library raises for nonsense
+            reply = {"error": type(error).__name__}
+        timers(0, 0)
+        print(json.dumps(reply), file=replies)

@@ -1,0 +1,167 @@
+"""TAPO's cold start (arXiv 2606.18844, section 4.1): before reinforcement learning, SFT teaches the format, on what the policy itself wrote.
+
+    rollouts of the policy -> pairs (y-, y+) -> reconstructions that end right -> lessons   plain x -> y_ref
+                                                                                            synthesis prompt -> whole output, for half of them
+
+The paper has 30,000 of the first and 15,000 of the second kind, 3 epochs, learning rate 5e-6. With ``share`` 0 only the first kind is left: the
+paper's "SFT on the same trajectories".
+
+A reflecting lesson begins with a mistake, so too many of them teach the policy to err first and mend then. ``eval_avg`` of the run does not show that
+(it may even rise); ``first_pass`` of workbench/evaluation/reflection.py does. The organism takes a learning rate of 1e-5 and one epoch (data/LOG.md).
+
+    python -m workbench.training.cold_start --model MODEL --task arithmetic --out runs/cold
+    workbench train tapo --model runs/cold/model --task arithmetic --out runs/cold-tapo
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+from random import Random
+
+from workbench.core import Message, Problem, Step, Task, Verdict, WorkbenchError, coordinates
+from workbench.methods.sft import SFT
+from workbench.model.policy import Learner, Optimiser, Policy, load_policy
+from workbench.rollouts.sampling import sample_groups
+from workbench.rollouts.reconstructions import construct, eligible, pairs
+from workbench.tasks import load_task
+from workbench.tasks.prompts import parse_synthesis
+from workbench.training.run import Plan, fit
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """A task whose training problems are the lessons, for SFT, and whose held-out problems are those of ``task``, so that a run is measured on them.
+
+    A lesson is the problem with another prompt and one solution; ``meta["lesson"]`` is "reflect" or "synthesis". ``generated``: tokens that were
+    written to get them, rollouts and outputs, also those of which no lesson came.
+    """
+
+    task: Task
+    rows: tuple[Problem, ...]
+    generated: int = 0
+
+    name = "cold start"
+
+    @property
+    def max_new(self) -> int:
+        return self.task.max_new
+
+    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
+        """Lessons at random, all different while there are enough; other splits are the task's."""
+        if split != "train":
+            return self.task.problems(split, n, seed)
+        rng = Random(seed)
+        return rng.sample(self.rows, n) if n <= len(self.rows) else rng.choices(self.rows, k=n)
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        """By the task; of a synthesis output, its reconstruction."""
+        if problem.meta.get("lesson") != "synthesis":
+            return self.task.grade(problem, text)
+        parsed = parse_synthesis(text)
+        return self.task.grade(problem, parsed[1]) if parsed else Verdict(0.0, False, "It is not one analysis and one reconstruction.")
+
+    def first_error(self, problem: Problem, text: str) -> Step | None:
+        return self.task.first_error(problem, text)
+
+    def reprompt(self, problem: Problem, **parts: str) -> tuple[Message, ...]:
+        return self.task.reprompt(problem, **parts)
+
+
+def lessons(policy: Policy, task: Task, problems: Sequence[Problem], seed: int, *, k: int = 8, most: int = 4, share: float = 0.5,
+            writer: Policy | None = None) -> Lessons:
+    """Sample ``k`` rollouts of each problem, rewrite up to ``most`` wrong ones where one is right, and keep what ends right.
+
+    ``share``: how many synthesis lessons for each reflecting one; above 1, reflecting ones are left out. ``writer``: who rewrites them; None:
+    the policy itself. Raises WorkbenchError when nothing usable was written.
+    """
+    groups = sample_groups(policy, task, problems, k, (seed, "cold start"))
+    chosen = [pair for group in groups if eligible(group, 1, 1) for pair in pairs(group, most, (seed, "cold start"))]
+    written = construct(writer or policy, task, chosen, (seed, "cold start"))
+    generated = sum(len(r.completion_ids) for group in groups for r in group.rollouts) + sum(m.written for m in written)
+    made = [m for m in written if m.rollout is not None and m.rollout.verdict.correct]
+    if not made:
+        raise WorkbenchError(f"none of {len(chosen)} outputs was a reconstruction that ends right: take more or other problems, "
+                             "or let a stronger model write them (--writer)")
+    rng = Random(coordinates(seed, "lessons"))
+    asked = rng.sample(made, round(min(share, 1) * len(made)))
+    made = rng.sample(made, round(len(made) / share)) if share > 1 else made
+    rows = [_lesson(m.pair.problem, m.pair.problem.messages, m.rollout.text, "reflect") for m in made]
+    rows += [_lesson(m.pair.problem, task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text), m.output, "synthesis") for m in asked]
+    return Lessons(task, tuple(rows), generated)
+
+
+def _lesson(problem: Problem, messages: tuple[Message, ...], text: str, kind: str) -> Problem:
+    return replace(problem, messages=messages, solutions=(text,), meta={**problem.meta, "lesson": kind})
+
+
+@dataclass(frozen=True)
+class Charged(SFT):
+    """SFT whose every step is charged ``spent`` tokens: its part of what was generated to get the lessons."""
+
+    spent: float = 0.0
+
+    def diagnose(self, groups, credits) -> dict[str, float]:
+        return {"generated": self.spent}
+
+
+def cold_start(learner: Learner, made: Lessons, out: str | Path, *, epochs: float, plan: Plan, config: dict | None = None, **how) -> Path:
+    """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take; reinforcement learning starts from ``out``/model. ``how``
+    goes to ``fit``."""
+    steps = ceil(epochs * len(made.rows) / plan.prompts)
+    config = {"lessons": len(made.rows), "generated": made.generated, "epochs": epochs, **(config or {})}
+    return fit(Charged(spent=made.generated / steps), learner, made, replace(plan, steps=steps), out, config=config, **how)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole cold start: rollouts of ``problems`` problems, ``share`` synthesis lessons for each reflecting one, ``epochs`` passes over them."""
+
+    problems: int = 400
+    share: float = 0.5
+    epochs: float = 1.0
+
+    def __post_init__(self):
+        if self.problems < 1 or self.share < 0 or self.epochs <= 0:
+            raise WorkbenchError("a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0")
+
+    def follow(self, learner: Learner, task: Task, plan: Plan, out: str | Path, *, writer: Policy | None = None, **how) -> Path:
+        """Lessons from the policy as it is now, then SFT on them. The number of steps is the lessons', not the plan's."""
+        problems = task.problems("train", self.problems, coordinates(plan.seed, "cold start"))
+        made = lessons(learner.policy, task, problems, plan.seed, share=self.share, writer=writer)
+        return cold_start(learner, made, out, epochs=self.epochs, plan=plan, **how)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--task", default="arithmetic")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--problems", type=int, default=Recipe.problems, help="how many to sample rollouts of")
+    parser.add_argument("--share", type=float, default=Recipe.share, help="synthesis lessons for each reflecting one")
+    parser.add_argument("--epochs", type=float, default=Recipe.epochs)
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--lora", type=int, default=0)
+    parser.add_argument("--writer", help="a model that writes the reconstructions instead")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        _run(args)
+    except WorkbenchError as error:
+        parser.exit(2, f"workbench: {error}\n")
+
+
+def _run(args) -> None:
+    learner = Learner(load_policy(args.model), Optimiser(lr=args.lr), lora=args.lora, seed=args.seed)
+    out = Recipe(args.problems, args.share, args.epochs).follow(
+        learner, load_task(args.task), Plan(seed=args.seed), args.out, writer=load_policy(args.writer) if args.writer else None,
+        config={"model": args.model, "task": args.task})
+    print(f"{json.loads((out / 'config.json').read_text())['lessons']} lessons; the run is in {out}")
+
+
+if __name__ == "__main__":
+    main()

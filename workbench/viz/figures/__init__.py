@@ -1,0 +1,1 @@
+"""Pictures of one paper each. Imports core, records and the rest of viz."""
