@@ -36,14 +36,14 @@ def step_times() -> dict:
 
     from workbench.methods.grpo import GRPO
     from workbench.methods.sdpo import SDPO
-    from workbench.model.policy import Learner, Optimiser, load_policy
+    from workbench.model.policy import Learner, OptimConfig, load_policy
     from workbench.tasks.arithmetic import Arithmetic
     from workbench.training.run import update
 
     torch.set_num_threads(1)
     task = Arithmetic()
     methods = {"grpo": GRPO(), "sdpo": SDPO(), "sdpo, mixed teacher": SDPO(teacher="mixed")}
-    learners = {name: Learner(load_policy(ROOT / "data" / "organism" / "3m"), Optimiser(lr=STILL)) for name in methods}
+    learners = {name: Learner(load_policy(ROOT / "data" / "organism" / "3m"), OptimConfig(lr=STILL)) for name in methods}
     laps: dict[str, list[float]] = {name: [] for name in methods}
     for step in range(STEPS + 1):
         problems, written = task.problems("train", PROMPTS, step), set()

@@ -80,7 +80,7 @@ def ours(case: str, model: str, steps: int) -> None:
     sys.path.insert(0, str(ROOT))
     from workbench.core import Problem, Verdict
     from workbench.methods.grpo import GRPO
-    from workbench.model.policy import Learner, Optimiser, load_policy
+    from workbench.model.policy import Learner, OptimConfig, load_policy
     from workbench.training.run import update
 
     class Words:
@@ -91,7 +91,7 @@ def ours(case: str, model: str, steps: int) -> None:
 
     policy = load_policy(model)
     policy.stop_ids = frozenset()  # no token ends a turn: exactly NEW tokens each
-    learner = Learner(policy, Optimiser(lr=LEARNING_RATE, weight_decay=0.0), lora=CASES[case]["lora"])
+    learner = Learner(policy, OptimConfig(lr=LEARNING_RATE, weight_decay=0.0), lora=CASES[case]["lora"])
     todo = iter(enumerate(questions(case, steps)))
 
     def step() -> dict:

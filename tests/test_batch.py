@@ -33,7 +33,7 @@ def naive(policy, credit):
 
 def gradients(learner):
     found = [p.grad.clone() for p in learner.parameters]
-    learner.optimiser.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad(set_to_none=True)
     return found
 
 
@@ -128,7 +128,7 @@ def test_gather_is_the_one_shift():
         assert batch.mask[i].tolist() == [True] * n + [False] * (batch.mask.shape[1] - n)
         assert batch.attention_mask[i].sum() == len(prompt) + n
         np.testing.assert_allclose(batch.channels["pg"][i, :n], credit.pg)
-        np.testing.assert_allclose(batch.behaviour[i, :n], credit.rollout.logprobs, rtol=1e-6)
+        np.testing.assert_allclose(batch.sampler_logp[i, :n], credit.rollout.logprobs, rtol=1e-6)
     assert batch.gather.max() < batch.input_ids.shape[1]
 
 

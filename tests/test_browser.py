@@ -18,7 +18,7 @@ import pytest
 
 from test_view import TEXTS, inspection
 from test_viz import HOSTILE, contrast, group, rollout
-from workbench.core import Inspection, Reading
+from workbench.core import Inspection, TokenStats
 from workbench.viz import tokens as heat
 from workbench.viz.view import HERE, TokenView
 
@@ -101,7 +101,7 @@ def shade(token) -> str:
     return token.evaluate("(e) => [...e.classList].find((c) => /^wb-(u|d|s)?[0-9]|^wb-none/.test(c))")
 
 
-def colours(locator) -> list[tuple[str, str]]:
+def colors(locator) -> list[tuple[str, str]]:
     """(text colour, background) of each element as #rrggbb."""
     found = locator.evaluate_all("all => all.map((e) => { const s = getComputedStyle(e); return [s.color, s.backgroundColor]; })")
     as_hex = lambda rgb: "#" + "".join(f"{int(part):02x}" for part in rgb[rgb.index("(") + 1: -1].split(",")[:3])  # noqa: E731
@@ -119,9 +119,9 @@ def test_the_colours_are_those_of_the_static_map(mount, dark):
     view = TokenView(inspection(), TEXTS.__getitem__)
     page, theme = mount(view, dark), heat.DARK if dark else heat.LIGHT
     layer, = view._painted(0, "GRPO credit")
-    for card, values in enumerate(layer.painting):
+    for card, values in enumerate(layer.values):
         wanted = [heat.level(v, layer.limit) for v in values]
-        for (ink, paper), level, number in zip(colours(tokens(page, card)), wanted, values):
+        for (ink, paper), level, number in zip(colors(tokens(page, card)), wanted, values):
             if level:
                 assert paper == heat.background(level, theme) and ink == theme.ink
             if not np.isnan(number):
@@ -137,7 +137,7 @@ def test_jupyterlab_s_theme_wins_over_the_system_s(mount):
     view = TokenView(inspection(), TEXTS.__getitem__)
     for dark, lab, theme in ((True, "true", heat.LIGHT), (False, "false", heat.DARK)):
         page = mount(view, dark, f'data-jp-theme-light="{lab}"')
-        assert colours(page.locator(".wb-view")) == [(theme.ink, theme.paper)]
+        assert colors(page.locator(".wb-view")) == [(theme.ink, theme.paper)]
 
 
 def test_every_layer_switches_and_panes_share_the_hover(page):
@@ -209,8 +209,8 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
         shown = [legend.text_content() for legend in page.locator("figcaption").all() if legend.is_visible()]
         assert len(shown) == 1 and shown[0].startswith(name)
         assert page.locator(".wb-sum:visible").count() == 5, "one sum for each step"
-        layer, painted = layers[name], colours(page.locator(".wb-toks .wb-t"))
-        for number, (_, paper) in zip(np.concatenate(layer.painting), painted):
+        layer, painted = layers[name], colors(page.locator(".wb-toks .wb-t"))
+        for number, (_, paper) in zip(np.concatenate(layer.values), painted):
             if level := heat.level(number, layer.limit):
                 assert paper == heat.background(level, heat.DARK, layer.channel.signed)
     page.get_by_label("delta", exact=True).press("Enter")
@@ -266,7 +266,7 @@ def test_the_keyboard_alone_is_enough(page):
 def test_hostile_text_stays_text(mount):
     ids = list(range(len(HOSTILE)))
     k = np.tile(ids[:5], (len(ids), 1))
-    reading = Reading((1,), *(np.ones(len(ids)) for _ in range(3)), k, np.log(np.full(k.shape, 0.2)))
+    reading = TokenStats((1,), *(np.ones(len(ids)) for _ in range(3)), k, np.log(np.full(k.shape, 0.2)))
     hostile = group(rollout(ids), question="".join(HOSTILE[:8]))
     page = mount(TokenView(Inspection(hostile, {"<img src=x onerror=alert(1)>": (np.linspace(-1, 1, len(ids)),)}, (reading,), (reading,)), HOSTILE.__getitem__))
     assert texts(tokens(page)) == [heat.visible(text) for text in HOSTILE]
@@ -285,7 +285,7 @@ def test_2000_tokens_times_8_rollouts_stay_smooth(mount, capsys):
     rng = np.random.default_rng(0)
     words = [f" word{i}" for i in range(300)] + ["\n"]
     rollouts = [rollout(rng.integers(0, 301, 2000)) for _ in range(8)]
-    readings = [Reading((1,), *(rng.normal(size=2000) for _ in range(2)), rng.integers(1, 9, 2000), rng.integers(0, 300, (2000, 5)),
+    readings = [TokenStats((1,), *(rng.normal(size=2000) for _ in range(2)), rng.integers(1, 9, 2000), rng.integers(0, 300, (2000, 5)),
                         -rng.random((2000, 5))) for _ in range(16)]
     credit = tuple(rng.normal(size=2000) for _ in range(8))
     view = TokenView(Inspection(group(*rollouts), {"credit": credit, "other": credit[::-1]}, tuple(readings[:8]), tuple(readings[8:])), words.__getitem__)
@@ -356,7 +356,7 @@ def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
         view.scroll_into_view_if_needed()
         card = view.locator(".wb-card:has(.wb-bad)").first  # a wrong attempt: its teacher has a correct one to read
         token = card.locator(".wb-toks .wb-t").nth(3)
-        assert colours(token)[0][1] != heat.LIGHT.paper
+        assert colors(token)[0][1] != heat.LIGHT.paper
         token.hover()
         assert texts(view.locator(".wb-sides thead th")) == ["", "student", "teacher"]
         token.click()
@@ -427,4 +427,4 @@ def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, 
         page.screenshot(path=tmp_path / "light.png")
         page.keyboard.press("Escape")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
-        assert colours(view) == [(heat.DARK.ink, heat.DARK.paper)]
+        assert colors(view) == [(heat.DARK.ink, heat.DARK.paper)]

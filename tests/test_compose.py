@@ -26,11 +26,11 @@ from workbench.corrections.compose import (
     rest_of,
     to_rollout,
 )
-from workbench.core import Group, Reading, Rollout, Verdict, WorkbenchError
-from workbench.corrections.editor import Desk, ood_weights
+from workbench.core import Group, TokenStats, Rollout, Verdict, WorkbenchError
+from workbench.corrections.editor import CorrectionEditor, ood_weights
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, Optimiser, Policy
+from workbench.model.policy import Learner, OptimConfig, Policy
 from workbench.rollouts.sampling import Sample
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
@@ -224,14 +224,14 @@ def test_a_whole_text_keeps_what_it_begins_with(tiny_policy, group, text, keep):
 def test_weights_of_two_outcomes():
     p = np.array([0.9, 0.5, 0.3, 0.1, 0.01])  # METHODS section 3: p = .9 -> 1.25; .5 -> 1.00; .3 -> .55; .1 -> .14; .01 -> .011
     entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
-    reading = Reading((1,), np.log(p), entropy, *(np.zeros(5),) * 3)
+    reading = TokenStats((1,), np.log(p), entropy, *(np.zeros(5),) * 3)
     np.testing.assert_allclose(ood_weights(reading), [1.25, 1.00, 0.55, 0.14, 0.011], atol=6e-3)
-    extreme = Reading((1,), np.array([-50.0, 0.0]), np.array([0.0, 9.0]), *(np.zeros(2),) * 3)
+    extreme = TokenStats((1,), np.array([-50.0, 0.0]), np.array([0.0, 9.0]), *(np.zeros(2),) * 3)
     assert ood_weights(extreme).tolist() == [0.01, 10.0]
 
 
 def test_the_desk_shows_what_training_would_see(tiny_policy, group):
-    desk = Desk(tiny_policy, TASK, group, {"GRPO": GRPO(k=4), "SFT": SFT()})
+    desk = CorrectionEditor(tiny_policy, TASK, group, {"GRPO": GRPO(k=4), "SFT": SFT()})
     draft = desk.draft(composed(tiny_policy, group))
     table, rollout = draft.table, draft.rollout
     assert tuple(table.id) == rollout.prompt_ids + rollout.completion_ids
@@ -248,7 +248,7 @@ def test_the_desk_shows_what_training_would_see(tiny_policy, group):
 
 
 def test_an_illegal_draft_says_why_and_cannot_be_saved(tiny_policy, group, tmp_path):
-    draft = Desk(tiny_policy, TASK, group).draft(edit(composed(tiny_policy, group), continuation=""))
+    draft = CorrectionEditor(tiny_policy, TASK, group).draft(edit(composed(tiny_policy, group), continuation=""))
     assert draft.rollout is draft.verdict is None and "empty" in draft.why_not
     for use in (lambda: draft.table, lambda: draft.save(tmp_path / "buffer.jsonl")):
         with pytest.raises(WorkbenchError, match="empty"):
@@ -261,7 +261,7 @@ def test_an_illegal_draft_says_why_and_cannot_be_saved(tiny_policy, group, tmp_p
 @pytest.fixture
 def saved(tiny_policy, group, tmp_path):
     path = tmp_path / "new" / "buffer.jsonl"
-    desk = Desk(tiny_policy, TASK, group)
+    desk = CorrectionEditor(tiny_policy, TASK, group)
     first = edit(composed(tiny_policy, group), diagnosis="\u2028 <script> é")
     made = [first, composed(tiny_policy, group, token=3), composed(tiny_policy, group, reference=1)]
     return path, [desk.draft(composition).save(path) for composition in made]
@@ -284,7 +284,7 @@ def test_what_is_saved_comes_back(tiny_policy, saved, group):
 
 def test_training_reads_the_buffer(tiny_policy, saved):
     recorded = groups(load(saved[0]), tiny_policy)
-    learner = Learner(tiny_policy, Optimiser(lr=3e-3))
+    learner = Learner(tiny_policy, OptimConfig(lr=3e-3))
     nll = [update(Replay(SFT(), tuple(recorded)), learner, TASK, [], (0, step)).metrics["nll"] for step in range(6)]
     assert nll[-1] < nll[0] - 0.2
     assert Replay(GRPO(beta=0.1), ()).needs_reference and not Replay(SFT(), ()).needs_reference

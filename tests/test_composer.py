@@ -11,7 +11,7 @@ from test_compose import RIGHT, TASK, WRONG
 from test_readings import group_of
 from workbench.corrections.buffer import load
 from workbench.core import Inspection, WorkbenchError
-from workbench.corrections.editor import Desk
+from workbench.corrections.editor import CorrectionEditor
 from workbench.methods.grpo import GRPO
 from workbench.viz.composer import Composer, draft_html
 
@@ -21,7 +21,7 @@ w = pytest.importorskip("ipywidgets")
 @pytest.fixture(scope="module")
 def desk():
     policy = toys.tiny_policy()
-    return Desk(policy, TASK, group_of(policy, RIGHT, WRONG, "47+85=122\nWait, " + RIGHT, "9"), {"GRPO": GRPO(k=5)})
+    return CorrectionEditor(policy, TASK, group_of(policy, RIGHT, WRONG, "47+85=122\nWait, " + RIGHT, "9"), {"GRPO": GRPO(k=5)})
 
 
 def control(panel, description: str):
@@ -76,7 +76,7 @@ def test_what_cannot_be_made_says_why_and_changes_nothing(desk):
     panel.begin(token=999)
     assert panel.composition == before and "there is no token 999" in panel.message and panel.choice["token"] == 10
     with pytest.raises(WorkbenchError, match="nothing to correct"):
-        Composer(Desk(desk.policy, TASK, group_of(desk.policy, RIGHT)))
+        Composer(CorrectionEditor(desk.policy, TASK, group_of(desk.policy, RIGHT)))
 
 
 def test_save(desk, tmp_path):

@@ -3,7 +3,7 @@
 A new method is one line in ``METHODS`` (or ``DISTILLED``). What is tested where:
 
 - here, on given scores, for every method: the coefficient of each token's log-prob in -L by autograd, also off policy and in micro-batches. A term
-  in D(pi || q) must have its own sampled-token coefficient ``scores.toward`` times what D counts in the loss (importance weight and mean);
+  in D(pi || q) must have its own sampled-token coefficient ``scores.divergence_credit`` times what D counts in the loss (importance weight and mean);
 - here, on a model, for ``METHODS``: the gradient of the parameters is the drawn numbers times grad log pi(y_t), nothing else;
 - the logit forms of SDPO and OPD move the whole vocabulary, so for ``DISTILLED`` that last identity holds in expectation over y_t ~ pi: here on a
   model with every token of the vocabulary in the place of y_t, and in tests/test_sdpo.py on one token out of four with clip and importance weights;
@@ -120,7 +120,7 @@ def test_the_coefficient_of_every_token_by_autograd(method, rows, off_policy):
         old = logp.detach() + 0.4 * torch.randn(shape) if off_policy else None  # ratios far enough from 1 for the clip to hold some back
         reference, teacher, toward = logp.detach() + 0.5 * torch.randn(shape), logp.detach() - torch.rand(shape), torch.randn(shape)
         scores = Scores(logp, torch.rand(shape), reference, teacher, divergence, toward * batch.mask, torch.rand(shape), torch.rand(shape))
-        loss = method.loss(scores, replace(batch, old=old))
+        loss = method.loss(scores, replace(batch, old_logp=old))
         gradient, through = torch.autograd.grad(loss.value, (logp, divergence), allow_unused=True, materialize_grads=True)
         torch.testing.assert_close(loss.credit[batch.mask], (through * toward - gradient)[batch.mask] * tokens)
         torch.testing.assert_close(loss.per_token.sum(), loss.value.detach())
@@ -133,7 +133,7 @@ def gradients(method, learner, group) -> list[torch.Tensor]:
     [batch] = collate(method.credit([group], learner), learner.policy.pad_id)
     method.loss(score(learner, batch, method), batch).value.backward()
     felt = [p.grad.clone() for p in learner.parameters]
-    learner.optimiser.zero_grad()
+    learner.optimizer.zero_grad()
     assert max(float(g.abs().max()) for g in felt) > 1e-4
     return felt
 
@@ -198,5 +198,5 @@ def test_what_a_step_records_is_what_the_viewer_draws(method):
     for which in (method, *(Replay(method, (group,)) for group in some_groups()[:2])):
         record = update(which, learner_of(), task, problems if which is method else [], (0,), rows=3)
         drawn = inspect_group(learner_of(), record.groups[0], task, {"m": method}).layers["m credit"]
-        for painted, row in zip(record.painting[0], drawn, strict=True):
+        for painted, row in zip(record.credit[0], drawn, strict=True):
             np.testing.assert_allclose(painted, row, atol=2e-5)

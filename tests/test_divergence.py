@@ -98,10 +98,10 @@ def test_what_else_it_says(chunked):
     found = divergence(hidden, head, teacher_hidden, teacher_head, targets, 1.0, 3)
     torch.testing.assert_close(found.teacher, log_q.gather(-1, targets[:, None])[:, 0])
     torch.testing.assert_close(found.entropy, -(log_q.exp() * log_q).sum(-1))
-    torch.testing.assert_close(found.tail, 1 - log_p.exp().topk(3).values.sum(-1))
+    torch.testing.assert_close(found.tail_mass, 1 - log_p.exp().topk(3).values.sum(-1))
     full = divergence(hidden, head, teacher_hidden, teacher_head, targets, 1.0)
     torch.testing.assert_close(full.credit, (log_q - log_p).gather(-1, targets[:, None])[:, 0])
-    assert not full.tail.any()
+    assert not full.tail_mass.any()
 
 
 # ---- the credit is the gradient

@@ -28,7 +28,7 @@ def loss(aggregate: str = "token", ratios: bool = True):
         for t, token in enumerate(row):
             logp[i, t] = torch.tensor(token["ratio"] if ratios else 1.0).log()
     logp.requires_grad_(True)
-    result = method.loss(Scores(logp, torch.zeros_like(logp)), replace(batch, old=torch.zeros_like(logp)))
+    result = method.loss(Scores(logp, torch.zeros_like(logp)), replace(batch, old_logp=torch.zeros_like(logp)))
     return result, logp, batch
 
 

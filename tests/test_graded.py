@@ -12,7 +12,7 @@ from test_steps import byte_level
 from workbench.core import WorkbenchError
 from workbench.inspection.locators import Chance, Divergence, locate
 from data.organism.build.arithmetic import tokenizer
-from workbench.spans import Layout
+from workbench.spans import Spans
 from workbench.inspection.graded import read_graded
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_graded_solutions_150.jsonl"
@@ -76,7 +76,7 @@ def test_real_solutions_without_any_model(kind):
         if kind == "byte-level":  # a tokenizer that knows every character gives the text back
             assert all(decode(r.completion_ids) == r.text == row[name]["solution"] for r, name in zip(group.rollouts, names))
         for i, found in locate(group, decode, [Divergence(), Chance()]).items():
-            layout, candidates = Layout(group.rollouts[i], decode), found["divergence"].candidates
+            layout, candidates = Spans(group.rollouts[i], decode), found["divergence"].candidates
             assert bool(candidates) == any(r.verdict.correct for r in group.rollouts)
             for candidate in (*candidates, *found["chance"].candidates):
                 assert layout.step_of(candidate.token) == candidate.step <= len(layout.steps)

@@ -17,7 +17,7 @@ from workbench.core import Credit, Group, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods import find
 from workbench.model.scores import k3
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.training.run import update
 
 AGGREGATES = ("token", "sequence", "constant")
@@ -40,7 +40,7 @@ def random_tables(groups, *, seed=0, requires_grad=False):
 
 
 def with_old(batch, tables):
-    return replace(batch, old=toys.scores_of(batch, {"logp": tables["old"]}).logp)
+    return replace(batch, old_logp=toys.scores_of(batch, {"logp": tables["old"]}).logp)
 
 
 # ---- advantages
@@ -108,7 +108,7 @@ def test_clip_by_hand(ratio, advantage, objective, coefficient):
     rollout = toys.rollout(1)
     [batch] = collate([Credit.of(rollout, pg=advantage)], 0)
     logp = torch.tensor([-1.0], requires_grad=True)
-    batch = replace(batch, old=torch.tensor([[-1.0 - np.log(ratio)]], dtype=torch.float32))
+    batch = replace(batch, old_logp=torch.tensor([[-1.0 - np.log(ratio)]], dtype=torch.float32))
     loss = method.loss(toys.scores_of(batch, {"logp": {id(rollout): logp}}), batch)
     loss.value.backward()
     assert loss.value.item() == pytest.approx(-objective, abs=1e-6)
@@ -237,7 +237,7 @@ def trl_loss(batch, logp, reference, method, loss_type):
     mask = batch.mask.long()
     return trainer._compute_loss(None, {
         "prompt_ids": batch.input_ids[:, :1], "prompt_mask": torch.ones_like(batch.input_ids[:, :1]), "completion_ids": batch.targets,
-        "completion_mask": mask, "advantages": batch.channels["pg"][:, 0], "old_per_token_logps": batch.old,
+        "completion_mask": mask, "advantages": batch.channels["pg"][:, 0], "old_per_token_logps": batch.old_logp,
         "ref_per_token_logps": reference, "num_items_in_batch": mask.sum()})
 
 
@@ -271,7 +271,7 @@ def chance(policy, character: str) -> float:
 
 def test_the_loop_finds_a_known_optimum(tiny_policy):
     """A bandit: reward 1 for the first token "7" and 0 for any other. The probability must go to 1, and with inverted rewards to 0."""
-    learner = Learner(tiny_policy, Optimiser(lr=1e-2))
+    learner = Learner(tiny_policy, OptimConfig(lr=1e-2))
     method, before = GRPO(k=32), chance(tiny_policy, "7")
     assert before < 0.05
     for inverted, reached in ((False, lambda p: p > 0.9), (True, lambda p: p < 0.05)):

@@ -12,7 +12,7 @@ import tiny
 from workbench.rollouts import sampling as engine
 from workbench.model.batch import rescore
 from workbench.core import WorkbenchError
-from workbench.rollouts.prefixes import Start, cut, go_on, trace
+from workbench.rollouts.prefixes import Prefix, prefix_length, continue_from, expert_rollout
 from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task
 from workbench.tasks.arithmetic import Arithmetic, check, draw, due, parse, solve
@@ -81,10 +81,10 @@ def test_turned_solutions_fit_the_budget(tiny_policy):
 
 def test_cut_by_hand(tiny_policy):
     task = Arithmetic()
-    expert = trace(tiny_policy, task, task.problem(CHAIN), "\n".join(PLAIN))
+    expert = expert_rollout(tiny_policy, task, task.problem(CHAIN), "\n".join(PLAIN))
     # one token a character, "Answer " one: lines of 10, 11, 10 tokens with their breaks, then 4 and the end: 36
     assert len(expert.completion_ids) == 36
-    at = lambda ratio, reach=0.3: cut(expert, tiny_policy.decode, ratio, reach)  # noqa: E731
+    at = lambda ratio, reach=0.3: prefix_length(expert, tiny_policy.decode, ratio, reach)  # noqa: E731
     assert at(0.0) == 0 and at(1.0) == 36
     assert at(0.2) == 10  # 7 tokens, on to the end of line 1; within .5 * 36 = 18
     assert at(0.5) == 21  # 18, on to the end of line 2; within 28.8
@@ -96,14 +96,14 @@ def test_cut_by_hand(tiny_policy):
 
 def test_cut_of_a_trace_without_lines_is_exact(tiny_policy):
     task = Arithmetic()
-    expert = trace(tiny_policy, task, task.problem(CHAIN), "1" * 19)  # 20 with its end
-    assert [cut(expert, tiny_policy.decode, ratio) for ratio in (0.2, 0.25, 0.5, 0.04, 1.0)] == [4, 5, 10, 0, 20]
+    expert = expert_rollout(tiny_policy, task, task.problem(CHAIN), "1" * 19)  # 20 with its end
+    assert [prefix_length(expert, tiny_policy.decode, ratio) for ratio in (0.2, 0.25, 0.5, 0.04, 1.0)] == [4, 5, 10, 0, 20]
 
 
 def test_trace_keeps_its_end_unless_it_is_too_long(tiny_policy):
     task = Arithmetic()
     problem = task.problem(CHAIN)
-    whole, short = trace(tiny_policy, task, problem, "\n".join(TURNED)), trace(tiny_policy, task, problem, "\n".join(TURNED), 12)
+    whole, short = expert_rollout(tiny_policy, task, problem, "\n".join(TURNED)), expert_rollout(tiny_policy, task, problem, "\n".join(TURNED), 12)
     assert whole.completion_ids[-1] in tiny_policy.stop_ids and whole.finished and whole.verdict.correct
     assert short.completion_ids == whole.completion_ids[:12] and not short.finished and not short.verdict.correct
     assert short.text == "\n".join(TURNED)[:12] and short.borrowed == 12
@@ -120,7 +120,7 @@ def test_going_on_is_one_call_and_the_log_probs_are_those_after_the_prefix(famil
     calls = []
     monkeypatch.setattr("workbench.rollouts.prefixes.generate", lambda *a, **k: calls.append(1) or generate(*a, **k))
     prefixes = ((), policy.completion_ids(problems[1].solutions[0])[:7], tuple(range(40, 90)))
-    found = go_on(policy, task, [Start(p, prefix, (1, 2)) for p, prefix in zip(problems, prefixes)])
+    found = continue_from(policy, task, [Prefix(p, prefix, (1, 2)) for p, prefix in zip(problems, prefixes)])
     assert calls == [1] and [len(row) for row in found] == [2, 2, 2]
     for problem, prefix, row in zip(problems, prefixes, found):
         size = min(len(prefix), 40)

@@ -16,7 +16,7 @@ from workbench.core import WorkbenchError
 from workbench.methods import find
 from workbench.methods.kd import KD
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.rollouts.sampling import sample_groups
 from workbench.training.run import update
 
@@ -24,7 +24,7 @@ HALVES = toys.FirstCharacter(toys.HALF, max_new=3)
 
 
 def pair(**options) -> Learner:
-    return Learner(tiny.policy(**options), Optimiser(lr=3e-3), expert=tiny.policy(seed=3))
+    return Learner(tiny.policy(**options), OptimConfig(lr=3e-3), expert=tiny.policy(seed=3))
 
 
 def test_rollouts_are_the_teachers_under_the_policys_prompt():
@@ -67,12 +67,12 @@ def test_the_teachers_tokens_are_not_counted_as_the_policys():
     record = update(KD(k=4), learner, HALVES, HALVES.problems("train", 3, 0), (0,), rows=5)
     written = sum(len(r.completion_ids) for g in record.groups for r in g.rollouts)
     assert record.metrics["generated"] == 0 and record.metrics["expert_tokens"] == written > 12
-    assert record.metrics["gap_max"] == 0 and all(all(row) for g in record.painting for row in g)
+    assert record.metrics["gap_max"] == 0 and all(all(row) for g in record.credit for row in g)
 
 
 def test_the_policy_becomes_its_teacher():
     """Cross-entropy on the teacher's samples falls to nearly the teacher's own on them."""
-    task, learner = toys.FirstCharacter("7", max_new=2), Learner(tiny.policy(), Optimiser(lr=1e-2), expert=tiny.policy(seed=3))
+    task, learner = toys.FirstCharacter("7", max_new=2), Learner(tiny.policy(), OptimConfig(lr=1e-2), expert=tiny.policy(seed=3))
     problems = task.problems("train", 4, 0)
     losses = [update(KD(k=16), learner, task, problems, (0, step)).metrics["nll"] for step in range(60)]
     fresh = [r for g in KD(k=64).sample(learner, task, problems, (1,)) for r in g.rollouts]

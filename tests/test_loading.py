@@ -20,10 +20,10 @@ from workbench.core import Credit, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods.kd import KD
 from workbench.methods.sdpo import SDPO
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.rollouts.sampling import generate, sample_groups
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import Plan, fit, update
+from workbench.training.run import TrainConfig, fit, update
 
 ORGANISM = Path(__file__).parent.parent / "data" / "organism"
 MODEL, STANDARD = ORGANISM / "0.4m", ORGANISM / "3m"
@@ -47,7 +47,7 @@ def gradients(learner, credits):
 
 
 def test_four_bits_train_an_adapter_and_nothing_else():
-    learner = Learner(load_policy(STANDARD, four_bit=True), Optimiser(lr=1e-3), lora=4)
+    learner = Learner(load_policy(STANDARD, four_bit=True), OptimConfig(lr=1e-3), lora=4)
     frozen = {name: p.clone() for name, p in learner.policy.model.named_parameters() if not p.requires_grad}
     assert any(p.dtype == torch.uint8 for p in frozen.values())
     record = update(GRPO(), learner, TASK, TASK.problems("train", 4, 0), (0, 0))
@@ -78,7 +78,7 @@ def test_gradients_pass_through_four_bit_weights():
         return real
 
     def adapter_gradients(policy):
-        learner, numbers = Learner(policy, Optimiser(), lora=4), torch.Generator().manual_seed(0)
+        learner, numbers = Learner(policy, OptimConfig(), lora=4), torch.Generator().manual_seed(0)
         for p in learner.parameters:
             p.data = 0.02 * torch.randn(p.shape, generator=numbers)
         return gradients(learner, credits)
@@ -116,7 +116,7 @@ def test_without_bitsandbytes_one_sentence(option, tmp_path, capsys, monkeypatch
 def test_the_eight_bit_optimiser_follows_adamw_and_survives_a_checkpoint():
     """Its first step is Adam's, +-lr for every weight whatever the gradient's size; its state comes back bit for bit."""
     def learner():
-        made = Learner(tiny.policy(hidden_size=96, intermediate_size=128), Optimiser(lr=1e-3, eight_bit=True))  # tensors of 4,096 numbers and more
+        made = Learner(tiny.policy(hidden_size=96, intermediate_size=128), OptimConfig(lr=1e-3, eight_bit=True))  # tensors of 4,096 numbers and more
         torch.manual_seed(0)
         return made
 
@@ -130,7 +130,7 @@ def test_the_eight_bit_optimiser_follows_adamw_and_survives_a_checkpoint():
     step(one)
     moved = torch.cat([(p.detach() - b).flatten().abs() for p, b in zip(one.parameters, before)])
     assert moved.median() == pytest.approx(1e-3, rel=0.01) and moved.max() < 1.1e-3
-    assert any(t.dtype == torch.uint8 for state in one.optimiser.state.values() for t in state.values() if torch.is_tensor(t))
+    assert any(t.dtype == torch.uint8 for state in one.optimizer.state.values() for t in state.values() if torch.is_tensor(t))
     other = learner()
     other.load_state(json_free_copy(one.state()))
     for made in (one, other):
@@ -229,13 +229,13 @@ def test_a_sampler_that_is_off_is_weighed():
     [batch] = collate(moved, learner.policy.pad_id, None)
     scores = score(learner, batch)
     found = _weighted(batch, scores).channels["pg"]
-    ratio = (scores.logp.detach().double() - batch.behaviour.double()).exp().clamp(max=2.0)
+    ratio = (scores.logp.detach().double() - batch.sampler_logp.double()).exp().clamp(max=2.0)
     torch.testing.assert_close(found[batch.mask].double(), (batch.channels["pg"].double() * ratio)[batch.mask], atol=1e-5, rtol=1e-4)
     assert 1.3 < float(ratio[batch.mask].mean()) <= 2.0  # e^.5 = 1.65
 
 
 def test_exact_weights_have_no_sampler_weight():
-    assert tiny.policy().exact and not tiny.policy(dtype=torch.bfloat16).exact and not load_policy(MODEL, four_bit=True).exact
+    assert tiny.policy().trains_in_fp32 and not tiny.policy(dtype=torch.bfloat16).trains_in_fp32 and not load_policy(MODEL, four_bit=True).trains_in_fp32
 
 
 # --- adapters that others read ---------------------------------------------------------------------------------------------------------------
@@ -245,8 +245,8 @@ def test_an_adapter_loads_in_plain_transformers_and_merges(tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    learner = Learner(load_policy(MODEL), Optimiser(lr=1e-2), lora=4)
-    out = fit(SDPO(k=4), learner, TASK, Plan(steps=2, prompts=4, eval_every=0), tmp_path / "run", progress=False)
+    learner = Learner(load_policy(MODEL), OptimConfig(lr=1e-2), lora=4)
+    out = fit(SDPO(k=4), learner, TASK, TrainConfig(steps=2, prompts=4, eval_every=0), tmp_path / "run", progress=False)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         ours = learner.policy.model(input_ids=ids).logits
@@ -320,7 +320,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, "update", hungry)
     with pytest.raises(WorkbenchError, match=r"out of memory on cpu; lower in this order: rows \(now 32\).*--checkpointing.*--lora 16"):
-        fit(GRPO(), Learner(tiny.policy()), TASK, Plan(eval_every=0), tmp_path / "run", progress=False)
+        fit(GRPO(), Learner(tiny.policy()), TASK, TrainConfig(eval_every=0), tmp_path / "run", progress=False)
 
 
 def test_what_autograd_keeps_is_counted_without_storage():

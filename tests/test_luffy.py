@@ -14,7 +14,7 @@ from workbench.core import Group, WorkbenchError
 from workbench.methods import find
 from workbench.methods.luffy import LUFFY
 from workbench.methods.trapo import TRAPO
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
 
@@ -69,7 +69,7 @@ def test_it_is_trapos_arm_on_the_same_groups():
 
 def test_the_trace_grows_likelier_where_the_policy_fails(tiny_policy):
     task = toys.FirstCharacter("7", max_new=2)
-    learner, found = Learner(tiny_policy, Optimiser(lr=1e-2)), []
+    learner, found = Learner(tiny_policy, OptimConfig(lr=1e-2)), []
     for step in range(30):
         found.append(update(LUFFY(), learner, task, task.problems("train", 4, step), (0, step)).metrics["expert_p"])
     assert found[0] < 0.05 and found[-1] > 0.3

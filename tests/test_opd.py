@@ -19,7 +19,7 @@ from workbench.model.batch import collate, rescore, score
 from workbench.core import Credit, Group, WorkbenchError
 from workbench.methods.opd import OPD, teacher_logprobs
 from workbench.methods.sdpo import SDPO
-from workbench.model.policy import Learner, Optimiser, Policy
+from workbench.model.policy import Learner, OptimConfig, Policy
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
 
@@ -30,7 +30,7 @@ each_form = pytest.mark.parametrize("form", FORMS, ids=["token", "all tokens", "
 
 def pair(seed=3):
     """A learner whose expert is another random model."""
-    return Learner(tiny.policy(), Optimiser(lr=3e-3), expert=tiny.policy(seed=seed))
+    return Learner(tiny.policy(), OptimConfig(lr=3e-3), expert=tiny.policy(seed=seed))
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -89,7 +89,7 @@ def test_credit_is_the_gradient_in_any_micro_batch(rows, shift):
     for batch in collate(credits, learner.policy.pad_id, rows):
         scores = score(learner, batch, method)
         logp = scores.logp.detach().requires_grad_(True)
-        loss = method.loss(replace(scores, logp=logp), replace(batch, old=(logp.detach() - shift) * batch.mask) if shift else batch)
+        loss = method.loss(replace(scores, logp=logp), replace(batch, old_logp=(logp.detach() - shift) * batch.mask) if shift else batch)
         [grad] = torch.autograd.grad(loss.value, logp)
         torch.testing.assert_close(-grad * tokens, loss.credit, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(loss.credit, batch.channels["pg"] * np.exp(shift) * batch.mask, atol=1e-4, rtol=1e-4)
@@ -101,7 +101,7 @@ def parameter_gradients(method, learner, groups, rows=None) -> list[torch.Tensor
     for batch in collate(method.credit(groups, learner), learner.policy.pad_id, rows):
         method.loss(score(learner, batch, method), batch).value.backward()
     found = [p.grad.clone() for p in learner.parameters if p.grad is not None]
-    learner.optimiser.zero_grad()
+    learner.optimizer.zero_grad()
     return found
 
 
@@ -167,7 +167,7 @@ def test_opsd_is_this_with_another_prompt_for_the_teacher():
         learner.parameters[0].add_(0.05)
     mine, theirs = OPD(form="logit", top_k=7, teacher="reference"), SDPO(a=1.0, top_k=7, teacher="frozen")
     [batch] = collate(mine.credit([toys.group([3, 6], [1, 0])], learner), learner.policy.pad_id)
-    batch = replace(batch, behaviour=torch.full_like(batch.behaviour, torch.nan))  # nobody sampled these: importance weights 1
+    batch = replace(batch, sampler_logp=torch.full_like(batch.sampler_logp, torch.nan))  # nobody sampled these: importance weights 1
     a, b = (method.loss(score(learner, batch, method), batch) for method in (mine, theirs))
     torch.testing.assert_close(a.per_token, b.per_token)
     torch.testing.assert_close(a.credit, b.credit)

@@ -102,9 +102,9 @@ def test_k3_has_the_kl_as_its_expectation_under_the_policy():
 def test_standardise_by_hand():
     """Rewards 1, 0, 0, 1: mean 1/2, population std 1/2, advantages 1, -1, -1, 1. The sample std would give 0.866."""
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    torch.testing.assert_close(scores.standardise(rewards), torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores.standardise(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5]))
-    assert scores.standardise(torch.ones(4)).abs().max() == 0  # no contrast, no advantage, no division by zero
+    torch.testing.assert_close(scores.standardize(rewards), torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.standardize(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5]))
+    assert scores.standardize(torch.ones(4)).abs().max() == 0  # no contrast, no advantage, no division by zero
 
 
 def test_clipped_by_hand():

@@ -28,12 +28,12 @@ from workbench.methods.scope import SCOPE
 from workbench.methods.sdpo import SDPO
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.records import read_run
-from workbench.training.run import Plan, fit, update
+from workbench.training.run import TrainConfig, fit, update
 
 ROOT = Path(__file__).parents[1]
-PLAN = Plan(steps=4, prompts=3, rows=32, eval_every=2, eval_problems=3, eval_samples=2, checkpoint_every=2, keep_groups=3)
+PLAN = TrainConfig(steps=4, prompts=3, rows=32, eval_every=2, eval_problems=3, eval_samples=2, checkpoint_every=2, keep_groups=3)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ METHODS = {
 
 
 def learner_of(lora: int = 0, seed: int = 0) -> Learner:
-    return Learner(toys.tiny_policy(), Optimiser(lr=1e-3), lora=lora, seed=seed, expert=toys.tiny_policy(seed=1))
+    return Learner(toys.tiny_policy(), OptimConfig(lr=1e-3), lora=lora, seed=seed, expert=toys.tiny_policy(seed=1))
 
 
 def updates(out: Path) -> None:
@@ -213,9 +213,9 @@ def test_two_processes_make_the_update_of_one(pair, name):
         assert [[(r.completion_ids, r.origin, r.verdict) for r in g.rollouts] for g in record.groups] == \
                [[(r.completion_ids, r.origin, r.verdict) for r in g.rollouts] for g in other.groups]
         close(record.metrics, other.metrics, name)
-        for ours, theirs in zip(record.painting, other.painting, strict=True):
+        for ours, theirs in zip(record.credit, other.credit, strict=True):
             assert all(a == pytest.approx(b, abs=1e-4) for a, b in zip(ours, theirs, strict=True))
-        assert any(any(row) for group in record.painting for row in group)
+        assert any(any(row) for group in record.credit for row in group)
     start = {n: p.detach() for n, p in learner_of(4 * (name == "lora"))._weights().items()}
     for key, weight in weights.items():
         torch.testing.assert_close(weight, want[key], atol=2e-5, rtol=0)

@@ -21,7 +21,7 @@ from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.model.policy import Learner
-from workbench.inspection.readings import inspect_group, read
+from workbench.inspection.readings import inspect_group, token_stats
 from workbench.records import dumps, group_from_dict, group_to_dict
 from workbench.tasks.arithmetic import Arithmetic
 
@@ -47,7 +47,7 @@ def test_a_reading_is_what_the_model_says(family, monkeypatch):
     prompts = [(7, 8), (9,), (10, 11, 12, 13)]  # other prompts than they were sampled with, other lengths
     for rows in (32, 2):  # the order of the answers does not depend on the batches
         monkeypatch.setattr(readings, "ROWS", rows)
-        for prompt, rollout, reading in zip(prompts, rollouts, read(policy, prompts, rollouts, k=4), strict=True):
+        for prompt, rollout, reading in zip(prompts, rollouts, token_stats(policy, prompts, rollouts, k=4), strict=True):
             ids = torch.tensor([prompt + rollout.completion_ids])
             logits = policy.model(ids).logits[0, len(prompt) - 1: -1].log_softmax(-1)
             own = logits.gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]
@@ -67,9 +67,9 @@ def test_rank_by_hand():
 
 
 def test_nothing_to_read_and_too_much_to_read(tiny_policy):
-    assert read(tiny_policy, [], []) == []
+    assert token_stats(tiny_policy, [], []) == []
     with pytest.raises(WorkbenchError, match="18 tokens, more than the model's context of 16"):
-        read(toys.tiny_policy(context=16), [(7,) * 8], [toys.rollout(10)])
+        token_stats(toys.tiny_policy(context=16), [(7,) * 8], [toys.rollout(10)])
 
 
 def test_a_teacher_that_reads_the_same_prompt_agrees_everywhere(tiny_policy, monkeypatch):
@@ -129,7 +129,7 @@ def test_an_inspection_holds_every_layer_and_leaves_no_trace():
     assert found.student[0].top_ids.shape == (len(group.rollouts[0].completion_ids), 3)
     np.testing.assert_allclose(found.layers["delta"][0], found.teacher[0].logprobs - found.student[0].logprobs)
     assert all(p.grad is None and torch.equal(p, before[name]) for name, p in learner.policy.model.named_parameters())
-    assert not learner.optimiser.state
+    assert not learner.optimizer.state
 
 
 def test_a_policy_stands_for_a_learner_that_has_not_learned(tiny_policy):

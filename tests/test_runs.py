@@ -8,10 +8,10 @@ import pytest
 
 from workbench import methods
 from workbench.studies import grid
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.training.run import Plan, collapse, fit
+from workbench.training.run import TrainConfig, collapse, fit
 
 ROOT = Path(__file__).parent.parent
 STEPS = 2
@@ -26,9 +26,9 @@ def method_of(config):
 def test_the_first_steps_of_a_committed_run_come_out_again(cell, tmp_path):
     run = read_run(ROOT / "data" / "runs" / cell)
     config = run.config
-    plan = Plan(**{**config["plan"], "steps": STEPS, "eval_every": 0})
+    plan = TrainConfig(**{**config["plan"], "steps": STEPS, "eval_every": 0})
     expert = load_policy(ROOT / config["teacher"]) if config["teacher"] else None
-    learner = Learner(load_policy(ROOT / config["model"]), Optimiser(**config["optimiser"]), lora=config["lora"], seed=plan.seed, expert=expert)
+    learner = Learner(load_policy(ROOT / config["model"]), OptimConfig(**config["optimiser"]), lora=config["lora"], seed=plan.seed, expert=expert)
     again = read_run(fit(method_of(config), learner, load_task(config["task"]), plan, tmp_path / "run", progress=False)).metrics
     recorded = run.metrics[:STEPS]
     # Sums in another order (threads, another processor) may flip the draw of a token now and then: a rollout or two of 128.

@@ -18,16 +18,16 @@ from workbench.methods import find
 from workbench.methods import opd, scope
 from workbench.methods.opd import OPD
 from workbench.methods.scope import SCOPE, effective_size, perplexity, weights
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.studies.teacher_rescue import (
     Paths,
     first_mistake,
     quartiles,
     read_record,
     record,
-    rescue,
+    teacher_prefix_completion,
 )
-from workbench.spans import Layout
+from workbench.spans import Spans
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
 
@@ -148,7 +148,7 @@ def test_credit_is_the_gradient(method, shift, given):
     [batch] = collate(method.credit(groups, given(student, teacher)), 0)
     scores = score_by(student, batch)
     logp = scores.logp.requires_grad_(True)
-    loss = method.loss(scores, replace(batch, old=(logp.detach() - shift) * batch.mask) if shift else batch)
+    loss = method.loss(scores, replace(batch, old_logp=(logp.detach() - shift) * batch.mask) if shift else batch)
     [grad] = torch.autograd.grad(loss.value, logp)
     torch.testing.assert_close(-grad * batch.denominators["tokens"], loss.credit, atol=1e-5, rtol=1e-5)
     assert loss.per_token.sum() == pytest.approx(float(loss.value), abs=1e-5) and not loss.credit[~batch.mask].any()
@@ -279,7 +279,7 @@ def test_an_all_wrong_batch_moves_the_parameters_as_opd_does(normalise):
         [batch] = collate(method.credit(groups, learner), 0)
         method.loss(score(learner, batch, method), batch).value.backward()
         found.append([p.grad.clone() for p in learner.parameters])
-        learner.optimiser.zero_grad()
+        learner.optimizer.zero_grad()
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
         assert a.abs().max() > 1e-3
@@ -296,7 +296,7 @@ def test_the_disabled_adapter_can_be_the_teacher():
 
 
 def test_it_learns_from_its_own_right_answers():
-    learner, method = Learner(tiny.policy(), Optimiser(lr=1e-2), expert=tiny.policy()), SCOPE(k=8, wrong="off")
+    learner, method = Learner(tiny.policy(), OptimConfig(lr=1e-2), expert=tiny.policy()), SCOPE(k=8, wrong="off")
     found = [update(method, learner, HALVES, HALVES.problems("train", 4, 0), (0, step)).metrics["correct"] for step in range(30)]
     assert np.mean(found[-3:]) > 0.85 > 0.75 > np.mean(found[:3])
 
@@ -345,7 +345,7 @@ def test_rescue_against_a_teacher_whose_answer_is_known(monkeypatch):
         return [[Sample((seven,) * n, (0.0,) * n, False) for _ in row] for row, n in zip(seeds, max_new)]
 
     monkeypatch.setattr(prefixes, "generate", sevens)
-    paths = rescue(teacher, task, groups, ratios=(0.25, 0.5), samples=3)
+    paths = teacher_prefix_completion(teacher, task, groups, ratios=(0.25, 0.5), samples=3)
     assert calls == [(8, [3] * 8), (8, [2] * 8)]  # the right rollouts are not asked about; the prefix counts in the budget
     assert paths.rescued.tolist() == [[1.0, 0.0]] * 8
     wrong = [r for g in groups for r in g.rollouts if not r.verdict.correct]
@@ -393,7 +393,7 @@ def test_the_place_of_the_first_mistake():
 
     def place(text):
         ids = policy.completion_ids(text)
-        return first_mistake(task, problem, Layout(replace(toys.rollout(len(ids)), completion_ids=ids, text=text), policy.decode))
+        return first_mistake(task, problem, Spans(replace(toys.rollout(len(ids)), completion_ids=ids, text=text), policy.decode))
 
     first, second = "7+5=11\n11-3=8\nAnswer 8", "7+5=12\n12-3=8\nAnswer 8"  # a line of seven tokens, another one, and two or more
     assert place(first) == pytest.approx(7 / (len(policy.completion_ids(first)) - 1)) and place(second) == pytest.approx(2 * place(first))
@@ -405,7 +405,7 @@ def test_rescue_runs_with_a_model_and_refuses_too_little():
     task = Arithmetic(steps=1)
     policy = tiny.policy()
     groups = SCOPE(k=4, teacher="reference").sample(Learner(policy), task, task.problems("train", 2, 0), (0,))
-    paths = rescue(policy, task, groups, samples=2)
-    assert paths.rescued.shape == (8, 4) and np.array_equal(paths.perplexity, rescue(policy, task, groups, ratios=(0.2,), samples=1).perplexity)
+    paths = teacher_prefix_completion(policy, task, groups, samples=2)
+    assert paths.rescued.shape == (8, 4) and np.array_equal(paths.perplexity, teacher_prefix_completion(policy, task, groups, ratios=(0.2,), samples=1).perplexity)
     with pytest.raises(WorkbenchError, match="four wrong rollouts or more, there are 1"):
-        rescue(policy, task, [toys.group([2], [0])])
+        teacher_prefix_completion(policy, task, [toys.group([2], [0])])

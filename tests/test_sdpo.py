@@ -20,9 +20,9 @@ from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.model.scores import divergence
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.tasks import prompts
-from workbench.training.run import Plan, collapse, fit, update
+from workbench.training.run import TrainConfig, collapse, fit, update
 
 KINDS = pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
 PROBLEM = Problem("7+5", ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "7+5"}), "12", ("7+5=12\nAnswer 12",))
@@ -38,7 +38,7 @@ def group_of(policy, *, right=(), wrong=(), feedback="", problem=PROBLEM) -> Gro
 
 
 def learner_of(lora: int = 0, dtype=torch.float64, **options) -> Learner:
-    learner = Learner(tiny.policy(dtype=dtype, max_position_embeddings=256), Optimiser(**{"lr": 1e-2, **options}), lora=lora)
+    learner = Learner(tiny.policy(dtype=dtype, max_position_embeddings=256), OptimConfig(**{"lr": 1e-2, **options}), lora=lora)
     if lora:
         tiny.shake_adapter(learner.policy.model)
     return learner
@@ -223,7 +223,7 @@ def test_the_teacher_reads_the_same_tokens_under_its_own_prompt(teacher, rows, l
         for i, credit in enumerate(batch.credits):
             ids, n = credit.rollout.completion_ids, len(credit.rollout.completion_ids)
             if credit.teacher_prompt_ids is None:
-                assert not any(x[i].any() for x in (scores.teacher, scores.divergence, scores.toward, scores.tail, scores.teacher_entropy))
+                assert not any(x[i].any() for x in (scores.teacher, scores.divergence, scores.divergence_credit, scores.tail_mass, scores.teacher_entropy))
                 continue
             def read(which):
                 with torch.no_grad(), learner.weights(which) as policy:
@@ -236,12 +236,12 @@ def test_the_teacher_reads_the_same_tokens_under_its_own_prompt(teacher, rows, l
             y = torch.tensor(ids)[:, None]
             torch.testing.assert_close(scores.teacher[i, :n], q.gather(-1, y)[:, 0].log(), rtol=0, atol=1e-6)
             torch.testing.assert_close(scores.divergence[i, :n], (pi * (pi / q).log()).sum(-1), rtol=0, atol=1e-6)
-            torch.testing.assert_close(scores.toward[i, :n], (q / pi).log().gather(-1, y)[:, 0], rtol=0, atol=1e-6)
+            torch.testing.assert_close(scores.divergence_credit[i, :n], (q / pi).log().gather(-1, y)[:, 0], rtol=0, atol=1e-6)
             torch.testing.assert_close(scores.teacher_entropy[i, :n], -(q * q.log()).sum(-1), rtol=0, atol=1e-6)
             assert not scores.divergence[i, n:].any() and scores.divergence[i, :n].abs().max() > 1e-3
             seen += 1
         assert scores.divergence.requires_grad == any(c.teacher_prompt_ids is not None for c in batch.credits)
-        assert not any(x.requires_grad for x in (scores.teacher, scores.toward, scores.tail, scores.teacher_entropy))
+        assert not any(x.requires_grad for x in (scores.teacher, scores.divergence_credit, scores.tail_mass, scores.teacher_entropy))
     assert seen == 4
 
 
@@ -259,7 +259,7 @@ def test_equal_attempts_are_read_once_by_the_teacher_and_trained_on_each_time(lo
     for i, credit in enumerate(batch.credits):
         [alone] = collate([credit], learner.policy.pad_id)
         single, n = score(learner, alone, method), len(credit.kl)
-        for name in ("logp", "teacher", "divergence", "toward", "teacher_entropy"):
+        for name in ("logp", "teacher", "divergence", "divergence_credit", "teacher_entropy"):
             torch.testing.assert_close(getattr(scores, name)[i, :n].double(), getattr(single, name)[0].double(), rtol=0, atol=1e-10)
 
 
@@ -305,7 +305,7 @@ def test_micro_batches_and_order_do_not_matter(options, rows, lora):
                 metrics[name] += part
             painted |= {id(c.rollout): row[: len(c.kl)] for c, row in zip(batch.credits, loss.credit)}
         grads = [p.grad.clone() for p in learner.parameters]
-        learner.optimiser.zero_grad(set_to_none=True)
+        learner.optimizer.zero_grad(set_to_none=True)
         return value, painted, metrics, grads
 
     value, painted, metrics, grads = measured(credits, None)
@@ -329,8 +329,8 @@ def given(lengths, *, kl=None, rewards=None, seed=0, behaviour=None, old=None):
     logp, teacher, spread = -0.2 - 2 * draw(), -0.2 - 2 * draw(), draw()
     scores = Scores((logp * batch.mask).requires_grad_(), draw(), None, teacher * batch.mask, draw().requires_grad_(), draw() - 0.5, draw() / 10,
                     spread)
-    batch = replace(batch, behaviour=logp.detach().clone() if behaviour is None else logp.detach() + behaviour,
-                    old=None if old is None else logp.detach() + old)
+    batch = replace(batch, sampler_logp=logp.detach().clone() if behaviour is None else logp.detach() + behaviour,
+                    old_logp=None if old is None else logp.detach() + old)
     return batch, scores
 
 
@@ -346,7 +346,7 @@ def test_means_by_hand(aggregate, want):
     loss = SDPO(aggregate=aggregate).loss(scores, batch)
     on = batch.channels["kl"] != 0
     torch.testing.assert_close(loss.value, (scores.divergence[on] * torch.tensor(per, dtype=torch.float64)).sum())
-    torch.testing.assert_close(loss.credit[on], scores.toward[on] * torch.tensor(per, dtype=torch.float64) * batch.denominators["tokens"])
+    torch.testing.assert_close(loss.credit[on], scores.divergence_credit[on] * torch.tensor(per, dtype=torch.float64) * batch.denominators["tokens"])
     assert not loss.credit[~on].any() and not loss.per_token[~on].any()
 
 
@@ -360,7 +360,7 @@ def test_importance_weights_by_hand(moved, gap, weight):
         plain, _ = given([3, 2])
         value = SDPO(form=form).loss(scores, batch).value
         torch.testing.assert_close(value, weight * SDPO(form=form).loss(scores, plain).value, rtol=1e-5, atol=0)
-    borrowed = replace(plain, behaviour=torch.full_like(plain.behaviour, math.nan))
+    borrowed = replace(plain, sampler_logp=torch.full_like(plain.sampler_logp, math.nan))
     assert SDPO().loss(scores, borrowed).value == SDPO().loss(scores, plain).value  # nobody sampled it
 
 
@@ -379,8 +379,8 @@ def test_credit_is_the_gradient_of_the_sampled_tokens(form, options):
 def test_token_form_by_hand():
     batch, scores = given([2])
     logp, teacher = (torch.tensor([row], dtype=torch.float64) for row in ([-1.0, -2.0], [-3.0, -0.5]))  # Delta = -2 and 1.5
-    scores = replace(scores, logp=logp.requires_grad_(), teacher=teacher, toward=teacher - logp.detach())
-    batch = replace(batch, behaviour=logp.detach())
+    scores = replace(scores, logp=logp.requires_grad_(), teacher=teacher, divergence_credit=teacher - logp.detach())
+    batch = replace(batch, sampler_logp=logp.detach())
     token, sequence = (SDPO(form=form).loss(scores, batch) for form in ("token", "sequence"))
     assert float(token.value) == pytest.approx((-2 * 1 + 1.5 * 2) / 2) and token.credit.tolist() == [[-2.0, 1.5]]  # -Delta log pi, their mean
     assert sequence.credit.tolist() == [[-0.25, -0.25]]
@@ -400,8 +400,8 @@ def test_expected_credit_is_the_gradient_of_the_whole_loss(a, options):
         free = z.clone().requires_grad_()
         logp = free.log_softmax(-1)[:, y]
         found = divergence(free, eye, teacher, eye, torch.tensor([y]), method.a, method.top_k, method.advantage_clip)
-        wide = [x[:, None] for x in (logp, logp * 0, found.teacher, found.value, found.credit, found.tail, found.entropy)]
-        loss = method.loss(Scores(wide[0], wide[1].detach(), None, *wide[2:]), replace(batch, behaviour=wide[0].detach()))
+        wide = [x[:, None] for x in (logp, logp * 0, found.teacher, found.value, found.credit, found.tail_mass, found.entropy)]
+        loss = method.loss(Scores(wide[0], wide[1].detach(), None, *wide[2:]), replace(batch, sampler_logp=wide[0].detach()))
         [gradient] = torch.autograd.grad(loss.value, free, retain_graph=True)
         [direction] = torch.autograd.grad(logp.sum(), free)
         total += float(logp.detach().exp()) * float(loss.credit) * direction
@@ -439,7 +439,7 @@ def test_srpo_weighs_confident_teachers_more():
     scores = replace(scores, teacher_entropy=torch.tensor([[0.0, math.log(3)], [0.0, 0.0]], dtype=torch.float64))
     batch.channels["pg"][0] = 0.0
     loss = SDPO(srpo=True).loss(scores, batch)
-    torch.testing.assert_close(loss.credit[0], scores.toward[0] * torch.tensor([1.5, 0.5], dtype=torch.float64))
+    torch.testing.assert_close(loss.credit[0], scores.divergence_credit[0] * torch.tensor([1.5, 0.5], dtype=torch.float64))
     torch.testing.assert_close(loss.credit[1], batch.channels["pg"][1].double())
 
 
@@ -447,7 +447,7 @@ def test_health_by_hand():
     batch, scores = given([2, 1, 3], kl=[1, 1, 0], rewards=[1, 0, 1])
     metrics, delta = SDPO().loss(scores, batch).metrics, (scores.teacher - scores.logp).detach()
     assert metrics["delta_right"] == pytest.approx(float(delta[0, :2].mean())) and metrics["delta_wrong"] == pytest.approx(float(delta[1, 0]))
-    for name, column in (("divergence", scores.divergence), ("tail", scores.tail), ("student_entropy", scores.entropy),
+    for name, column in (("divergence", scores.divergence), ("tail", scores.tail_mass), ("student_entropy", scores.entropy),
                          ("teacher_entropy", scores.teacher_entropy)):
         assert metrics[name] == pytest.approx(float((column[0, :2].sum() + column[1, 0]) / 3))
     nobody, scores = given([2, 1], kl=[0, 0])
@@ -457,7 +457,7 @@ def test_health_by_hand():
 
 def test_every_step_logs_the_health_and_each_number_is_explained_once():
     """With a success and failures in every group; each name begins one line of one docstring."""
-    learner, task = Learner(toys.tiny_policy(), Optimiser(lr=1e-2)), Told()
+    learner, task = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2)), Told()
     health = {"demonstrated", "advised", "masked", "copied", "divergence", "delta_right", "delta_wrong", "tail", "student_entropy", "teacher_entropy"}
     explained = Counter(word.strip(",:") for words in (SDPO.health.__doc__, SDPO.diagnose.__doc__) for line in words.split("\n")
                         for word in line.split()[:1])
@@ -538,10 +538,10 @@ def test_value_and_gradient_equal_other_implementations(oracle, a, k):
         if which == "ours":
             eye = torch.eye(v, dtype=torch.float64)
             method = SDPO(a=a, top_k=k or 0, form="token" if k is None else "logit")
-            found = divergence(z.flatten(0, 1), eye, teacher.flatten(0, 1), eye, y.flatten(), method.distil.a, method.distil.k)
-            value, credit, tail, entropy = (x.reshape(4, 7) for x in (found.value, found.credit, found.tail, found.entropy))
+            found = divergence(z.flatten(0, 1), eye, teacher.flatten(0, 1), eye, y.flatten(), method.distil.alpha, method.distil.top_k)
+            value, credit, tail, entropy = (x.reshape(4, 7) for x in (found.value, found.credit, found.tail_mass, found.entropy))
             scores = Scores(logp, torch.zeros_like(old), None, logq, value, credit, tail, entropy)
-            loss = method.loss(scores, replace(batch, old=old, behaviour=torch.where(batch.mask, sampler, 0.0))).value
+            loss = method.loss(scores, replace(batch, old_logp=old, sampler_logp=torch.where(batch.mask, sampler, 0.0))).value
         else:
             loss = oracle((logp, all_p), (logq, all_q), old, sampler, (batch.mask & (batch.channels["kl"] != 0)).double(), a, k, 2.0)
         loss.backward()
@@ -571,7 +571,7 @@ NOBODY = "é"  # a character that the tokenizer does not have: every attempt is 
 @KINDS
 @pytest.mark.parametrize("method, updates, rows", [(SDPO(k=4), 1, None), (SDPO(k=4), 3, 2), (SDPO(k=4, teacher="frozen"), 1, None)], ids=str)
 def test_the_teacher_steps_once_a_batch(method, updates, rows, lora):
-    learner = Learner(toys.tiny_policy(), Optimiser(lr=1e-2, ema=0.25), lora=lora)
+    learner = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2, ema=0.25), lora=lora)
     task = Told()
     before = [p.detach().clone() for p in learner.parameters]
     record = update(method, learner, task, task.problems("train", 2, 0), (0, 0), rows=rows, updates=updates)
@@ -588,7 +588,7 @@ def test_the_teacher_steps_once_a_batch(method, updates, rows, lora):
 
 
 def test_the_teacher_stays_when_an_update_was_not_finite(monkeypatch):
-    learner, task = Learner(toys.tiny_policy(), Optimiser(lr=1e-2, ema=0.5)), Told()
+    learner, task = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2, ema=0.5)), Told()
     step = learner.step
     def bad():
         learner.parameters[0].grad[0] = math.nan
@@ -602,7 +602,7 @@ def test_the_teacher_stays_when_an_update_was_not_finite(monkeypatch):
 def test_the_adapters_product_follows_at_the_rate_of_the_ema():
     """Product space: B'A' of the averaged factors against the average of the products B A, after each of eight updates. A teacher whose A and B both
     started from 0 would be .80, .64, .51, ... of it away."""
-    learner, task = Learner(toys.tiny_policy(), Optimiser(lr=2e-3, ema=0.2), lora=4), Told()
+    learner, task = Learner(toys.tiny_policy(), OptimConfig(lr=2e-3, ema=0.2), lora=4), Told()
     def products(adapter):
         found = {n: p for n, p in learner.policy.model.named_parameters() if f".{adapter}." in n}
         return [(found[n.replace("lora_A", "lora_B")] @ p).detach() for n, p in found.items() if "lora_A" in n]
@@ -619,7 +619,7 @@ def test_with_lora_no_teacher_is_a_second_copy_of_the_base(teacher, adapters):
     """After a whole update: the tensors of the model, the optimiser, the teacher and the checkpoint, counted."""
     policy = toys.tiny_policy()
     base = sum(p.numel() for p in policy.model.parameters())
-    learner, task = Learner(policy, Optimiser(lr=1e-2), lora=2), Told()
+    learner, task = Learner(policy, OptimConfig(lr=1e-2), lora=2), Told()
     adapter = sum(p.numel() for p in learner.parameters)
     record = update(SDPO(k=4, teacher=teacher, demonstration="any"), learner, task, task.problems("train", 2, 0), (0, 0))
     assert record.metrics["demonstrated"] > 0 and 4 * adapter < base
@@ -629,7 +629,7 @@ def test_with_lora_no_teacher_is_a_second_copy_of_the_base(teacher, adapters):
 
 
 def test_a_batch_that_nobody_can_teach_changes_nothing():
-    learner = Learner(toys.tiny_policy(), Optimiser(lr=1e-2))
+    learner = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2))
     task = Told(NOBODY)  # nothing is right, and there is no feedback
     before = [p.detach().clone() for p in learner.parameters]
     for rows in (None, 1):
@@ -642,7 +642,7 @@ def test_a_batch_that_nobody_can_teach_changes_nothing():
 def test_the_policy_reaches_its_teacher(options):
     """Against a frozen teacher the optimum is known: the policy without the feedback writes what the teacher writes with it."""
     method = SDPO(**{"k": 16, "teacher": "frozen", "top_k": 0, "demonstration": "none", **options})
-    learner, task = Learner(tiny.policy(max_position_embeddings=256), Optimiser(lr=2e-3, ema=0.0)), Told(NOBODY, max_new=1, feedback="no")
+    learner, task = Learner(tiny.policy(max_position_embeddings=256), OptimConfig(lr=2e-3, ema=0.0)), Told(NOBODY, max_new=1, feedback="no")
     [problem] = task.problems("train", 1, 0)
     rollout = attempt(learner.policy, "1")
     taught = logits(learner.policy, teacher_prompt(learner.policy, problem, rollout, "", "no"), (0,)).softmax(-1)[0].detach()
@@ -657,9 +657,9 @@ def test_the_policy_reaches_its_teacher(options):
 @KINDS
 def test_a_killed_run_goes_on_bit_for_bit(lora, tmp_path):
     """The EMA teacher is part of what is resumed: the third and fourth step compare with it."""
-    plan = Plan(steps=4, prompts=2, eval_every=0, checkpoint_every=2)
+    plan = TrainConfig(steps=4, prompts=2, eval_every=0, checkpoint_every=2)
     def run(folder, steps, **how):
-        learner = Learner(toys.tiny_policy(), Optimiser(lr=1e-2, ema=0.3), lora=lora)
+        learner = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2, ema=0.3), lora=lora)
         fit(SDPO(k=3), learner, Told(feedback="no"), replace(plan, steps=steps), tmp_path / folder, progress=False, **how)
         return learner
     whole = run("whole", 4)
@@ -706,7 +706,7 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
     """Evaluations .3, .6, .6, .2, ...: the second is kept. Every rollout is wrong from step 6 on."""
     scores = iter([0.3, 0.6, 0.6] + [0.2] * 20)
     monkeypatch.setattr("workbench.training.run.evaluate", lambda *_: SimpleNamespace(avg=next(scores), low=0.0, high=1.0, length=1.0))
-    learner = Learner(toys.tiny_policy(), Optimiser(lr=1e-2))
+    learner = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2))
     policies, save = [], learner.save
     monkeypatch.setattr(learner, "save", lambda folder: (policies.append([p.detach().clone() for p in learner.parameters]), save(folder)))
 
@@ -721,7 +721,7 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
             return super().grade(problem, text) if Turns.calls <= 6 else Verdict(0.0, False)
 
     with pytest.warns(UserWarning, match="validation problems fell from 0.6 to 0.2: the run may be collapsing.* best evaluation is in .*best") as caught:
-        fit(SDPO(k=4), learner, Turns(), Plan(steps=14, prompts=2, eval_every=1, eval_problems=1), tmp_path / "run", progress=False)
+        fit(SDPO(k=4), learner, Turns(), TrainConfig(steps=14, prompts=2, eval_every=1, eval_problems=1), tmp_path / "run", progress=False)
     assert sum("collapsing" in str(w.message) for w in caught) == 1
     assert len(policies) == 2  # the second evaluation, and the end of the run
     best = load_policy(tmp_path / "run" / "best")
@@ -733,7 +733,7 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
 def test_the_best_is_what_training_made_and_may_be_the_last(scores, kept, tmp_path, monkeypatch):
     each = iter(scores)
     monkeypatch.setattr("workbench.training.run.evaluate", lambda *_: SimpleNamespace(avg=next(each), low=0.0, high=1.0, length=1.0))
-    out = fit(SDPO(k=4), Learner(toys.tiny_policy(), Optimiser(lr=1e-2)), Told(), Plan(steps=2, prompts=2, eval_every=2, eval_problems=1), tmp_path / "run",
+    out = fit(SDPO(k=4), Learner(toys.tiny_policy(), OptimConfig(lr=1e-2)), Told(), TrainConfig(steps=2, prompts=2, eval_every=2, eval_problems=1), tmp_path / "run",
               progress=False)
     assert (out / "best").is_dir() == kept
     if kept:

@@ -12,7 +12,7 @@ import toys
 from workbench.model.batch import collate, score
 from workbench.core import WorkbenchError
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
 
@@ -71,7 +71,7 @@ def test_rollouts_are_the_experts(tiny_policy):
 
 
 def test_an_update_makes_the_solutions_likelier(tiny_policy):
-    learner, task = Learner(tiny_policy, Optimiser(lr=1e-2)), toys.FirstCharacter("7", max_new=2)
+    learner, task = Learner(tiny_policy, OptimConfig(lr=1e-2)), toys.FirstCharacter("7", max_new=2)
     losses = [update(SFT(), learner, task, task.problems("train", 8, 0), (0, step), rows=4).metrics["nll"] for step in range(25)]
     assert losses[0] > 4 and losses[-1] < 0.5  # ln 128 = 4.85 untrained
 

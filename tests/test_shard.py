@@ -27,7 +27,7 @@ from workbench.evaluation.metrics import evaluate
 from workbench.methods.grpo import GRPO
 from workbench.methods.opd import OPD
 from workbench.methods.sdpo import SDPO
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.records import read_run
 from workbench.rollouts.sampling import generate
 from workbench.training.run import fit, update
@@ -71,7 +71,7 @@ CASES = {
 
 def learner_of(lora: int = 0, shard: bool = False, checkpointing: bool = False, **model) -> Learner:
     expert = tiny.policy(**model | {"seed": 1})
-    return Learner(tiny.policy(**model), Optimiser(lr=1e-3), lora=lora, expert=expert, shard=shard, checkpointing=checkpointing)
+    return Learner(tiny.policy(**model), OptimConfig(lr=1e-3), lora=lora, expert=expert, shard=shard, checkpointing=checkpointing)
 
 
 def updates(out: Path, shard: bool) -> None:
@@ -82,7 +82,7 @@ def updates(out: Path, shard: bool) -> None:
         options = {"rows": 5, **{k: v for k, v in options.items() if k != "checkpointing"}}
         begun = learner.fingerprint()
         records = [update(method, learner, task, task.problems("train", 3, step), (0, step), step=step, **options) for step in range(2)]
-        with learner.whole():
+        with learner.gathered():
             measured = evaluate(learner.policy, task, task.problems("test", 5, 0), 2, 0)
         learner.save(out / name)
         found[name] = records, learner.state(), measured, begun, learner.fingerprint()
@@ -94,7 +94,7 @@ def held(lora: int) -> dict[str, float]:
     """Of what a rank could hold, the share that it does hold after a step. ``gathered``: whole embeddings that are still in memory."""
     learner, task = Learner(tiny.policy(), lora=lora, shard=True), Halves()
     update(SDPO(k=4), learner, task, task.problems("train", 3, 0), (0,), rows=5)
-    moments = [m for of in learner.optimiser.state_dict()["state"].values() for m in of.values() if m.ndim]
+    moments = [m for of in learner.optimizer.state_dict()["state"].values() for m in of.values() if m.ndim]
     sets = {"weights": list(learner.policy.model.parameters()), "moments": moments, "start": list(learner._start.values()),
             "teacher": list(learner._teacher.values())}
     shape = learner.policy.head.shape
@@ -169,7 +169,7 @@ def test_a_sharded_policy_makes_the_update_of_a_whole_one(pair, name):
         ours, theirs = ({k: v for k, v in r.metrics.items() if not k.startswith("gap")} for r in (record, other))
         close(ours, theirs, name)
         assert max(r.metrics["gap_max"] for r in (record, other)) < 1e-4
-        for a, b in zip(record.painting, other.painting, strict=True):
+        for a, b in zip(record.credit, other.credit, strict=True):
             assert all(x == pytest.approx(y, abs=1e-4) for x, y in zip(a, b, strict=True))
     assert state["trainable"].keys() == want["trainable"].keys() and measured == expected
     off = torch.cat([(weight - want["trainable"][key]).abs().flatten() for key, weight in state["trainable"].items()])
@@ -208,7 +208,7 @@ def test_each_process_holds_half(pair):
 
 def test_what_cannot_be_done_with_parts_is_one_sentence_on_all(pair):
     for *_, said in pair[2]:
-        for sentence, part in zip(said, ("different weights", "learner.whole()", "learner.whole()", "learner.whole()"), strict=True):
+        for sentence, part in zip(said, ("different weights", "learner.gathered()", "learner.gathered()", "learner.gathered()"), strict=True):
             assert part in sentence
 
 
@@ -264,7 +264,7 @@ def test_what_cannot_be_sharded_is_refused():
         with pytest.raises(WorkbenchError, match=f"cannot be sharded in {message}"):
             Learner(policy, lora=0 if attribute == "unsloth" else 4, shard=True)
     with pytest.raises(WorkbenchError, match="8-bit optimiser cannot be sharded"):
-        Learner(tiny.policy(), Optimiser(eight_bit=True), shard=True)
+        Learner(tiny.policy(), OptimConfig(eight_bit=True), shard=True)
     policy = tiny.policy()
     policy.model.value = torch.nn.Linear(2, 2)
     with pytest.raises(WorkbenchError, match="not layers between embeddings"):

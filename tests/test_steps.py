@@ -6,7 +6,7 @@ import pytest
 
 from workbench.core import Rollout, Verdict
 from data.organism.build.arithmetic import tokenizer
-from workbench.spans import Layout, common_prefix, steps, token_starts
+from workbench.spans import Spans, common_prefix, split_steps, token_starts
 from workbench.tasks import arithmetic
 
 
@@ -21,10 +21,10 @@ def byte_level():
     return made
 
 
-def layout(text: str, finished: bool = True) -> Layout:
+def layout(text: str, finished: bool = True) -> Spans:
     tok = tokenizer()
     ids = tok(text, add_special_tokens=False)["input_ids"] + [tok.eos_token_id] * finished
-    return Layout(Rollout((1,), tuple(ids), (0.0,) * len(ids), text, Verdict(0, False), finished=finished), lambda ids: tok.decode(list(ids)))
+    return Spans(Rollout((1,), tuple(ids), (0.0,) * len(ids), text, Verdict(0, False), finished=finished), lambda ids: tok.decode(list(ids)))
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -32,13 +32,13 @@ def layout(text: str, finished: bool = True) -> Layout:
     ("\n\n", ["\n\n"]), ("a\r\nb\u2028c", ["a\r\n", "b\u2028c"]),
 ])
 def test_steps_are_lines_that_cover_the_text(text, expected):
-    assert [text[s.start: s.end] for s in steps(text)] == expected
-    assert "".join(expected) == text and [s.index for s in steps(text)] == list(range(len(expected)))
+    assert [text[s.start: s.end] for s in split_steps(text)] == expected
+    assert "".join(expected) == text and [s.index for s in split_steps(text)] == list(range(len(expected)))
 
 
 def test_steps_are_those_of_the_arithmetic_checker():
     text = "47+85=122\n122-29=93\nAnswer 93"
-    assert steps(text) == arithmetic.steps(text)
+    assert split_steps(text) == arithmetic.steps(text)
 
 
 @pytest.mark.parametrize("text", ["the dog and the cat", "dog’s é 🐕 and\nthe 日本 12", "", "‮abc\x00"])

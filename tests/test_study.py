@@ -11,7 +11,7 @@ from workbench.studies import grid, ledger
 from workbench.app.cli import main, split_options
 from workbench.core import with_options
 from workbench.methods.grpo import GRPO
-from workbench.model.policy import Optimiser
+from workbench.model.policy import OptimConfig
 from workbench.records import read_run
 from workbench.studies.grid import (
     ABLATIONS,
@@ -26,7 +26,7 @@ from workbench.studies.grid import (
     run_cell,
 )
 from workbench.tasks import load_task
-from workbench.training.run import Plan
+from workbench.training.run import TrainConfig
 
 TINY = replace(SMALL, steps=2, eval_every=2, eval_problems=3, problems=6, samples=2)
 
@@ -36,8 +36,8 @@ def test_every_arm_is_a_method_with_options_that_it_has():
         load_task(arm.task)
         for stage in arm.stages:
             kind = grid.kind_of(stage)
-            mine, optimiser, plan = split_options(list(stage.options), kind, tuple(f.name for f in fields(Optimiser)))
-            with_options(kind, mine, arm.name), with_options(Optimiser, optimiser, arm.name), with_options(Plan, plan, arm.name)
+            mine, optimizer, plan = split_options(list(stage.options), kind, tuple(f.name for f in fields(OptimConfig)))
+            with_options(kind, mine, arm.name), with_options(OptimConfig, optimizer, arm.name), with_options(TrainConfig, plan, arm.name)
     cells = [arm.cell(seed) for arm in GRID for seed in range(arm.seeds)]
     assert len(cells) == len(set(cells))
 

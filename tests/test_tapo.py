@@ -14,7 +14,7 @@ import torch
 import toys
 from workbench.rollouts import reconstructions
 from workbench.model.batch import collate, rescore, score
-from workbench.training.cold_start import Recipe, cold_start, lessons
+from workbench.training.cold_start import ColdStartConfig, cold_start, lessons
 from workbench.core import Group, Rollout, Scores, Verdict, WorkbenchError
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
@@ -35,7 +35,7 @@ from workbench.rollouts.reconstructions import (
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.tasks.file import File
 from workbench.tasks.prompts import synthesis as short_form
-from workbench.training.run import Plan, update
+from workbench.training.run import TrainConfig, update
 from workbench.viz.figures.tapo import contamination, eligibility
 
 
@@ -82,7 +82,7 @@ def scores_of(batch, table) -> Scores:
 
 
 def with_old(batch, table):
-    return replace(batch, old=toys.scores_of(batch, {"logp": table["old"]}).logp)
+    return replace(batch, old_logp=toys.scores_of(batch, {"logp": table["old"]}).logp)
 
 
 GROUPS = (group([1, 1, 0, 0, 0, 0], [1, 0, 1]), group([1, 0, 0, 0, 0], seed=20), group([1, 1, 0, 0, 0, 0], [1], seed=40))
@@ -450,7 +450,7 @@ def test_a_step_of_a_policy_that_cannot_reconstruct_is_grpos_and_says_so(tiny_po
         [batch] = collate(method.credit(sampled, learner), tiny_policy.pad_id)
         method.loss(score(learner, batch, method), batch).value.backward()
         gradients.append([p.grad.clone() for p in learner.parameters])
-        learner.optimiser.zero_grad(set_to_none=True)
+        learner.optimizer.zero_grad(set_to_none=True)
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-5)
 
@@ -479,7 +479,7 @@ def test_a_step_with_reconstructions_runs_and_is_measured(tiny_policy, monkeypat
     assert m["parse_rate"] == 1 and 0 < m["ref_correct"] < 1 and m["corrections"] == m["pairs"] > 4 and m["gap_max"] < 1e-4
     assert 0 < m["ots_weight"] < 10 and m["ratio"] == pytest.approx(1) and m["last_ratio"] != 1
     assert not torch.equal(before, tiny_policy.head)
-    made = [(r, row) for g, rows in zip(record.groups, record.painting) for r, row in zip(g.rollouts, rows) if r.origin == "correction"]
+    made = [(r, row) for g, rows in zip(record.groups, record.credit) for r, row in zip(g.rollouts, rows) if r.origin == "correction"]
     assert made and any(any(row) for _, row in made)
 
 
@@ -546,7 +546,7 @@ def test_cold_start_lessons_and_training(tiny_policy, monkeypatch, tmp_path):
     assert made.generated == written  # also what no lesson came of
 
     before = rescore(tiny_policy, [split(g)[0][0]])[0][0]
-    out = cold_start(Learner(tiny_policy), made, tmp_path / "cold", epochs=4, plan=Plan(prompts=3, eval_every=0), config={})
+    out = cold_start(Learner(tiny_policy), made, tmp_path / "cold", epochs=4, plan=TrainConfig(prompts=3, eval_every=0), config={})
     metrics = read_run(out).metrics
     assert len(metrics) == 4 and metrics.generated.sum() == pytest.approx(written) and (out / "model").is_dir()
     assert np.abs(rescore(tiny_policy, [split(g)[0][0]])[0][0] - before).max() > 0
@@ -568,13 +568,13 @@ def test_a_recipe_is_lessons_from_the_policy_then_sft_on_them(tiny_policy, monke
     asked = []
     monkeypatch.setattr(coldstart, "sample_groups", lambda policy, task, problems, k, seed: asked.extend(problems) or [arithmetic_group(tiny_policy)])
     script(*[wrap(MENDED)] * 4)
-    out = Recipe(problems=7, share=0.5, epochs=1.5).follow(Learner(tiny_policy), ARITHMETIC, Plan(prompts=3, eval_every=0, steps=99), tmp_path / "cold")
+    out = ColdStartConfig(problems=7, share=0.5, epochs=1.5).follow(Learner(tiny_policy), ARITHMETIC, TrainConfig(prompts=3, eval_every=0, steps=99), tmp_path / "cold")
     run = read_run(out)
     assert len(asked) == 7 and all(problem.meta["split"] == "train" for problem in asked)
     assert (len(run.metrics), run.config["lessons"], run.config["plan"]["steps"]) == (3, 6, 3)  # 1.5 passes over 4 + 2 lessons, 3 a step
     for bad in ({"problems": 0}, {"share": -1.0}, {"epochs": 0.0}):
         with pytest.raises(WorkbenchError, match="cold start takes"):
-            Recipe(**bad)
+            ColdStartConfig(**bad)
 
 
 def test_cold_start_without_a_usable_reconstruction_says_so(tiny_policy):

@@ -19,7 +19,7 @@ from workbench.studies.discovery import curves, interval, reached, read_study, s
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.paths import DATA
-from workbench.model.policy import Learner, Optimiser
+from workbench.model.policy import Learner, OptimConfig
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import prompts
 from workbench.training.ttt import (
@@ -128,7 +128,7 @@ class Letter:
 def reader():
     """The weights of a tiny policy that was taught the toy's habits."""
     policy, task = toys.tiny_policy(), Letter()
-    rng, optimiser = np.random.default_rng(0), torch.optim.Adam(policy.model.parameters(), lr=3e-3)
+    rng, optimizer = np.random.default_rng(0), torch.optim.Adam(policy.model.parameters(), lr=3e-3)
     prompt = cache(lambda problem_id, told: policy.prompt_ids(task.reprompt(task.problems("", 10, 0)[problem_id], feedback=told)))
     token = {letter: policy.completion_ids(letter)[0] for letter in COMMON + SECRET}
     for step in range(400):
@@ -136,9 +136,9 @@ def reader():
         letters = [rng.choice([*COMMON, SECRET]) if told or rng.random() > 0.8 else rng.choice([*COMMON]) for _ in range(10)]
         ids = torch.tensor([[*prompt(i, letter if told else ""), token[letter]] for i, letter in enumerate(letters)])
         loss = torch.nn.functional.cross_entropy(policy.model(input_ids=ids[:, :-1]).logits[:, -1], ids[:, -1])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return {name: p.detach().clone() for name, p in policy.model.named_parameters()}
 
 
@@ -147,7 +147,7 @@ def fresh(reader) -> Learner:
     with torch.no_grad():
         for name, p in policy.model.named_parameters():
             p.copy_(reader[name])
-    return Learner(policy, Optimiser(lr=1e-2, weight_decay=0.01, ema=0.01))
+    return Learner(policy, OptimConfig(lr=1e-2, weight_decay=0.01, ema=0.01))
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_sdpo_finds_it_sooner_than_best_of_k(learner):
 
 
 def test_learning_with_a_scalar_reward_is_best_of_k_until_the_first_success(learner):
-    learner.optimiser.param_groups[0]["weight_decay"] = 0.0
+    learner.optimizer.param_groups[0]["weight_decay"] = 0.0
     for seed in range(3):
         alone = independent(learner.policy, TASK, QUESTIONS[0], 8, (1, seed))
         start = snapshot(learner)
@@ -206,14 +206,14 @@ def flat(state: dict) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("lora", [0, 4])
 def test_a_run_depends_on_nothing_that_ran_before(reader, lora):
-    learner = Learner(toys.tiny_policy(), Optimiser(lr=1e-2, ema=0.5), lora=lora)
+    learner = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2, ema=0.5), lora=lora)
     start = snapshot(learner)
     reference = [x.clone() for x in flat(start)]
     first = [learn(learner, TASK, problem, METHOD, 3, (0, 0)) for problem in QUESTIONS[:1]]
     after = [x.clone() for x in flat(learner.state())]
-    assert not all(map(torch.equal, after, reference)) and learner.optimiser.state_dict()["state"]
+    assert not all(map(torch.equal, after, reference)) and learner.optimizer.state_dict()["state"]
     learner.load_state(start)
-    assert all(map(torch.equal, flat(learner.state()), reference)) and not learner.optimiser.state_dict()["state"]
+    assert all(map(torch.equal, flat(learner.state()), reference)) and not learner.optimizer.state_dict()["state"]
     learn(learner, TASK, QUESTIONS[2], Blind(**OPTIONS), 2, (0, 4))
     learner.load_state(start)
     assert [learn(learner, TASK, QUESTIONS[0], METHOD, 3, (0, 0))] == first

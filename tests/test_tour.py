@@ -85,9 +85,9 @@ def test_with_contrast_the_page_works_a_group(tiny_folder, tmp_path, monkeypatch
         monkeypatch.setattr(f"{module}.sample_groups", remember)
     tour(tmp_path / "a.html", model=str(tiny_folder), **SMALL)
     text = Text((tmp_path / "a.html").read_text()).text
-    step, group, painting = read_run(tmp_path / "runs" / "tour-1").groups[0]
+    step, group, credit = read_run(tmp_path / "runs" / "tour-1").groups[0]
     assert group.rewards.tolist() == [1, 0, 1, 0]
-    assert {round(c) for row in painting for c in row} == {1, -1}
+    assert {round(c) for row in credit for c in row} == {1, -1}
     assert "A group from step 0. 2 of 4 rollouts have reward 1: the mean is 0.500 and the standard deviation 0.500." in text
     assert "reward 1 gets +1.00, a rollout with reward 0 gets −1.00" in text
 

@@ -23,17 +23,17 @@ from workbench.model.batch import collate, score
 from workbench.core import WorkbenchError, with_options
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.training.run import Plan, fit, update
+from workbench.training.run import TrainConfig, fit, update
 
 TASK = toys.FirstCharacter(toys.HALF, max_new=6)
 KINDS = pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
 
 
 def new_learner(lora: int = 0, seed: int = 0, **options) -> Learner:
-    return Learner(toys.tiny_policy(), Optimiser(**{"lr": 1e-2, **options}), lora=lora, seed=seed)
+    return Learner(toys.tiny_policy(), OptimConfig(**{"lr": 1e-2, **options}), lora=lora, seed=seed)
 
 
 def one_update(learner, method=GRPO(k=4), step=0, **how):
@@ -91,11 +91,11 @@ def test_the_number_of_microbatches_changes_nothing(monkeypatch, method):
             if not name.startswith("seconds") and name != "gap_max":
                 assert record.metrics[name] == pytest.approx(value, abs=1e-5), name
         assert [[r.completion_ids for r in g.rollouts] for g in record.groups] == [[r.completion_ids for r in g.rollouts] for g in whole.groups]
-        for ours, theirs in zip(record.painting, whole.painting):
+        for ours, theirs in zip(record.credit, whole.credit):
             assert all(a == pytest.approx(b, abs=1e-4) for a, b in zip(ours, theirs))
 
 
-def test_the_painting_is_the_gradient(monkeypatch):
+def test_the_credit_is_the_gradient(monkeypatch):
     """Weight the log-probs of a step's tokens with the painted numbers: the gradient of that sum is the one the optimiser got."""
     learner, method = new_learner(), GRPO(k=4, aggregate="sequence")
     before = weights_of(learner)
@@ -106,7 +106,7 @@ def test_the_painting_is_the_gradient(monkeypatch):
     [batch] = collate(method.credit(list(record.groups), twin), twin.policy.pad_id)
     logp = score(twin, batch).logp
     painted = torch.zeros_like(logp)
-    for row, numbers in enumerate(n for group in record.painting for n in group):
+    for row, numbers in enumerate(n for group in record.credit for n in group):
         painted[row, :len(numbers)] = torch.tensor(numbers)
     (-(painted * logp).sum() / batch.denominators["tokens"]).backward()
     for name, p in twin.policy.model.named_parameters():
@@ -119,7 +119,7 @@ def test_a_second_update_is_measured_against_the_first_ones_log_probs():
         seen: list = field(default_factory=list)
 
         def loss(self, scores, batch):
-            self.seen.append((scores.logp.detach().clone(), None if batch.old is None else batch.old.clone()))
+            self.seen.append((scores.logp.detach().clone(), None if batch.old_logp is None else batch.old_logp.clone()))
             return super().loss(scores, batch)
 
     method = Watching(k=4)
@@ -145,12 +145,12 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(lora, bad):
 
     learner = new_learner(lora)
     one_update(learner)  # so that the optimiser has a state to spoil
-    before, moments = weights_of(learner), reloaded(learner.optimiser.state_dict())
+    before, moments = weights_of(learner), reloaded(learner.optimizer.state_dict())
     record = one_update(learner, Broken(k=4), 1)
     assert record.metrics["skipped"] == 1 and not torch.tensor(record.metrics["grad_norm"]).isfinite()
     assert same(weights_of(learner), before)
     for key, state in moments["state"].items():
-        assert all(torch.equal(value, learner.optimiser.state_dict()["state"][key][name]) for name, value in state.items())
+        assert all(torch.equal(value, learner.optimizer.state_dict()["state"][key][name]) for name, value in state.items())
     assert one_update(learner, step=2).metrics["skipped"] == 1
     assert not same(weights_of(learner), before)
 
@@ -159,8 +159,8 @@ def test_the_gradient_is_clipped_to_its_norm(monkeypatch):
     norms = []
     for clip in (1e9, 0.01):
         learner = new_learner(clip=clip)
-        step = learner.optimiser.step
-        monkeypatch.setattr(learner.optimiser, "step", lambda: norms.append(
+        step = learner.optimizer.step
+        monkeypatch.setattr(learner.optimizer, "step", lambda: norms.append(
             float(torch.stack([p.grad.norm() for p in learner.parameters if p.grad is not None]).norm())) or step())
         reported = one_update(learner).metrics["grad_norm"]
     assert norms[0] == pytest.approx(reported, rel=1e-5) and norms[1] == pytest.approx(0.01, rel=1e-3) and reported > 0.02
@@ -232,7 +232,7 @@ def test_the_teacher_starts_as_the_policy_started_and_only_its_update_moves_it(l
         with learner.weights("teacher") as policy:  # the late one is first asked for now, after the policy has moved
             assert torch.equal(logits(policy), start)
         assert not any(p.requires_grad for p in learner._teacher.values())
-        assert not {id(p) for p in learner._teacher.values()} & {id(p) for group in learner.optimiser.param_groups for p in group["params"]}
+        assert not {id(p) for p in learner._teacher.values()} & {id(p) for group in learner.optimizer.param_groups for p in group["params"]}
     assert same(early._teacher, late._teacher)
 
 
@@ -296,7 +296,7 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing():
 
 @KINDS
 def test_the_saved_policy_loads_with_plain_transformers(lora, tmp_path, tiny_folder):
-    learner = Learner(load_policy(tiny_folder), Optimiser(lr=1e-2), lora=lora)
+    learner = Learner(load_policy(tiny_folder), OptimConfig(lr=1e-2), lora=lora)
     one_update(learner)
     if lora:
         shake_adapter(learner.policy.model)
@@ -349,7 +349,7 @@ def test_a_template_that_refuses_a_prompt_says_so_in_one_sentence():
 
 # ---- whole runs, in this process
 
-PLAN = Plan(steps=5, prompts=3, rows=5, eval_every=2, eval_problems=3, eval_samples=2, checkpoint_every=2, keep_groups=1)
+PLAN = TrainConfig(steps=5, prompts=3, rows=5, eval_every=2, eval_problems=3, eval_samples=2, checkpoint_every=2, keep_groups=1)
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -358,7 +358,7 @@ def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [{key: value for key, value in line.items() if not key.startswith("seconds")} for line in read]
 
 
-def run(out: Path, lora: int = 0, plan: Plan = PLAN, method=GRPO(k=4, beta=0.02), **how) -> Learner:
+def run(out: Path, lora: int = 0, plan: TrainConfig = PLAN, method=GRPO(k=4, beta=0.02), **how) -> Learner:
     learner = new_learner(lora)
     fit(method, learner, TASK, plan, out, config={"model": "tiny"}, progress=False, **how)
     return learner
@@ -412,16 +412,16 @@ def test_a_finished_run_can_go_on_for_longer(tmp_path):
 def test_what_an_older_run_did_not_record_does_not_keep_it_from_going_on_and_what_it_did_does(tmp_path):
     run(tmp_path / "run", plan=replace(PLAN, steps=2, eval_every=0))
 
-    def go_on(steps, **config):
+    def continue_from(steps, **config):
         fit(GRPO(k=4, beta=0.02), Learner(toys.tiny_policy()), TASK, replace(PLAN, steps=steps, eval_every=0), tmp_path / "run",
             config={"model": "./tiny/", **config}, resume=True, progress=False)
 
-    go_on(3, vllm=False)  # the first to record it
+    continue_from(3, vllm=False)  # the first to record it
     assert len(lines(tmp_path / "run")) == 3
     with pytest.raises(WorkbenchError, match=r"other settings \(vllm: False -> True\)"):
-        go_on(4, vllm=True)
+        continue_from(4, vllm=True)
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line | {"entropy": None}) + "\n" for line in lines(tmp_path / "run")))  # NaN
-    go_on(4, vllm=False)
+    continue_from(4, vllm=False)
 
 
 def test_what_cannot_be_resumed_is_refused(tmp_path):
@@ -467,7 +467,7 @@ def test_resuming_what_has_not_begun(tmp_path):
                                          ("eval_problems", 0), ("eval_every", -1), ("keep_groups", -1)])
 def test_bad_plans_are_refused(name, value):
     with pytest.raises(WorkbenchError, match=name):
-        Plan(**{name: value})
+        TrainConfig(**{name: value})
 
 
 # ---- a real process, killed
@@ -479,7 +479,7 @@ def digits(tmp_path_factory):
     problems = folder / "digits.jsonl"
     problems.write_text("".join(json.dumps({"question": f"{i}?", "answer": i % 10, "solution": str(i * 7 % 10)}) + "\n" for i in range(300)))
 
-    task, learner = load_task(str(problems)), Learner(toys.tiny_policy(), Optimiser(lr=1e-2))
+    task, learner = load_task(str(problems)), Learner(toys.tiny_policy(), OptimConfig(lr=1e-2))
     for step in range(60):
         update(SFT(), learner, task, task.problems("train", 32, step), (0, step), rows=None)
     return toys.saved(learner.policy, folder / "model"), problems
@@ -519,7 +519,7 @@ def test_kill_9_in_the_middle_and_resume_gives_the_same_run(digits, tmp_path):
 @pytest.mark.parametrize("options", [{"lr": -1.0}, {"lr": float("nan")}, {"lr": float("inf")}, {"clip": -1.0}, {"weight_decay": -1.0}, {"ema": 7.0}])
 def test_an_optimiser_that_cannot_be_is_refused(options):
     with pytest.raises(WorkbenchError, match="the optimiser takes"):
-        Optimiser(**options)
+        OptimConfig(**options)
 
 
 def test_options_are_finite():
@@ -536,7 +536,7 @@ class Never(GRPO):
 
 def test_a_run_that_failed_in_its_first_step_may_be_begun_again(digits, tmp_path):
     model, problems = digits
-    task, plan = load_task(str(problems)), Plan(steps=1, prompts=2, eval_every=0)
+    task, plan = load_task(str(problems)), TrainConfig(steps=1, prompts=2, eval_every=0)
     with pytest.raises(WorkbenchError, match="not today"):
         fit(Never(k=2), Learner(load_policy(model)), task, plan, tmp_path / "run", progress=False)
     with pytest.raises(WorkbenchError, match="other settings"):
@@ -562,7 +562,7 @@ def test_a_damaged_model_folder_is_one_sentence(tmp_path, name, text):
 @pytest.mark.parametrize("missing", ["step", "learner", "config"])
 def test_a_checkpoint_that_lacks_something_is_one_sentence(digits, tmp_path, missing):
     model, problems = digits
-    task, plan, run = load_task(str(problems)), Plan(steps=1, prompts=2, eval_every=0), tmp_path / "run"
+    task, plan, run = load_task(str(problems)), TrainConfig(steps=1, prompts=2, eval_every=0), tmp_path / "run"
     fit(GRPO(k=2), Learner(load_policy(model)), task, plan, run, progress=False)
     saved = torch.load(run / "checkpoint.pt", weights_only=True)
     del saved[missing]

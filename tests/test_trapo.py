@@ -18,9 +18,9 @@ from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import PRESETS, TRAPO, guided
 from workbench.model.scores import shaped, trsft
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import Plan, fit, update
+from workbench.training.run import TrainConfig, fit, update
 from workbench.viz.figures.trapo import gradient_weights, micro_groups, optima, optimum
 
 ARMS = ("trsft", "sft", "luffy", "none")
@@ -68,29 +68,29 @@ def test_trsft_without_a_region_is_sft_and_never_breaks():
     assert x.grad.isfinite().all() and x.grad.abs().max() < 1e-10
 
 
-def minimiser(expert, alpha=0.1):
+def minimizer(expert, alpha=0.1):
     """argmin over the simplex of E_{c ~ expert} l(p(c)), by Adam on logits in double precision."""
     expert = torch.tensor(expert, dtype=torch.float64)
     logits = expert.log().clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([logits], lr=0.02)
+    optimizer = torch.optim.Adam([logits], lr=0.02)
     for _ in range(4000):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (expert * trsft(logits.log_softmax(-1), alpha)[0]).sum().backward()
-        optimiser.step()
+        optimizer.step()
     return logits.softmax(-1).detach().tolist()
 
 
 def test_proposition_1_by_minimisation():
     # S = {.5, .3, .15}: lambda = .95, and .15 > .095 > .05: the last token gets nothing, the others p_E/.95
-    assert minimiser([0.5, 0.3, 0.15, 0.05]) == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0.0], abs=2e-3)
+    assert minimizer([0.5, 0.3, 0.15, 0.05]) == pytest.approx([0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0.0], abs=2e-3)
     # all of p_E = (.6, .4) is over alpha: maximum likelihood
-    assert minimiser([0.6, 0.4]) == pytest.approx([0.6, 0.4], abs=1e-3)
+    assert minimizer([0.6, 0.4]) == pytest.approx([0.6, 0.4], abs=1e-3)
 
 
 def test_proposition_1_where_no_set_fits():
     """p_E = (.905, .095): with S = both, lambda = 1 and .095 < .1 is out; with S = the first, lambda = .905 and .095 > .0905 is in.
     The optimum has equal slopes, .905/p = .095/.1, so p = .95263: the token on the boundary takes what is left."""
-    assert minimiser([0.905, 0.095]) == pytest.approx([0.905 / 0.95, 1 - 0.905 / 0.95], abs=1e-4)
+    assert minimizer([0.905, 0.095]) == pytest.approx([0.905 / 0.95, 1 - 0.905 / 0.95], abs=1e-4)
     assert 0.905 / 0.95 == pytest.approx(0.9526, abs=5e-5)
 
 
@@ -135,7 +135,7 @@ def scripted(monkeypatch, rewards):
         return [[replace(toys.rollout(9, rewards[s.problem.id].pop(0)), origin="guided" if s.prefix else "policy") for _ in s.seeds]
                 for s in starts]
 
-    monkeypatch.setattr(module, "go_on", fake)
+    monkeypatch.setattr(module, "continue_from", fake)
     return calls
 
 
@@ -276,7 +276,7 @@ def leaves(batch, seed=0):
 
 def with_old(batch, scores, seed=1):
     noise = 0.3 * torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(seed))
-    return replace(batch, old=(scores.logp.detach() + noise) * batch.mask)
+    return replace(batch, old_logp=(scores.logp.detach() + noise) * batch.mask)
 
 
 def test_loss_by_hand():
@@ -356,7 +356,7 @@ def test_numbers_equal_the_released_losss(arm, reshape):
     advantages = torch.tensor([[r.verdict.reward - mean[id(r)]] for r in rollouts], dtype=torch.float32)
     prefix = torch.tensor([[float(t < r.borrowed) for t in range(width)] for r in rollouts])
     learned = torch.tensor([[float(i % 6 != 3 or arm == "luffy")] for i in range(12)])  # the fourth of a group repeats the third's prefix
-    theirs = released_loss(logp, batch.old, advantages, batch.mask.float(), prefix, learned, reshape, entropy)
+    theirs = released_loss(logp, batch.old_logp, advantages, batch.mask.float(), prefix, learned, reshape, entropy)
     # They sum over sequences where ours is a mean, and have the entropy bonus in the same batch
     ours = method.loss(scores, batch).value
     bonus = 0.001 * (entropy * batch.mask).sum() / batch.mask.sum()
@@ -401,8 +401,8 @@ def test_microbatches_padding_and_order_do_not_matter(arm, rows):
 
 def expert_chance(policy, problems) -> float:
     from workbench.model.batch import rescore
-    from workbench.rollouts.prefixes import trace
-    return float(np.mean([logp.mean() for logp, _ in rescore(policy, [trace(policy, Arithmetic(), p, p.solutions[0]) for p in problems])]))
+    from workbench.rollouts.prefixes import expert_rollout
+    return float(np.mean([logp.mean() for logp, _ in rescore(policy, [expert_rollout(policy, Arithmetic(), p, p.solutions[0]) for p in problems])]))
 
 
 def test_all_wrong_groups_still_learn_and_the_region_limits_it(tiny_policy):
@@ -411,7 +411,7 @@ def test_all_wrong_groups_still_learn_and_the_region_limits_it(tiny_policy):
     problems, gained = task.problems("train", 4, 0), {}
     for arm in ("sft", "trsft", "none"):
         policy = toys.tiny_policy()
-        learner, before = Learner(policy, Optimiser(lr=1e-2)), expert_chance(policy, problems)
+        learner, before = Learner(policy, OptimConfig(lr=1e-2)), expert_chance(policy, problems)
         for step in range(4):
             update(TRAPO(prefix=arm, entropy=0.0), learner, task, problems, (0, step))
         gained[arm] = expert_chance(policy, problems) - before
@@ -420,10 +420,10 @@ def test_all_wrong_groups_still_learn_and_the_region_limits_it(tiny_policy):
 
 def test_sft_then_rl_is_two_runs(tmp_path, tiny_folder):
     """The second stage takes the first one's model as its own start, and as its reference."""
-    task, plan = toys.FirstCharacter("7"), Plan(steps=2, prompts=2, eval_every=0)
-    first = Learner(load_policy(tiny_folder), Optimiser(lr=1e-2))
+    task, plan = toys.FirstCharacter("7"), TrainConfig(steps=2, prompts=2, eval_every=0)
+    first = Learner(load_policy(tiny_folder), OptimConfig(lr=1e-2))
     fit(SFT(), first, Arithmetic(steps=1, style="turned"), plan, tmp_path / "sft", progress=False)
-    second = Learner(load_policy(tmp_path / "sft" / "model"), Optimiser(lr=1e-2))
+    second = Learner(load_policy(tmp_path / "sft" / "model"), OptimConfig(lr=1e-2))
     for name, p in first.policy.model.named_parameters():
         torch.testing.assert_close(p, dict(second.policy.model.named_parameters())[name])
     fit(GRPO(k=8, beta=0.1), second, task, plan, tmp_path / "rl", progress=False)

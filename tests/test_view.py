@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from test_viz import HOSTILE, contrast, group, read, rollout
-from workbench.core import Inspection, Reading, Step, WorkbenchError
+from workbench.core import Inspection, TokenStats, Step, WorkbenchError
 from workbench.records import Run
 from workbench.viz import tokens
 from workbench.viz.layers import all_layers, channel_of
@@ -20,9 +20,9 @@ from workbench.viz.view import STATIC_TOKENS, WIDGET, TokenView
 TEXTS = ["a", "b\n", "c", "d\n", "e"]
 
 
-def reading(*logprobs, k=2) -> Reading:
+def reading(*logprobs, k=2) -> TokenStats:
     size = len(logprobs)
-    return Reading((1,), np.array(logprobs), np.full(size, 0.5), np.arange(1, size + 1), np.tile(np.arange(k), (size, 1)),
+    return TokenStats((1,), np.array(logprobs), np.full(size, 0.5), np.arange(1, size + 1), np.tile(np.arange(k), (size, 1)),
                    np.tile(np.log([0.75, 0.25])[:k], (size, 1)))
 
 

@@ -61,8 +61,8 @@ def drawn_tokens(html: str) -> list[dict]:
 
 def contrast(a: str, b: str) -> float:
     """WCAG 2 contrast ratio of two #rrggbb colours."""
-    def luminance(colour):
-        parts = [int(colour[i: i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color):
+        parts = [int(color[i: i + 2], 16) / 255 for i in (1, 3, 5)]
         return np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts])
     light, dark = sorted((luminance(a), luminance(b)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
@@ -225,7 +225,7 @@ def test_curves_without_evaluations_or_columns():
 
 @pytest.mark.parametrize("paper", [tokens.LIGHT.paper, tokens.DARK.paper])
 def test_curve_colours_stand_out(paper):
-    assert all(contrast(colour, paper) >= 3 for colour in curves.COLOURS)
+    assert all(contrast(color, paper) >= 3 for color in curves.COLORS)
     assert contrast(INK, tokens.LIGHT.paper) >= 4.5
 
 

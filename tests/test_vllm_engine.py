@@ -23,7 +23,7 @@ from workbench.model.batch import rescore
 from workbench.app.cli import main
 from workbench.core import WorkbenchError
 from workbench.methods.grpo import GRPO
-from workbench.model.policy import Learner, Optimiser, load_policy
+from workbench.model.policy import Learner, OptimConfig, load_policy
 from workbench.rollouts.sampling import generate
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
@@ -114,7 +114,7 @@ def vllm(monkeypatch):
 
 def made(folder, rank=4, lr=1e-2, shaken=True):
     """A learner whose tokens the stand-in writes, and the stand-in."""
-    learner = Learner(load_policy(folder), Optimiser(lr=lr), lora=rank)
+    learner = Learner(load_policy(folder), OptimConfig(lr=lr), lora=rank)
     if shaken:
         tiny.shake_adapter(learner.policy.model)
     learner.policy.engine = VLLM(learner.policy)
@@ -236,7 +236,7 @@ def test_reference_and_teacher(folder, vllm):
 def test_every_update_is_weighed(folder, vllm, monkeypatch):
     """Where the sampler's log-probs are off by 0.5 the gradient is that of the weighed channel: e^0.5 times it."""
     learner, llm = made(folder)
-    assert not learner.policy.exact and load_policy(folder).exact
+    assert not learner.policy.trains_in_fp32 and load_policy(folder).trains_in_fp32
     norms = {}
     for off in (0.0, 0.5):
         plain = VLLM._sample
@@ -351,7 +351,7 @@ def test_the_command_line_trains_with_it(folder, vllm, tmp_path):
 def test_vllm_itself():
     """What the stand-in stands for: trained and sampled in turns, vLLM's log-probs stay near the trainer's."""
     pytest.importorskip("vllm")
-    learner = Learner(load_policy(Path(__file__).parent.parent / "data" / "organism" / "3m", frozen=True), Optimiser(lr=1e-2), lora=8)
+    learner = Learner(load_policy(Path(__file__).parent.parent / "data" / "organism" / "3m", frozen=True), OptimConfig(lr=1e-2), lora=8)
     learner.policy.engine = VLLM(learner.policy)
     task = Arithmetic()
     for step in range(3):

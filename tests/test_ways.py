@@ -9,10 +9,10 @@ from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import TRAPO
-from workbench.inspection.readings import Still, painted
+from workbench.inspection.readings import FrozenLearner, realised_credit
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
-from workbench.inspection.credit import Way, group_of, pick, ways
+from workbench.inspection.credit import MethodCredit, group_of, comparable_rollouts, credit_by_method
 
 TASK = load_task("arithmetic:style=turned")
 [PROBLEM] = TASK.problems("validation", 1, 0)
@@ -21,7 +21,7 @@ METHODS = {"SFT": SFT(), "GRPO": GRPO(k=4), "SDPO": SDPO(k=4), "TRAPO": TRAPO()}
 
 @pytest.fixture(scope="module")
 def found():
-    return ways(Still(toys.tiny_policy()), TASK, PROBLEM, METHODS, (0, 1))
+    return credit_by_method(FrozenLearner(toys.tiny_policy()), TASK, PROBLEM, METHODS, (0, 1))
 
 
 def test_methods_that_let_the_policy_write_see_the_same_attempts(found):
@@ -32,7 +32,7 @@ def test_methods_that_let_the_policy_write_see_the_same_attempts(found):
 
 def test_the_numbers_are_those_of_the_method_on_its_own_group(found):
     for name, way in found.items():
-        again = painted(Still(toys.tiny_policy()), group_of(PROBLEM, way), METHODS[name])["credit"]
+        again = realised_credit(FrozenLearner(toys.tiny_policy()), group_of(PROBLEM, way), METHODS[name])["credit"]
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(way.credit, again))
     assert all((credit == 0).all() for credit in found["GRPO"].credit)  # a random model is never right: no contrast
     assert any((credit != 0).any() for credit in found["TRAPO"].credit)
@@ -41,16 +41,16 @@ def test_the_numbers_are_those_of_the_method_on_its_own_group(found):
 def test_few_are_picked_the_shared_ones_and_one_addition():
     right, wrong, other = (toys.rollout(4, reward, seed=seed) for reward, seed in ((1.0, 1), (0.0, 2), (0.0, 3)))
     bad, good = (replace(toys.rollout(5, reward, seed=4), origin="expert", borrowed=5) for reward in (0.0, 1.0))
-    flat = lambda *rollouts: Way(rollouts, tuple(np.full(len(r.completion_ids), 1.0) for r in rollouts))  # noqa: E731
-    kept = pick({"a": flat(other, right, wrong), "b": flat(wrong, right), "c": flat(right)})
+    flat = lambda *rollouts: MethodCredit(rollouts, tuple(np.full(len(r.completion_ids), 1.0) for r in rollouts))  # noqa: E731
+    kept = comparable_rollouts({"a": flat(other, right, wrong), "b": flat(wrong, right), "c": flat(right)})
     assert [[r is x for r, x in zip(kept[name].rollouts, want)] for name, want in (("a", (right, wrong)), ("b", (right, wrong)), ("c", (right,)))] == [
         [True, True], [True, True], [True]]
-    assert pick({"a": flat(right, bad, good)})["a"].rollouts == (right, good)
+    assert comparable_rollouts({"a": flat(right, bad, good)})["a"].rollouts == (right, good)
 
 
 def test_a_column_for_each_method_with_every_token(found):
     decode = lambda token: toys.tiny_policy().tokenizer.decode([token])  # noqa: E731
-    kept = pick({name: found[name] for name in ("SFT", "TRAPO")})
+    kept = comparable_rollouts({name: found[name] for name in ("SFT", "TRAPO")})
     narrow = columns({name: (group_of(PROBLEM, way), way.credit) for name, way in kept.items()}, decode, width=12).axes[0]
     for text in narrow.texts:  # a long line goes on below, and not into the next column
         if text.get_ha() == "center":

@@ -17,10 +17,10 @@ from workbench.methods.sft import SFT
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
 from workbench.model.policy import load_policy
-from workbench.inspection.readings import Still
+from workbench.inspection.readings import FrozenLearner
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
-from workbench.inspection.credit import group_of, pick, ways
+from workbench.inspection.credit import group_of, comparable_rollouts, credit_by_method
 
 ROOT = Path(__file__).parent.parent
 METHODS = {"SFT": SFT(), "GRPO": GRPO(), "OPD": OPD(k=8), "SCOPE": SCOPE(), "SDPO": SDPO(a=1.0), "TAPO": TAPO(), "TRAPO": TRAPO(), "LUFFY": LUFFY()}
@@ -28,13 +28,13 @@ METHODS = {"SFT": SFT(), "GRPO": GRPO(), "OPD": OPD(k=8), "SCOPE": SCOPE(), "SDP
 
 def main() -> None:
     task = load_task("arithmetic:style=turned")
-    learner = Still(load_policy(ROOT / "data" / "organism" / "3m"), load_policy(ROOT / "data" / "organism" / "teacher"))
+    learner = FrozenLearner(load_policy(ROOT / "data" / "organism" / "3m"), load_policy(ROOT / "data" / "organism" / "teacher"))
     for number, problem in enumerate(task.problems("validation", 50, 0)):
-        found = ways(learner, task, problem, METHODS, (0, number))
+        found = credit_by_method(learner, task, problem, METHODS, (0, number))
         if all(any(r.origin != "policy" and r.verdict.correct for r in found[name].rollouts) for name in ("TAPO", "TRAPO")) and any(
                 r.origin == "guided" for r in found["TRAPO"].rollouts):
             break
-    figure = columns({name: (group_of(problem, way), way.credit) for name, way in pick(found).items()}, lambda token: learner.policy.tokenizer.decode([token]))
+    figure = columns({name: (group_of(problem, way), way.credit) for name, way in comparable_rollouts(found).items()}, lambda token: learner.policy.tokenizer.decode([token]))
     out = ROOT / "data" / "examples" / "readme.png"
     figure.savefig(out, dpi=110)
     print(problem.id, out.relative_to(ROOT))

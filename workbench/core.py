@@ -143,7 +143,7 @@ class Credit:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenStats:
     """What one model, under one prompt, says of the completion of one rollout. T completion tokens; arrays of [T] and [T, k].
 
     ``top_ids`` are the k likeliest tokens at each place, most likely first, and ``top_logprobs`` their log-probabilities (nats, temperature 1).
@@ -167,8 +167,8 @@ class Inspection:
 
     group: Group
     layers: Mapping[str, tuple[np.ndarray, ...]]
-    student: tuple[Reading, ...] = ()
-    teacher: tuple[Reading | None, ...] = ()
+    student: tuple[TokenStats, ...] = ()
+    teacher: tuple[TokenStats | None, ...] = ()
     first_errors: tuple[Step | None, ...] = ()  # the task's truth, where it knows
 
 
@@ -186,8 +186,8 @@ class Batch:
     targets: Tensor  # [B, T] int64, completion ids (0 where padded)
     mask: Tensor  # [B, T] bool, a real completion token
     channels: Mapping[str, Tensor]  # pg, nll, kl: [B, T] float
-    behaviour: Tensor  # [B, T] the sampler's log-probs; NaN where borrowed, 0 where padded
-    old: Tensor | None  # [B, T] log-probs before the first update on this batch; None while that update is this one
+    sampler_logp: Tensor  # [B, T] the sampler's log-probs; NaN where borrowed, 0 where padded
+    old_logp: Tensor | None  # [B, T] log-probs before the first update on this batch; None while that update is this one
     denominators: Mapping[str, float]  # per channel: tokens with a non-zero entry; "kl_right": those in correct rollouts; "tokens": completion tokens
     sequences: int
     credits: tuple[Credit, ...]
@@ -205,8 +205,8 @@ class Scores:
     reference: Tensor | None = None  # log-prob under the frozen reference
     teacher: Tensor | None = None  # log-prob under the teacher's context and weights
     divergence: Tensor | None = None  # D_a(policy || teacher), nats
-    toward: Tensor | None = None  # the divergence's own credit: the coefficient of grad log pi(y_t) in -grad divergence
-    tail: Tensor | None = None  # the policy's probability outside the k tokens that were compared
+    divergence_credit: Tensor | None = None  # the divergence's own credit: the coefficient of grad log pi(y_t) in -grad divergence
+    tail_mass: Tensor | None = None  # the policy's probability outside the k tokens that were compared
     teacher_entropy: Tensor | None = None  # nats
 
 
@@ -226,12 +226,12 @@ class Loss:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one update leaves behind: numbers for the curve, and a few whole groups with their painting."""
+    """What one update leaves behind: numbers for the curve, and a few whole groups with their credit."""
 
     step: int
     metrics: Mapping[str, float]
     groups: tuple[Group, ...] = ()
-    painting: tuple[tuple[tuple[float, ...], ...], ...] = ()  # realised credit: group, rollout, token
+    credit: tuple[tuple[tuple[float, ...], ...], ...] = ()  # realised credit: group, rollout, token
 
 
 @runtime_checkable
@@ -251,16 +251,16 @@ class Task(Protocol):
 class Distil:
     """What the ``kl`` channel compares with (METHODS: arXiv 2601.20802): D_a(pi || q), q a teacher that re-scores the policy's own tokens.
 
-    ``a`` 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m), m = (1-a) pi + a q.
-    ``k``: over the policy's k likeliest tokens and one bucket for the rest; 0: over the whole vocabulary.
-    ``weights``: whose weights read: the EMA teacher's, the frozen reference's, the policy's own as they are now, the learner's expert's (another
+    ``alpha`` a = 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m), m = (1-a) pi + a q.
+    ``top_k``: over the policy's k likeliest tokens and one bucket for the rest; 0: over the whole vocabulary.
+    ``teacher``: whose weights read: the EMA teacher's, the frozen reference's, the policy's own as they are now, the learner's expert's (another
     network with the same vocabulary), or "mixed": log q is (1 - trust) log reference + trust log policy, normalised. ``clip``: largest credit of
     any token of the vocabulary.
     """
 
-    a: float = 0.5
-    k: int = 100
-    weights: Literal["teacher", "reference", "policy", "expert", "mixed"] = "teacher"
+    alpha: float = 0.5
+    top_k: int = 100
+    teacher: Literal["teacher", "reference", "policy", "expert", "mixed"] = "teacher"
     trust: float = 0.01
     clip: float = math.inf
 

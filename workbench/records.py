@@ -1,7 +1,7 @@
 """A run is a directory of plain files:
 
     config.json     what was asked for           metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
-    env.json        what it ran on               groups.jsonl    a few whole groups with their painting
+    env.json        what it ran on               groups.jsonl    a few whole groups with their credit
     checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/), Hugging Face format
                                                  best/           the policy at its best evaluation, if above its start
 
@@ -112,8 +112,8 @@ class RunWriter:
 
     def write(self, record: StepRecord) -> None:
         self._append("metrics.jsonl", {"step": record.step, **record.metrics})
-        for group, painting in zip(record.groups, record.painting):
-            self._append("groups.jsonl", {"step": record.step, **group_to_dict(group), "credit": painting})
+        for group, credit in zip(record.groups, record.credit):
+            self._append("groups.jsonl", {"step": record.step, **group_to_dict(group), "credit": credit})
 
     def _append(self, name: str, line: Mapping) -> None:
         try:
@@ -140,7 +140,7 @@ def _lines(path: Path) -> list[dict]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read. ``metrics`` is a DataFrame with one row a step; ``groups`` are (step, group, painting)."""
+    """A run directory, read. ``metrics`` is a DataFrame with one row a step; ``groups`` are (step, group, credit)."""
 
     folder: Path
     config: Mapping[str, Any]

@@ -14,7 +14,7 @@ Decode = Callable[[Sequence[int]], str]
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")  # a line with its line breaks; blank lines go with the line before
 
 
-def steps(text: str) -> list[Step]:
+def split_steps(text: str) -> list[Step]:
     """The written steps of a text: its lines, each with the line breaks after it. They cover the text without gaps."""
     spans = [match.span() for match in _STEP.finditer(text) if match.end() > match.start()]
     return [Step(i, start, end) for i, (start, end) in enumerate(spans)]
@@ -42,7 +42,7 @@ def common_prefix(left: str, right: str) -> int:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Spans:
     """One completion as text: ``text`` is what its tokens say (without the end-of-turn token)."""
 
     rollout: Rollout
@@ -59,7 +59,7 @@ class Layout:
 
     @cached_property
     def steps(self) -> list[Step]:
-        return steps(self.text)
+        return split_steps(self.text)
 
     @cached_property
     def lines(self) -> list[str]:

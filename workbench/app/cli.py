@@ -123,10 +123,10 @@ def _tour(args) -> None:
 
 def split_options(options: list[str], method: type, learner_keys: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
     """``--set`` options by whose they are: the method's, the learner's, the plan's."""
-    from workbench.training.run import Plan
+    from workbench.training.run import TrainConfig
 
     owners = {"method": [f.name for f in fields(method)], "learner": learner_keys,
-              "plan": [f.name for f in fields(Plan) if f.name not in ("steps", "seed")]}
+              "plan": [f.name for f in fields(TrainConfig) if f.name not in ("steps", "seed")]}
     found: dict[str, list[str]] = {name: [] for name in owners}
     for option in options:
         key = option.partition("=")[0]
@@ -142,16 +142,16 @@ def _train(args) -> None:
     from workbench import methods
     from workbench.model import distributed
     from workbench.rollouts import vllm
-    from workbench.model.policy import Learner, Optimiser, load_policy
+    from workbench.model.policy import Learner, OptimConfig, load_policy
     from workbench.tasks import load_task
-    from workbench.training.run import Plan, fit
+    from workbench.training.run import TrainConfig, fit
 
     distributed.start()
     kind = methods.find(args.method)
-    for_method, for_optimiser, for_plan = split_options(args.options, kind, tuple(f.name for f in fields(Optimiser)))
+    for_method, for_optimizer, for_plan = split_options(args.options, kind, tuple(f.name for f in fields(OptimConfig)))
     method = with_options(kind, for_method, args.method)
-    optimiser = with_options(Optimiser, [*for_optimiser, *(["eight_bit=true"] if args.eight_bit else [])], "the optimiser")
-    plan = with_options(Plan, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
+    optimizer = with_options(OptimConfig, [*for_optimizer, *(["eight_bit=true"] if args.eight_bit else [])], "the optimiser")
+    plan = with_options(TrainConfig, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
     if args.four_bit and not args.lora:
         raise WorkbenchError("weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train")
     if args.unsloth and not args.lora:
@@ -160,7 +160,7 @@ def _train(args) -> None:
         vllm.names(lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard)  # before anything is loaded
     task = load_task(args.task)
     expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit) if args.teacher else None
-    learner = Learner(load_policy(args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth), optimiser, lora=args.lora,
+    learner = Learner(load_policy(args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth), optimizer, lora=args.lora,
                       seed=args.seed, expert=expert, checkpointing=args.checkpointing, shard=args.shard)
     if args.vllm:
         learner.policy.engine = vllm.VLLM(learner.policy)
@@ -169,7 +169,7 @@ def _train(args) -> None:
         from workbench.records import TensorBoard
         writers.append(TensorBoard(args.out))
     config = {"model": str(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "unsloth": args.unsloth,
-              "vllm": args.vllm, "teacher": args.teacher, "optimiser": asdict(optimiser)}
+              "vllm": args.vllm, "teacher": args.teacher, "optimiser": asdict(optimizer)}
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     if distributed.main():
         print(f"The run is in {args.out}; workbench compare {args.out} shows it.")

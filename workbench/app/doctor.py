@@ -68,7 +68,7 @@ def measured(model: str, methods: list[type], task: str, args) -> str:
 
     from workbench.core import WorkbenchError
     from workbench.app.memory import measure
-    from workbench.model.policy import Learner, Optimiser, load_policy
+    from workbench.model.policy import Learner, OptimConfig, load_policy
     from workbench.tasks import load_task
 
     if not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def measured(model: str, methods: list[type], task: str, args) -> str:
     lines = [f"\nMeasured on {torch.cuda.get_device_name()} with {task}, by QLoRA:"]
     for method in methods:
         expert = load_policy(model, four_bit=True, frozen=True) if getattr(method(), "teacher", "") == "expert" else None
-        learner = Learner(load_policy(model, four_bit=True, frozen=True), Optimiser(eight_bit=args.eight_bit), lora=args.lora, expert=expert,
+        learner = Learner(load_policy(model, four_bit=True, frozen=True), OptimConfig(eight_bit=args.eight_bit), lora=args.lora, expert=expert,
                           checkpointing=args.checkpointing)
         lines.append(f"{method.__name__.lower():8} {measure(learner, method(), load_task(task), args.rows, args.prompts) / 2**30:.1f} GiB")
     return "\n".join(lines)

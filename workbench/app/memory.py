@@ -85,7 +85,7 @@ def predict(net: nn.Module, method: Method, mode: str, *, rank: int = 16, prompt
     distil = method.distil
     parts = {"weights": weights, "adapter": 0 if mode == "full" else 4 * trained, "gradients": 4 * trained,
              "optimiser": (2 if eight_bit else 8) * trained, "reference": 4 * trained,
-             "teacher": 4 * trained if distil and distil.weights == "teacher" else 0,
+             "teacher": 4 * trained if distil and distil.teacher == "teacher" else 0,
              "expert": expert if getattr(method, "teacher", "") == "expert" else 0}
     inner = net.get_base_model() if hasattr(net, "get_base_model") else net
     config = inner.config

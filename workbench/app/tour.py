@@ -15,12 +15,12 @@ from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
 from workbench.evaluation.metrics import Evaluation, bootstrap
 from workbench.methods import grpo
 from workbench.methods.grpo import GRPO
-from workbench.model.policy import Learner, Optimiser, Policy, load_policy
+from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
 from workbench.paths import ROOT
 from workbench.records import Run, read_run, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
-from workbench.training.run import Plan, fit
+from workbench.training.run import TrainConfig, fit
 from workbench.viz.curves import learning_curves
 from workbench.viz.tokens import group_html, signed, visible
 from workbench.viz.page import Section, cards, page, paragraphs, plain_table, preformatted, svg, table
@@ -35,10 +35,10 @@ def tour(out: str | Path, *, model: str = "data/organism/3m", task: str = "arith
     ``model`` is a hub id, a path, or a path inside this checkout. ``plan`` are further fields of train.Plan.
     """
     out, method = Path(out), GRPO(k=k)
-    plan = Plan(steps=steps, seed=seed, **plan)
+    plan = TrainConfig(steps=steps, seed=seed, **plan)
     task = load_task(task)
     policy = load_policy(ROOT / model if (ROOT / model).exists() else model)
-    learner = Learner(policy, Optimiser(), seed=seed)
+    learner = Learner(policy, OptimConfig(), seed=seed)
     folder = _fresh_folder(out)
     held_out = task.problems("test", problems, seed)
     print(f"1/3  {model} on {problems} held-out problems, {samples} samples each", flush=True)
@@ -113,7 +113,7 @@ def _verdict(before: Evaluation, after: Evaluation) -> str:
 
 # ---- the page ------------------------------------------------------------------------------------------------------------------------
 
-def _page(before: list[Group], after: list[Group], rows, run: Run, policy: Policy, name: str, task: Task, method: GRPO, plan: Plan,
+def _page(before: list[Group], after: list[Group], rows, run: Run, policy: Policy, name: str, task: Task, method: GRPO, plan: TrainConfig,
           folder: Path) -> str:
     was, now = Evaluation.of(before), Evaluation.of(after)
     parameters = sum(p.numel() for p in policy.model.parameters())
@@ -143,10 +143,10 @@ def _page(before: list[Group], after: list[Group], rows, run: Run, policy: Polic
 
 def _worked(run: Run, policy: Policy, method: GRPO) -> str:
     """The first recorded group with contrast, with its advantages computed in words."""
-    step, group, painting = next((g for g in run.groups if g[1].has_contrast), run.groups[0])
+    step, group, credit = next((g for g in run.groups if g[1].has_contrast), run.groups[0])
     rewards = group.rewards
     mean, std = rewards.mean(), rewards.std()
-    drawn = group_html(group, painting, lambda token: policy.tokenizer.decode([token]))
+    drawn = group_html(group, credit, lambda token: policy.tokenizer.decode([token]))
     if group.has_contrast:
         values = {f"{r:g}": signed((r - mean) / std) for r in sorted(set(rewards.tolist()), reverse=True)}
         words = ", ".join(f"a rollout with reward {r} gets {a}" for r, a in values.items())

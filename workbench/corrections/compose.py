@@ -19,7 +19,7 @@ from pathlib import Path
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
 from workbench.inspection.locators import shared_steps
 from workbench.model.policy import Policy
-from workbench.spans import Layout, common_prefix, steps
+from workbench.spans import Spans, common_prefix, split_steps
 from workbench.rollouts.reconstructions import Pair, TRANSITION, construct
 
 _ANSWER = re.compile(r"\\boxed\s*\{\s*[^{}\s]|####[ \t]*\S|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]|^A:[ \t]*\S", re.MULTILINE)
@@ -51,7 +51,7 @@ def called(policy: Policy) -> str:
 
 def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
     """How many tokens to keep so that the step which holds ``token`` stays whole: the mistake remains, to be taken back, as in TAPO."""
-    layout = Layout(rollout, policy.decode)
+    layout = Spans(rollout, policy.decode)
     if not 0 <= token < len(rollout.completion_ids):
         raise WorkbenchError(f"the point {token} is outside the rollout, whose tokens are 0 to {len(rollout.completion_ids) - 1}")
     step = layout.step_of(token)
@@ -60,11 +60,11 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
 
 def nearest(policy: Policy, group: Group, source: int) -> int:
     """The correct sibling that shares the most leading steps with the rollout."""
-    own = Layout(group.rollouts[source], policy.decode).lines
+    own = Spans(group.rollouts[source], policy.decode).lines
     right = [i for i, r in enumerate(group.rollouts) if r.verdict.correct and i != source]
     if not right:
         raise WorkbenchError("no rollout of this group is correct: write the continuation yourself, or sample more rollouts")
-    return max(right, key=lambda i: shared_steps(own, Layout(group.rollouts[i], policy.decode).lines))
+    return max(right, key=lambda i: shared_steps(own, Spans(group.rollouts[i], policy.decode).lines))
 
 
 def compose(policy: Policy, group: Group, source: int, keep: int, *, transition: str = TRANSITION, reference: int | None = None,
@@ -76,7 +76,7 @@ def compose(policy: Policy, group: Group, source: int, keep: int, *, transition:
     Raises WorkbenchError for a point outside the rollout or inside a character, a source that is correct, or a reference that is not.
     """
     rollout = wrong_rollout(group, source)
-    layout = Layout(rollout, policy.decode)
+    layout = Spans(rollout, policy.decode)
     if not 0 <= keep <= layout.written:
         raise WorkbenchError(f"the point is outside the rollout: 0 to {layout.written} of its tokens can be kept, not {keep}")
     prefix = policy.decode(rollout.completion_ids[:keep])
@@ -98,8 +98,8 @@ def rest_of(solution: str, prefix: str) -> str:
     """What is left of a correct solution for somebody who has written ``prefix``."""
     if solution.startswith(prefix):
         return solution[len(prefix):]
-    lines = [solution[s.start: s.end] for s in steps(solution)]
-    return "".join(lines[shared_steps([prefix[s.start: s.end] for s in steps(prefix)], lines):])
+    lines = [solution[s.start: s.end] for s in split_steps(solution)]
+    return "".join(lines[shared_steps([prefix[s.start: s.end] for s in split_steps(prefix)], lines):])
 
 
 def wrong_rollout(group: Group, i: int) -> Rollout:
@@ -139,7 +139,7 @@ def reconstruct(policy: Policy, task: Task, group: Group, source: int, *, refere
 
 def of_text(policy: Policy, problem: Problem, source: Rollout, text: str, author: str = "user") -> Composition:
     """A whole corrected text: as much of the source as it begins with is kept with its token ids, the rest is the continuation."""
-    layout = Layout(source, policy.decode)
+    layout = Spans(source, policy.decode)
     shared = common_prefix(layout.text, text)
     keep = sum(start < shared for start in layout.starts[: layout.written])
     while not text.startswith(policy.decode(source.completion_ids[:keep])):  # the last token says more than the text does

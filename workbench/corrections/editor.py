@@ -28,24 +28,24 @@ from workbench.corrections.compose import (
     to_rollout,
     wrong_rollout,
 )
-from workbench.core import Credit, Group, Inspection, Method, Reading, Rollout, Task, Verdict, WorkbenchError
+from workbench.core import Credit, Group, Inspection, Method, TokenStats, Rollout, Task, Verdict, WorkbenchError
 from workbench.methods.tapo import suppression
 from workbench.model.policy import Learner, Policy
-from workbench.inspection.readings import inspect_group, read
-from workbench.spans import Layout
+from workbench.inspection.readings import inspect_group, token_stats
+from workbench.spans import Spans
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def ood_weights(reading: Reading) -> np.ndarray:
+def ood_weights(reading: TokenStats) -> np.ndarray:
     """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the policy would write there, near 0 where it never
     would."""
     return suppression(torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)).numpy()
 
 
 @dataclass(frozen=True)
-class Desk:
+class CorrectionEditor:
     """``learner``: a Learner, or a Policy for one that has not learned yet."""
 
     learner: Learner | Policy
@@ -87,7 +87,7 @@ class Desk:
 class Draft:
     """A composition and what follows from it. ``rollout`` is None, and ``why_not`` says why, when it cannot be trained on."""
 
-    desk: Desk
+    desk: CorrectionEditor
     composition: Composition
     rollout: Rollout | None
     why_not: str = ""
@@ -97,9 +97,9 @@ class Draft:
         return self.rollout and self.rollout.verdict
 
     @cached_property
-    def reading(self) -> Reading:
+    def reading(self) -> TokenStats:
         """The policy's reading of the correction under the plain prompt."""
-        return read(self.desk.policy, [self._legal.prompt_ids], [self._legal])[0]
+        return token_stats(self.desk.policy, [self._legal.prompt_ids], [self._legal])[0]
 
     @cached_property
     def preview(self) -> Inspection:
@@ -127,7 +127,7 @@ class Draft:
         """[T] which part of the composition each completion token belongs to."""
         ends = np.cumsum([len(self.composition.prefix), len(self.composition.transition)])
         names = ("prefix", "transition", "continuation")
-        starts = Layout(self._legal, self.desk.policy.decode).starts[:-1]
+        starts = Spans(self._legal, self.desk.policy.decode).starts[:-1]
         return [names[int(np.searchsorted(ends, start, side="right"))] for start in starts] + ["end"]
 
     def save(self, path: str | Path) -> Correction:

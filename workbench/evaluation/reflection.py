@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
-from workbench.rollouts.prefixes import Start, go_on
+from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import sample_groups
 
@@ -147,8 +147,8 @@ def plant(policy: Policy, task: Task, groups: Sequence[Group]) -> list[Planted]:
 
 def recover(policy: Policy, task: Task, planted: Sequence[Planted], samples: int, seed: int) -> list[Group]:
     """Let the policy go on from each beginning as if it had written it; groups of ``samples`` graded rollouts with borrowed beginnings."""
-    starts = [Start(p.problem, p.ids, [coordinates(seed, "recover", p.problem.id, j) for j in range(samples)]) for p in planted]
-    return [Group(p.problem, tuple(rollouts)) for p, rollouts in zip(planted, go_on(policy, task, starts))]
+    starts = [Prefix(p.problem, p.ids, [coordinates(seed, "recover", p.problem.id, j) for j in range(samples)]) for p in planted]
+    return [Group(p.problem, tuple(rollouts)) for p, rollouts in zip(planted, continue_from(policy, task, starts))]
 
 
 def recovery(groups: Sequence[Group]) -> Rate:

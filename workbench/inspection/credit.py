@@ -13,26 +13,26 @@ import numpy as np
 
 from workbench.core import Group, Method, Problem, Rollout, Task
 from workbench.model.policy import Learner
-from workbench.inspection.readings import Still, painted
+from workbench.inspection.readings import FrozenLearner, realised_credit
 
 
-class Way(NamedTuple):
+class MethodCredit(NamedTuple):
     """A method's realised credit on a few rollouts: [T] each."""
 
     rollouts: tuple[Rollout, ...]
     credit: tuple[np.ndarray, ...]
 
 
-def ways(learner: Learner | Still, task: Task, problem: Problem, methods: Mapping[str, Method], seed: tuple[int, ...]) -> dict[str, Way]:
+def credit_by_method(learner: Learner | FrozenLearner, task: Task, problem: Problem, methods: Mapping[str, Method], seed: tuple[int, ...]) -> dict[str, MethodCredit]:
     """Each method's own group for the problem, painted as if it were the whole batch."""
     found = {}
     for name, method in methods.items():
         [group] = method.sample(learner, task, [problem], seed)
-        found[name] = Way(group.rollouts, painted(learner, group, method)["credit"])
+        found[name] = MethodCredit(group.rollouts, realised_credit(learner, group, method)["credit"])
     return found
 
 
-def pick(found: Mapping[str, Way]) -> dict[str, Way]:
+def comparable_rollouts(found: Mapping[str, MethodCredit]) -> dict[str, MethodCredit]:
     """Few enough to draw: of each method one right and one wrong attempt, the same ones for all where they have them, and one of those that
     the policy did not write alone: a right one where there is one, with the most credit."""
     shared = _common([way.rollouts for way in found.values()])
@@ -49,14 +49,14 @@ def _common(groups: list[tuple[Rollout, ...]]) -> list[tuple[int, ...]]:
     return [key[1] for key in best if key is not None]
 
 
-def _take(way: Way, shared: list[tuple[int, ...]]) -> Way:
+def _take(way: MethodCredit, shared: list[tuple[int, ...]]) -> MethodCredit:
     ids = [r.completion_ids for r in way.rollouts]
     own = [ids.index(wanted) for wanted in shared if wanted in ids]
     added = [i for i, r in enumerate(way.rollouts) if r.origin != "policy"]
     extra = [max(added, key=lambda i: (way.rollouts[i].verdict.correct, float(np.abs(np.nan_to_num(way.credit[i])).sum())))] if added else []
     kept = [*own, *extra]
-    return Way(tuple(way.rollouts[i] for i in kept), tuple(way.credit[i] for i in kept))
+    return MethodCredit(tuple(way.rollouts[i] for i in kept), tuple(way.credit[i] for i in kept))
 
 
-def group_of(problem: Problem, way: Way) -> Group:
+def group_of(problem: Problem, way: MethodCredit) -> Group:
     return Group(problem, way.rollouts)

@@ -32,9 +32,9 @@ class Rate(NamedTuple):
     def of(cls, successes: int, samples: int, z: float = 1.96) -> Rate:
         """Wilson, 1927: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Never empty, also at 0 and n successes."""
         p, n = successes / samples, samples
-        centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        center, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
         scale = 1 + z * z / n
-        return cls(successes, samples, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+        return cls(successes, samples, max(0.0, (center - half) / scale), min(1.0, (center + half) / scale))
 
 
 @dataclass(frozen=True)

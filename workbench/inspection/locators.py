@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from workbench.core import Group, Inspection, Rollout, WorkbenchError, coordinates
-from workbench.spans import Decode, Layout, common_prefix
+from workbench.spans import Decode, Spans, common_prefix
 
 BEST = 3  # candidates that a locator names at most
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
@@ -56,8 +56,8 @@ class Case:
         return self.inspection.group.rollouts[self.index]
 
     @cached_property
-    def layout(self) -> Layout:
-        return Layout(self.rollout, self.decode)
+    def layout(self) -> Spans:
+        return Spans(self.rollout, self.decode)
 
     def siblings(self) -> list[Rollout]:
         """The other rollouts of the group that are correct."""
@@ -162,10 +162,10 @@ class Divergence:
     name: str = "divergence"
 
     def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [best_of_steps(sorted((self._leaves(case, Layout(sibling, case.decode)) for sibling in case.siblings()),
+        return [best_of_steps(sorted((self._leaves(case, Spans(sibling, case.decode)) for sibling in case.siblings()),
                                      key=lambda candidate: -candidate.score)) for case in cases]
 
-    def _leaves(self, case: Case, sibling: Layout) -> Candidate:
+    def _leaves(self, case: Case, sibling: Spans) -> Candidate:
         layout = case.layout
         shared = shared_steps(layout.lines, sibling.lines)
         if shared == len(layout.steps):

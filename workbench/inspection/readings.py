@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from workbench.model.batch import collate, score, states
-from workbench.core import CHANNELS, Credit, Group, Inspection, Method, Reading, Rollout, Task, WorkbenchError
+from workbench.core import CHANNELS, Credit, Group, Inspection, Method, TokenStats, Rollout, Task, WorkbenchError
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.model.scores import ranks, token_scores, top_k
 from workbench.model.policy import Learner, Policy
@@ -24,7 +24,7 @@ ROWS = 32  # rollouts read together
 
 
 @torch.no_grad()
-def read(policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout], k: int = 5) -> list[Reading]:
+def token_stats(policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout], k: int = 5) -> list[TokenStats]:
     """One reading for each rollout: its completion under ``prompts[i]``, which need not be the prompt that it was sampled with.
 
     Scored by chunk from hidden states. Raises WorkbenchError when a prompt and its completion do not fit the model's context.
@@ -33,13 +33,13 @@ def read(policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[
     longest = max((len(c.rollout.prompt_ids) + len(c.rollout.completion_ids) for c in moved), default=0)
     if longest > policy.context:
         raise WorkbenchError(f"a prompt and its completion have {longest} tokens, more than the model's context of {policy.context}")
-    found: dict[int, Reading] = {}
+    found: dict[int, TokenStats] = {}
     for batch in collate(moved, policy.pad_id, ROWS, policy.device):
         hidden, targets = states(policy, batch), batch.targets[batch.mask]
         columns = (*token_scores(hidden, policy.head, targets), ranks(hidden, policy.head, targets), *top_k(hidden, policy.head, k))
         lengths = batch.mask.sum(-1).tolist()
         for credit, logp, entropy, rank, values, ids in zip(batch.credits, *(column.cpu().split(lengths) for column in columns)):
-            found[id(credit)] = Reading(credit.rollout.prompt_ids, logp.numpy(), entropy.numpy(), rank.numpy(), ids.numpy(), values.numpy())
+            found[id(credit)] = TokenStats(credit.rollout.prompt_ids, logp.numpy(), entropy.numpy(), rank.numpy(), ids.numpy(), values.numpy())
     return [found[id(credit)] for credit in moved]
 
 
@@ -55,19 +55,19 @@ def inspect_group(learner: Learner | Policy, group: Group, task: Task, methods: 
     the learner's EMA). A ``Policy`` stands for a learner that has not learned yet. Raises WorkbenchError where the model's context is too short,
     and where a method cannot paint this group: one that learns from a stronger model needs a learner with an expert.
     """
-    learner = Still(learner) if isinstance(learner, Policy) else learner
+    learner = FrozenLearner(learner) if isinstance(learner, Policy) else learner
     policy, rollouts = learner.policy, group.rollouts
-    student = read(policy, [r.prompt_ids for r in rollouts], rollouts, k)
+    student = token_stats(policy, [r.prompt_ids for r in rollouts], rollouts, k)
     shows = _shows(methods, show)
     prompts = [teacher_prompt(policy, group.problem, rollout, *shows.shown(group, i)) for i, rollout in enumerate(rollouts)]
     taught = [i for i, prompt in enumerate(prompts) if prompt is not None]
     with learner.weights(teacher) as weights:
-        read_by_teacher = dict(zip(taught, read(weights, [prompts[i] for i in taught], [rollouts[i] for i in taught], k)))
+        read_by_teacher = dict(zip(taught, token_stats(weights, [prompts[i] for i in taught], [rollouts[i] for i in taught], k)))
     delta = tuple(read_by_teacher[i].logprobs - student[i].logprobs if i in read_by_teacher else np.full_like(student[i].logprobs, np.nan)
                   for i in range(len(rollouts)))
     layers = {"delta": delta}
     for name, method in methods.items():
-        layers |= {f"{name} {layer}": values for layer, values in painted(learner, group, method).items()}
+        layers |= {f"{name} {layer}": values for layer, values in realised_credit(learner, group, method).items()}
     first_errors = tuple(task.first_error(group.problem, r.text) for r in rollouts)
     return Inspection(group, layers, tuple(student), tuple(read_by_teacher.get(i) for i in range(len(rollouts))), first_errors)
 
@@ -82,7 +82,7 @@ def _shows(methods: Mapping[str, Method], show: Sequence[str] | None) -> SDPO:
 
 
 @torch.no_grad()
-def painted(learner: Learner | Still, group: Group, method: Method) -> dict[str, tuple[np.ndarray, ...]]:
+def realised_credit(learner: Learner | FrozenLearner, group: Group, method: Method) -> dict[str, tuple[np.ndarray, ...]]:
     """``credit`` (realised) and the non-zero channels of ``method`` on a group taken as the whole batch; NaN on a rollout that it leaves out."""
     found = {id(r): {} for r in group.rollouts}
     for batch in collate(method.credit([group], learner), learner.policy.pad_id, ROWS, learner.policy.device):
@@ -95,14 +95,14 @@ def painted(learner: Learner | Still, group: Group, method: Method) -> dict[str,
 
 
 @dataclass(frozen=True)
-class Still:
+class FrozenLearner:
     """A learner that has not learned yet: its policy, its reference and its teacher are one set of weights, which nobody trains."""
 
     policy: Policy
     expert: Policy | None = None
 
     @property
-    def held(self) -> Replicated:
+    def placement(self) -> Replicated:
         return Replicated(self.policy)
 
     @contextmanager

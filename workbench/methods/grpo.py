@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
-from workbench.model.scores import clipped, k3, standardise
+from workbench.model.scores import clipped, k3, standardize
 from workbench.rollouts.sampling import sample_groups
 
 
@@ -55,7 +55,7 @@ class GRPO(Method):
         for group in groups:
             rewards = torch.tensor(group.rewards)
             # Without contrast exactly 0, not the rounding of r - mean(r) over eps.
-            advantages = standardise(rewards, self.scale) if group.has_contrast else torch.zeros_like(rewards)
+            advantages = standardize(rewards, self.scale) if group.has_contrast else torch.zeros_like(rewards)
             credits += [Credit.of(rollout, pg=float(a)) for rollout, a in zip(group.rollouts, advantages)]
         return credits
 
@@ -67,7 +67,7 @@ class GRPO(Method):
                       per cent are healthy; much more means too many or too large updates on one batch.
         kl_reference  nats a token, with beta > 0. Grows from 0 as the policy leaves its reference; a jump is a policy running away.
         """
-        old = scores.logp.detach() if batch.old is None else batch.old
+        old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
         objective, coefficient = clipped(scores.logp, old, batch.channels["pg"], self.eps_lo, self.eps_hi)
         per_token, credit = -objective, coefficient
         metrics, tokens = {}, batch.denominators["tokens"]  # the metrics are token means, whatever the objective's mean is

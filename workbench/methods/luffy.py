@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError, coordinates
-from workbench.rollouts.prefixes import Start, go_on, trace
-from workbench.methods.trapo import centred, mixed, mixed_loss
+from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout
+from workbench.methods.trapo import centered, mixed, mixed_loss
 from workbench.model.scores import shaped
 
 
@@ -34,13 +34,13 @@ class LUFFY(Method):
             raise WorkbenchError("LUFFY takes k of 2 or more, gamma above 0, entropy of 0 or more and constant of 1 or more")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        experts = [[trace(learner.policy, task, problem, text, task.max_new) for text in problem.solutions[:1]] for problem in problems]
-        starts = [Start(problem, (), [coordinates(*seed, problem.id, j) for j in range(self.k - len(expert))])
+        experts = [[expert_rollout(learner.policy, task, problem, text, task.max_new) for text in problem.solutions[:1]] for problem in problems]
+        starts = [Prefix(problem, (), [coordinates(*seed, problem.id, j) for j in range(self.k - len(expert))])
                   for problem, expert in zip(problems, experts)]
-        return [Group(problem, (*own, *expert)) for problem, own, expert in zip(problems, go_on(learner.policy, task, starts), experts)]
+        return [Group(problem, (*own, *expert)) for problem, own, expert in zip(problems, continue_from(learner.policy, task, starts), experts)]
 
     def credit(self, groups, learner) -> list[Credit]:
-        return [mixed(rollout, a, weight=a) for group in groups for rollout, a in zip(group.rollouts, centred(group))]
+        return [mixed(rollout, a, weight=a) for group in groups for rollout, a in zip(group.rollouts, centered(group))]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         return mixed_loss(scores, batch, lambda logp: shaped(logp, self.gamma), self.constant, self.entropy)

@@ -68,9 +68,9 @@ class OPD(Method):
         if self.form == "logit":
             weight = batch.channels["kl"] / batch.denominators["kl"]
             per_token = weight * scores.divergence
-            metrics = {"kl_teacher": float(per_token.detach().sum()), "tail": float((weight * scores.tail).sum())}
-            return Loss(per_token.sum(), per_token.detach(), weight * scores.toward * tokens, metrics)
-        old = scores.logp.detach() if batch.old is None else batch.old
+            metrics = {"kl_teacher": float(per_token.detach().sum()), "tail": float((weight * scores.tail_mass).sum())}
+            return Loss(per_token.sum(), per_token.detach(), weight * scores.divergence_credit * tokens, metrics)
+        old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
         pg = batch.channels["pg"]
         objective = pg * (scores.logp - old).exp()
         per_token = -objective / tokens

@@ -93,7 +93,7 @@ class SCOPE(Method):
         return [(r, float(w), float(p), scale) for r, w, p in zip(members, weights(perplexities, POWERS[how] / self.tau), perplexities)]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        old = scores.logp.detach() if batch.old is None else batch.old
+        old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
         pg, nll, tokens = batch.channels["pg"], batch.channels["nll"], batch.denominators["tokens"]
         if self.normalise == "code":
             for_pg, for_nll = 1 / tokens, 1 / max(batch.denominators["nll"], 1.0)

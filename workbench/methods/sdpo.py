@@ -137,8 +137,8 @@ class SDPO(Method):
     def objective(self, scores: Scores, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, T] what is minimised, and its realised credit."""
         if self.form == "logit":
-            return scores.divergence, scores.toward
-        delta = scores.toward
+            return scores.divergence, scores.divergence_credit
+        delta = scores.divergence_credit
         if self.form == "sequence":
             delta = delta.sum(-1, keepdim=True) / batch.mask.sum(-1, keepdim=True)
         return -delta * scores.logp, delta
@@ -146,9 +146,9 @@ class SDPO(Method):
     def weights(self, scores: Scores, batch: Batch) -> torch.Tensor:
         """[B, T] what each distilled token counts: its importance weight and its part in the mean."""
         logp, kl = scores.logp.detach(), batch.channels["kl"]
-        old = logp if batch.old is None else batch.old
-        known = batch.mask & batch.behaviour.isfinite()
-        sampler = torch.where(known, old - batch.behaviour, 0.0)
+        old = logp if batch.old_logp is None else batch.old_logp
+        known = batch.mask & batch.sampler_logp.isfinite()
+        sampler = torch.where(known, old - batch.sampler_logp, 0.0)
         weight = kl * (logp - old).exp().clamp(max=self.cap) * sampler.exp().clamp(max=self.cap)
         if self.srpo:
             sure = (-scores.teacher_entropy).exp() * batch.mask
@@ -173,7 +173,7 @@ class SDPO(Method):
             return {}
         right = on & torch.tensor([[c.rollout.verdict.correct] for c in batch.credits], device=on.device)
         delta, n_right = scores.teacher - scores.logp, batch.denominators["kl_right"]
-        columns = {"divergence": scores.divergence, "tail": scores.tail, "student_entropy": scores.entropy, "teacher_entropy": scores.teacher_entropy}
+        columns = {"divergence": scores.divergence, "tail": scores.tail_mass, "student_entropy": scores.entropy, "teacher_entropy": scores.teacher_entropy}
         metrics = {name: float(column[on].sum()) / n for name, column in columns.items()}
         for name, where, count in (("delta_right", right, n_right), ("delta_wrong", on & ~right, n - n_right)):
             metrics |= {name: float(delta[where].sum()) / count} if count else {}

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
-from workbench.rollouts.prefixes import trace
+from workbench.rollouts.prefixes import expert_rollout
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SFT(Method):
             raise WorkbenchError(f"SFT needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        groups = [Group(problem, tuple(trace(learner.policy, task, problem, text) for text in problem.solutions[: self.k]))
+        groups = [Group(problem, tuple(expert_rollout(learner.policy, task, problem, text) for text in problem.solutions[: self.k]))
                   for problem in problems if problem.solutions]
         if not groups:
             raise WorkbenchError("SFT needs expert solutions, and the problems of this task have none")

@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError, coordinates
-from workbench.rollouts.prefixes import Start, cut, go_on, trace
+from workbench.rollouts.prefixes import Prefix, prefix_length, continue_from, expert_rollout
 from workbench.model.scores import shaped, trsft
 
 
@@ -79,8 +79,8 @@ class TRAPO(Method):
                 if problem.solutions and guided(stage, rewards):
                     notes[i][f"guided_{number + 1}"] = 1.0
                     which = 1 if stage.ratio == 1 and len(problem.solutions) > 1 else 0
-                    expert = trace(policy, task, problem, problem.solutions[which], task.max_new)
-                    given = expert.completion_ids[: cut(expert, policy.decode, stage.ratio)]
+                    expert = expert_rollout(policy, task, problem, problem.solutions[which], task.max_new)
+                    given = expert.completion_ids[: prefix_length(expert, policy.decode, stage.ratio)]
                     if given == expert.completion_ids:
                         ready[i], wanted = [expert] * stage.n, 0
                     if i in ahead:
@@ -89,8 +89,8 @@ class TRAPO(Method):
                     ready[i], wanted = ahead[i], 0
                 elif stage is stages[-2] and not guided(stages[-1], rewards + [1.0] * stage.n):
                     wanted += stages[-1].n
-                starts.append(Start(problem, given, [coordinates(*seed, problem.id, len(rollouts[i]) + j) for j in range(wanted)]))
-            for i, written in enumerate(go_on(policy, task, starts)):
+                starts.append(Prefix(problem, given, [coordinates(*seed, problem.id, len(rollouts[i]) + j) for j in range(wanted)]))
+            for i, written in enumerate(continue_from(policy, task, starts)):
                 written = ready.get(i, written)
                 rollouts[i] += written[: stage.n]
                 if written[stage.n:]:
@@ -103,7 +103,7 @@ class TRAPO(Method):
         credits = []
         for group in groups:
             learned = {()}
-            for rollout, advantage in zip(group.rollouts, centred(group)):
+            for rollout, advantage in zip(group.rollouts, centered(group)):
                 given = rollout.completion_ids[: rollout.borrowed]
                 weight = 0.0 if self.prefix == "none" else advantage if self.prefix == "luffy" else float(given not in learned)
                 if self.shared == "once":
@@ -131,7 +131,7 @@ def guided(stage: MicroGroup, rewards: list[float]) -> bool:
     return bool(rewards) and sum(rewards) / len(rewards) < stage.bar
 
 
-def centred(group: Group) -> np.ndarray:
+def centered(group: Group) -> np.ndarray:
     """[K] r - mean r; without contrast exactly 0, not the rounding of it."""
     return group.rewards - group.rewards.mean() if group.has_contrast else np.zeros(len(group.rollouts))
 
@@ -147,7 +147,7 @@ def mixed_loss(scores: Scores, batch: Batch, imitation: Callable, constant: int,
 
     expert_p: mean probability of the learned expert tokens (near 1: nothing to imitate). expert_weight: mean weight of their gradient.
     """
-    old = scores.logp.detach() if batch.old is None else batch.old
+    old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
     pg, nll, tokens = batch.channels["pg"], batch.channels["nll"], batch.denominators["tokens"]
     expert_loss, expert_weight = imitation(scores.logp)
     own = (scores.logp - old).exp() * pg

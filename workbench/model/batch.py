@@ -51,7 +51,7 @@ def _pad(credits: Sequence[Credit], pad_id: int, denominators: dict[str, float],
     size, width = (len(credits), max(p + t for p, t in zip(prompts, lengths))), max(lengths)
     input_ids = np.full(size, pad_id, np.int64)
     attention = np.zeros(size, bool)
-    small = {name: np.zeros((len(credits), width), np.float32) for name in (*CHANNELS, "behaviour")}
+    small = {name: np.zeros((len(credits), width), np.float32) for name in (*CHANNELS, "sampler_logp")}
     targets = np.zeros((len(credits), width), np.int64)
     mask = np.zeros((len(credits), width), bool)
     for i, (credit, p, t) in enumerate(zip(credits, prompts, lengths)):
@@ -59,14 +59,14 @@ def _pad(credits: Sequence[Credit], pad_id: int, denominators: dict[str, float],
         attention[i, : p + t] = True
         targets[i, :t] = credit.rollout.completion_ids
         mask[i, :t] = True
-        small["behaviour"][i, :t] = credit.rollout.logprobs
+        small["sampler_logp"][i, :t] = credit.rollout.logprobs
         for name in CHANNELS:
             small[name][i, :t] = getattr(credit, name)
     # The one shift: the state at position p - 1 + t predicts completion token t. (Padded places point at a real position; the mask drops them.)
     gather = np.minimum(np.array(prompts)[:, None] - 1 + np.arange(width)[None], size[1] - 1)
     send = lambda array: torch.from_numpy(array).to(device)  # noqa: E731
     return Batch(send(input_ids), send(attention), send(gather), send(targets), send(mask), {name: send(small[name]) for name in CHANNELS},
-                 send(small["behaviour"]), None, denominators, sequences, tuple(credits))
+                 send(small["sampler_logp"]), None, denominators, sequences, tuple(credits))
 
 
 def score(learner: Learner, batch: Batch, method: Method | None = None) -> Scores:
@@ -90,7 +90,7 @@ def score(learner: Learner, batch: Batch, method: Method | None = None) -> Score
 def _read(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What the teacher says of the rollouts that it has a prompt for; None where there are none."""
     moved = [Credit.of(replace(c.rollout, prompt_ids=c.teacher_prompt_ids)) for c in batch.credits if c.teacher_prompt_ids is not None]
-    if not learner.held.any(bool(moved)):
+    if not learner.placement.any(bool(moved)):
         return None
     if not moved:
         _teacher(learner, batch, distil)  # other ranks gather its weights, and this one with them
@@ -103,10 +103,10 @@ def _compare(learner: Learner, batch: Batch, hidden: torch.Tensor, read: tuple[t
              ) -> dict[str, torch.Tensor]:
     """The fields of ``Scores`` that a teacher fills: it reads the very tokens of the completions, after the prompts that the credits give it."""
     if read is None:
-        return dict.fromkeys(("teacher", "divergence", "toward", "tail", "teacher_entropy"), torch.zeros_like(batch.behaviour))
+        return dict.fromkeys(("teacher", "divergence", "divergence_credit", "tail_mass", "teacher_entropy"), torch.zeros_like(batch.sampler_logp))
     taught = batch.mask & torch.tensor([[c.teacher_prompt_ids is not None] for c in batch.credits], device=batch.mask.device)
-    found = divergence(hidden[taught[batch.mask]], learner.policy.head, *read, batch.targets[taught], distil.a, distil.k, distil.clip)
-    columns = {"teacher": found.teacher, "divergence": found.value, "toward": found.credit, "tail": found.tail, "teacher_entropy": found.entropy}
+    found = divergence(hidden[taught[batch.mask]], learner.policy.head, *read, batch.targets[taught], distil.alpha, distil.top_k, distil.clip)
+    columns = {"teacher": found.teacher, "divergence": found.value, "divergence_credit": found.credit, "tail_mass": found.tail_mass, "teacher_entropy": found.entropy}
     return {name: _spread(taught, column) for name, column in columns.items()}
 
 
@@ -120,12 +120,12 @@ def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tens
     def read(which: str):
         with learner.weights(which) as policy:
             found, head = states(policy, batch), policy.head.detach()
-            return found, head if policy.whole or learner.lora else head.clone()  # sharded weights are gathered into the memory of the last ones
+            return found, head if policy.gathered or learner.lora else head.clone()  # sharded weights are gathered into the memory of the last ones
 
-    if distil.weights == "expert":  # models of one family may pad their heads to different sizes: the rows after the policy's are no tokens
+    if distil.teacher == "expert":  # models of one family may pad their heads to different sizes: the rows after the policy's are no tokens
         return states(learner.expert, batch), learner.expert.head[: len(learner.policy.head)].detach()
-    if distil.weights != "mixed":
-        return read(distil.weights)
+    if distil.teacher != "mixed":
+        return read(distil.teacher)
     (reference, head), (policy, own) = read("reference"), read("policy")
     if head.data_ptr() == own.data_ptr():
         return torch.lerp(reference, policy, distil.trust), own
@@ -135,7 +135,7 @@ def _teacher(learner: Learner, batch: Batch, distil: Distil) -> tuple[torch.Tens
 @torch.no_grad()
 def rescore(policy: Policy, rollouts: Sequence[Rollout], rows: int = 64) -> list[tuple[np.ndarray, np.ndarray]]:
     """What any policy says of these completions under their own prompts: (log-probs [T], entropy [T]) in nats for each, temperature 1, no gradient."""
-    policy.need_whole()
+    policy.need_gathered()
     return distributed.spread(rollouts, lambda mine: _rescore(policy, mine, rows))
 
 

@@ -28,7 +28,7 @@ KEPT = 2**24  # attention weights of all layers together that training keeps for
 def supported(policy: Policy) -> bool:
     """Whether the functions here compute exactly what the model's own forward pass does."""
     config, base = policy.base.config, policy.base
-    if (not policy.whole or config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
+    if (not policy.gathered or config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
             or config.rope_parameters["rope_type"] not in ("default", "linear", "llama3") or base.num_parameters() > LARGEST):
         return False
     return all(_plain(module) for layer in base.model.layers for module in _projections(layer))

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench.model import distributed
 from workbench.core import Message, WorkbenchError
-from workbench.model.shard import Replicated, Sharded, gathered, local, part
+from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
 
 
 class Policy:
@@ -32,7 +32,7 @@ class Policy:
     engine = None  # who writes its tokens: None, sampling.py itself, or a vllm.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     checkpointing = False  # training keeps one state a layer and makes the others again: less memory, a third more time
-    whole = True  # False: its weights are split over ranks (shard.py), and are only here while the modules' forward passes gather them
+    gathered = True  # False: its weights are split over ranks (shard.py), and are only here while the modules' forward passes gather them
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
         self.model, self.tokenizer, self.name = model, tokenizer, name or getattr(model.config, "_name_or_path", "")
@@ -59,7 +59,7 @@ class Policy:
         return self.base.get_output_embeddings().weight
 
     @property
-    def exact(self) -> bool:
+    def trains_in_fp32(self) -> bool:
         """Weights in fp32, and no other engine: they can all be trained, and sampler and trainer give a token the same log-prob but for rounding."""
         return self.engine is None and self.head.dtype in (torch.float32, torch.float64) and not getattr(self.base, "is_quantized", False)
 
@@ -81,10 +81,10 @@ class Policy:
         pad = self.tokenizer.pad_token_id
         return pad if pad is not None else min(self.stop_ids)
 
-    def need_whole(self) -> None:
+    def need_gathered(self) -> None:
         """Raises WorkbenchError where ranks would have to wait for each other, and would not all come."""
-        if not self.whole:
-            raise WorkbenchError(f"{self.name} is sharded: sample from it, and read with it, inside `with learner.whole():`")
+        if not self.gathered:
+            raise WorkbenchError(f"{self.name} is sharded: sample from it, and read with it, inside `with learner.gathered():`")
 
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued."""
@@ -254,7 +254,7 @@ def _check_head(policy: Policy) -> None:
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class OptimConfig:
     """AdamW, and how fast the teacher follows."""
 
     lr: float = 1e-4
@@ -275,16 +275,16 @@ class Learner:
 
     Raises WorkbenchError where the policy cannot be trained so, or not be sharded."""
 
-    def __init__(self, policy: Policy, optimiser: Optimiser = Optimiser(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None,
+    def __init__(self, policy: Policy, optimizer: OptimConfig = OptimConfig(), *, lora: int = 0, seed: int = 0, expert: Policy | None = None,
                  checkpointing: bool = False, shard: bool = False):
         distributed.start()
         shard = shard or distributed.fsdp(os.environ)
-        if not lora and not policy.exact:
+        if not lora and not policy.trains_in_fp32:
             raise WorkbenchError(f"{policy.name} was loaded with weights that cannot be trained (4 bits or bf16): train an adapter with lora")
-        self.policy, self.settings, self.lora, self.expert = policy, optimiser, lora, expert
+        self.policy, self.settings, self.lora, self.expert = policy, optimizer, lora, expert
         if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
             raise WorkbenchError(f"the teacher {expert.name} has another vocabulary than {policy.name}: it cannot score its tokens")
-        if shard and optimiser.eight_bit:
+        if shard and optimizer.eight_bit:
             raise WorkbenchError("the 8-bit optimiser cannot be sharded: AdamW's moments are split over the processes in fp32")
         self.skipped = 0  # updates not made because a gradient was not finite
         if lora:
@@ -295,11 +295,11 @@ class Learner:
             policy.model.requires_grad_(True)
         policy.model.eval()  # no dropout: the sampler and the trainer must agree
         policy.checkpointing = checkpointing
-        self.held = Sharded(policy) if shard else Replicated(policy)
+        self.placement = Sharded(policy) if shard else Replicated(policy)
         self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
-        decay = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optimiser.weight_decay},
+        decay = [{"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": optimizer.weight_decay},
                  {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0}]
-        self.optimiser = _adamw([group for group in decay if group["params"]], optimiser)
+        self.optimizer = _adamw([group for group in decay if group["params"]], optimizer)
         self._teacher: dict[str, Tensor] | None = None
         self._start = {name: p.detach().clone() for name, p in self._weights().items()}
 
@@ -307,9 +307,9 @@ class Learner:
         """What is trained, by name: all weights, or the adapter's."""
         return _adapter_weights(self.policy.model, "default") if self.lora else dict(self.policy.model.named_parameters())
 
-    def whole(self) -> AbstractContextManager[None]:
+    def gathered(self) -> AbstractContextManager[None]:
         """A with block in which a sharded policy's weights are all here, to sample and read with. All ranks enter it together."""
-        return self.held.whole()
+        return self.placement.gathered()
 
     # ---- other sets of weights on the same network
 
@@ -328,7 +328,7 @@ class Learner:
                 with self.policy.model.disable_adapter():
                     yield self.policy
             return
-        with self.held.exchanged(self._make_teacher() if which == "teacher" else self._start):
+        with self.placement.exchanged(self._make_teacher() if which == "teacher" else self._start):
             yield self.policy
 
     @contextmanager
@@ -367,7 +367,7 @@ class Learner:
         for name, weight in teacher.items():
             weight.lerp_(source[name], self.settings.ema)
             distances += torch.stack([local(source[name] - other).float().square().sum() for other in (weight, self._start[name])])
-        behind, moved = self.held.total(distances)
+        behind, moved = self.placement.total(distances)
         return float((behind / moved).sqrt()) if moved > 0 else 0.0
 
     # ---- updates
@@ -375,18 +375,18 @@ class Learner:
     def step(self) -> float:
         """Add up over ranks, clip, update, clear. Returns the gradient norm before clipping; an update with a norm that is not finite is skipped and
         counted (on every rank: all have the same sum)."""
-        self.held.sum_gradients(self.parameters)
+        self.placement.sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if math.isfinite(norm):
-            self.optimiser.step()
+            self.optimizer.step()
         else:
             self.skipped += 1
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def fingerprint(self) -> list[int]:
         """Equal where all weights are: the policy's, and its expert's."""
-        own = self.held.total(torch.tensor(distributed.fingerprint([local(p) for p in self.policy.model.parameters()])))
+        own = self.placement.total(torch.tensor(distributed.fingerprint([local(p) for p in self.policy.model.parameters()])))
         return own.tolist() + (distributed.fingerprint(list(self.expert.model.parameters())) if self.expert else [])
 
     # ---- saving
@@ -394,7 +394,7 @@ class Learner:
     def save(self, folder: Path) -> None:
         """The policy in a form that plain transformers (or peft) loads. All ranks call it, one writes."""
         mine = ".default." if self.lora else ""
-        weights = None if self.policy.whole else gathered({name: p for name, p in self.policy.model.state_dict().items() if mine in name})
+        weights = None if self.policy.gathered else gather_tree({name: p for name, p in self.policy.model.state_dict().items() if mine in name})
         if not distributed.main():
             return
         if self.lora:
@@ -407,7 +407,7 @@ class Learner:
         """Everything that training goes on from, bit for bit: trainable weights, optimiser, teacher, counters. The tensors are the live ones; of a
         sharded policy whole copies, on rank 0, and all ranks call this."""
         plain = lambda weights: None if weights is None else {name: p.detach() for name, p in weights.items()}  # noqa: E731
-        return gathered({"trainable": plain(self._weights()), "optimiser": self.optimiser.state_dict(), "teacher": plain(self._teacher),
+        return gather_tree({"trainable": plain(self._weights()), "optimiser": self.optimizer.state_dict(), "teacher": plain(self._teacher),
                          "skipped": self.skipped})
 
     @torch.no_grad()
@@ -418,9 +418,9 @@ class Learner:
             raise WorkbenchError("the checkpoint belongs to another model (or another LoRA rank): its weights do not fit")
         for name, p in own.items():
             p.copy_(part(saved[name], p))
-        moments, places = state["optimiser"]["state"], [p for group in self.optimiser.param_groups for p in group["params"]]
+        moments, places = state["optimiser"]["state"], [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {i: {name: part(value, places[i]) for name, value in of.items()} for i, of in moments.items()}
-        self.optimiser.load_state_dict(state["optimiser"] | {"state": moments})
+        self.optimizer.load_state_dict(state["optimiser"] | {"state": moments})
         if state["teacher"] is not None:
             for name, weight in self._make_teacher().items():
                 weight.copy_(part(state["teacher"][name], weight))
@@ -443,7 +443,7 @@ def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
-def _adamw(groups: list[dict], settings: Optimiser) -> torch.optim.Optimizer:
+def _adamw(groups: list[dict], settings: OptimConfig) -> torch.optim.Optimizer:
     if not settings.eight_bit:
         return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
     try:

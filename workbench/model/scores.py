@@ -95,7 +95,7 @@ class Divergence(NamedTuple):
     value: Float[Tensor, "N"]  # D_a(pi || q), nats
     credit: Float[Tensor, "N"]
     teacher: Float[Tensor, "N"]  # log q(target), nats
-    tail: Float[Tensor, "N"]  # the policy's probability outside its k likeliest tokens; 0 where all are compared
+    tail_mass: Float[Tensor, "N"]  # the policy's probability outside its k likeliest tokens; 0 where all are compared
     entropy: Float[Tensor, "N"]  # of the teacher, nats
 
 
@@ -211,10 +211,10 @@ def k3(logp: Tensor, reference: Tensor) -> Tensor:
     return log_ratio.exp() - 1 - log_ratio
 
 
-def standardise(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
+def standardize(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
     """Group-relative advantages of [K] rewards: minus the mean, over the population standard deviation (``scale="std"``) or not (``"none"``)."""
-    centred = rewards - rewards.mean()
-    return centred / (rewards.std(correction=0) + eps) if scale == "std" else centred
+    centered = rewards - rewards.mean()
+    return centered / (rewards.std(correction=0) + eps) if scale == "std" else centered
 
 
 def clipped(logp: Tensor, old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 Sharded are the weights, also those of a frozen base under an adapter, gradients, the optimiser's moments, the copy of the start (the reference) and
 the EMA teacher. An expert, which is another frozen model, is not. What a rank has beyond its N-th:
 
-    sampling, re-reading, evaluation    the whole weights, inside ``whole``: ranks have unequal amounts of this work and cannot wait for each other
+    sampling, re-reading, evaluation    the whole weights, inside ``gathered``: ranks have unequal amounts of this work and cannot wait for each other
     training                            one layer's weights at a time, and the embeddings', gathered by all ranks together for each pass
     a checkpoint, the saved policy      on rank 0 one whole copy in the CPU's memory: any number of processes can go on with it, sharded or not
 
@@ -41,10 +41,10 @@ def part(whole: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def gathered(tree: Any) -> Any:
+def gather_tree(tree: Any) -> Any:
     """The tensors of nested dicts, whole, on rank 0's CPU; elsewhere nothing in their place. All ranks call this together."""
     if isinstance(tree, dict):
-        return {name: gathered(value) for name, value in tree.items()}
+        return {name: gather_tree(value) for name, value in tree.items()}
     if not isinstance(tree, DTensor):
         return tree
     whole = tree.detach().full_tensor()
@@ -60,7 +60,7 @@ class Replicated:
         self.policy = policy
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """The policy's weights are all here: it can be sampled from."""
         yield
 
@@ -123,7 +123,7 @@ class Sharded(Replicated):
         for module in self.parts:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-        policy.whole = False
+        policy.gathered = False
 
     def _gather(self) -> None:
         for module in self.parts:
@@ -134,15 +134,15 @@ class Sharded(Replicated):
             module.reshard()
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """All ranks enter together; until they leave, none waits for another."""
         self.root.set_reshard_after_forward(False)
         self._gather()
-        self.policy.whole = True
+        self.policy.gathered = True
         try:
             yield
         finally:
-            self.policy.whole = False
+            self.policy.gathered = False
             self.root.set_reshard_after_forward(True)
             self.root.set_reshard_after_forward(False, recurse=False)
             self._reshard()
@@ -159,13 +159,13 @@ class Sharded(Replicated):
                 other[name].copy_(held)
 
         exchange()
-        if self.policy.whole:
+        if self.policy.gathered:
             self._gather()
         try:
             yield
         finally:
             exchange()
-        if self.policy.whole:  # not after an error: one that only this rank has must not wait for the others
+        if self.policy.gathered:  # not after an error: one that only this rank has must not wait for the others
             self._gather()
 
     def share(self, batches: list) -> tuple[list, list]:

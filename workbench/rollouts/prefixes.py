@@ -9,12 +9,12 @@ from workbench.model import distributed
 from workbench.core import Problem, Rollout, Task, WorkbenchError
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
-from workbench.spans import Layout
+from workbench.spans import Spans
 
 NAN = float("nan")
 
 
-def trace(policy: Policy, task: Task, problem: Problem, text: str, longest: int | None = None) -> Rollout:
+def expert_rollout(policy: Policy, task: Task, problem: Problem, text: str, longest: int | None = None) -> Rollout:
     """An expert's solution with its end-of-turn token, none of whose tokens the policy wrote. What is over ``longest`` tokens is cut off.
 
     Raises WorkbenchError when it does not fit the model's context.
@@ -28,17 +28,17 @@ def trace(policy: Policy, task: Task, problem: Problem, text: str, longest: int 
     return Rollout(prompt, kept, (NAN,) * len(kept), text, task.grade(problem, text), "expert", len(kept), finished=kept == ids)
 
 
-def cut(whole: Rollout, decode: Callable[[Sequence[int]], str], ratio: float, reach: float = 0.3) -> int:
+def prefix_length(whole: Rollout, decode: Callable[[Sequence[int]], str], ratio: float, reach: float = 0.3) -> int:
     """How many tokens of an expert's trace to give: ``ratio`` of them, or more up to the end of a line within ``reach`` of the length."""
     size = len(whole.completion_ids)
-    exact, layout = int(ratio * size), Layout(whole, decode)
+    exact, layout = int(ratio * size), Spans(whole, decode)
     if not 0 < exact < size:
         return exact
     ends = (layout.tokens_through(step.index) for step in layout.steps[:-1])
     return next((end for end in ends if exact <= end <= (ratio + reach) * size), exact)
 
 
-class Start(NamedTuple):
+class Prefix(NamedTuple):
     """What to go on from: a problem's plain prompt and the first tokens of a completion; one rollout for each seed."""
 
     problem: Problem
@@ -46,13 +46,13 @@ class Start(NamedTuple):
     seeds: Sequence[int]
 
 
-def go_on(policy: Policy, task: Task, starts: Sequence[Start]) -> list[list[Rollout]]:
+def continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list[list[Rollout]]:
     """Graded rollouts from each start, all in one batched generation. The prefix counts in the task's response budget: it is cut to it, and
     nothing is written where it fills it."""
-    return distributed.spread(starts, lambda mine: _go_on(policy, task, mine))
+    return distributed.spread(starts, lambda mine: _continue_from(policy, task, mine))
 
 
-def _go_on(policy: Policy, task: Task, starts: Sequence[Start]) -> list[list[Rollout]]:
+def _continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list[list[Rollout]]:
     prompts = [policy.prompt_ids(start.problem.messages) for start in starts]
     prefixes = [start.prefix[: task.max_new] for start in starts]
     rooms = [task.max_new - len(prefix) for prefix in prefixes]

@@ -25,7 +25,7 @@ from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordi
 from workbench.inspection.locators import shared_steps
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
-from workbench.spans import common_prefix, steps
+from workbench.spans import common_prefix, split_steps
 from workbench.tasks.prompts import LEAKS, TAGS, parse_synthesis
 
 REASONS = ("truncated", "unparsed", "injected", "long")
@@ -164,7 +164,7 @@ def failure_point(task: Task, pair: Pair) -> int:
     known = task.first_error(pair.problem, text)
     if known is not None:
         return known.end
-    own, right = steps(text), steps(pair.right.text)
+    own, right = split_steps(text), split_steps(pair.right.text)
     same = shared_steps([text[s.start: s.end] for s in own], [pair.right.text[s.start: s.end] for s in right])
     return own[min(same, len(own) - 1)].end if own else 0
 

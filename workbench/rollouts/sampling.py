@@ -39,7 +39,7 @@ def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence
 
     Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's context, or the policy's weights are not all here.
     """
-    policy.need_whole()
+    policy.need_gathered()
     budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
     if longest + most > policy.context:

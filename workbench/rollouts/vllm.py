@@ -6,7 +6,7 @@ The base weights are loaded once and never move. Before it samples, the engine l
 in peft's format and sends the folder. Each change has a new number, name and path: vLLM holds adapters by number, and what it keeps of prompts by
 name and path, so nothing of an older policy is left. The EMA teacher is one more adapter; the reference is the base with none.
 
-vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So ``Policy.exact`` is false, and every update weighs the policy gradient
+vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So ``Policy.trains_in_fp32`` is false, and every update weighs the policy gradient
 by min(pi_trainer / pi_sampler, 2) (training/run.py); ``gap_mean`` and ``gap_max`` show how far apart the two are.
 
 What it cannot promise: a sample draws from its own seed whatever runs beside it, but the last bits of its logits depend on that, and where one token
@@ -73,7 +73,7 @@ class VLLM:
     def __init__(self, policy: Policy, memory: float = MEMORY):
         adapters = getattr(policy.model, "peft_config", {})
         LLM, self._params, self._request = names(lora=bool(adapters), four_bit=getattr(policy.base, "is_quantized", False), unsloth=policy.unsloth,
-                                                           sharded=not policy.whole)
+                                                           sharded=not policy.gathered)
         rank = max(config.r for config in adapters.values())
         try:
             self._llm = LLM(model=str(source_of(policy.name)), enable_lora=True, max_lora_rank=next((n for n in ROOMS if n >= rank), rank),

@@ -108,7 +108,7 @@ QUICK = tuple(arm for arm in METHODS if arm.name in ("base", "grpo", "sdpo"))
 
 
 @dataclass(frozen=True)
-class Scale:
+class StudyScale:
     """How much of everything: steps of a run, problems and samples of its evaluations."""
 
     steps: int = 40
@@ -118,16 +118,16 @@ class Scale:
     samples: int = 32
 
 
-FULL, SMALL = Scale(), Scale(steps=4, eval_every=4, eval_problems=20, problems=20, samples=4)
+FULL, SMALL = StudyScale(), StudyScale(steps=4, eval_every=4, eval_problems=20, problems=20, samples=4)
 
 
 # ---- one cell
 
-def run_cell(arm: Arm, seed: int, work: Path, records: Path, scale: Scale = FULL, rates: dict[str, float] | None = None) -> Path:
+def run_cell(arm: Arm, seed: int, work: Path, records: Path, scale: StudyScale = FULL, rates: dict[str, float] | None = None) -> Path:
     """Train, assess, and leave the record. Returns its folder. ``work`` holds the run while it is made and can be thrown away after."""
     import torch
 
-    from workbench.studies.measure import assess
+    from workbench.studies.measure import evaluate_checkpoint
     from workbench.model.policy import load_policy
     from workbench.tasks import load_task
 
@@ -140,30 +140,30 @@ def run_cell(arm: Arm, seed: int, work: Path, records: Path, scale: Scale = FULL
         folders.append(train_stage(arm, stage, seed, out if last else work / f"{name}-stage{number + 1}", scale, model, rates))
         model = folders[-1] / "model"
     policy, base = load_policy(model), load_policy(ORGANISM / arm.model)
-    found = assess(policy, base, load_task(arm.task), seed, scale.problems, scale.samples)
+    found = evaluate_checkpoint(policy, base, load_task(arm.task), seed, scale.problems, scale.samples)
     named = replace(arm, stages=tuple(s._replace(method=getattr(s.method, "__name__", s.method)) for s in arm.stages))
     found |= {"arm": asdict(named), "seconds": time.perf_counter() - began}
     return _keep(found, folders, records / name)
 
 
-def train_stage(arm: Arm, stage: Stage, seed: int, out: Path, scale: Scale, model: Path, rates: dict[str, float]) -> Path:
+def train_stage(arm: Arm, stage: Stage, seed: int, out: Path, scale: StudyScale, model: Path, rates: dict[str, float]) -> Path:
     """One stage of an arm as a run directory, from its checkpoint where it has one."""
     from workbench.app.cli import split_options
-    from workbench.model.policy import Learner, Optimiser, load_policy
+    from workbench.model.policy import Learner, OptimConfig, load_policy
     from workbench.tasks import load_task
-    from workbench.training.run import Plan, fit
+    from workbench.training.run import TrainConfig, fit
 
     if (out / ("model/config.json")).is_file():
         return out
     kind = kind_of(stage)
     rate = [f"lr={rates[stage.method]}"] if stage.method in rates else []
-    mine, optimiser, plan = split_options([*rate, *stage.options], kind, tuple(f.name for f in fields(Optimiser)))
-    optimiser = with_options(Optimiser, optimiser, "the optimiser")
-    plan = with_options(Plan, [f"steps={round(scale.steps * stage.share)}", f"seed={seed}", f"eval_every={scale.eval_every}",
+    mine, optimizer, plan = split_options([*rate, *stage.options], kind, tuple(f.name for f in fields(OptimConfig)))
+    optimizer = with_options(OptimConfig, optimizer, "the optimiser")
+    plan = with_options(TrainConfig, [f"steps={round(scale.steps * stage.share)}", f"seed={seed}", f"eval_every={scale.eval_every}",
                                f"eval_problems={scale.eval_problems}", "keep_groups=1", *plan], "the plan")
     expert = load_policy(ROOT / arm.teacher) if arm.teacher else None
-    learner = Learner(load_policy(model), optimiser, seed=seed, expert=expert)
-    config = {"model": _within(model), "task": arm.task, "lora": 0, "teacher": arm.teacher or None, "optimiser": asdict(optimiser)}
+    learner = Learner(load_policy(model), optimizer, seed=seed, expert=expert)
+    config = {"model": _within(model), "task": arm.task, "lora": 0, "teacher": arm.teacher or None, "optimiser": asdict(optimizer)}
     run = kind.follow if stage.method == "coldstart" else fit
     return run(with_options(kind, mine, kind.__name__), learner, load_task(arm.task), plan, out, config=config, resume=True,
                watch={"reading": load_task(READING)} if arm.task.startswith("arithmetic") else {}, progress=False)
@@ -172,11 +172,11 @@ def train_stage(arm: Arm, stage: Stage, seed: int, out: Path, scale: Scale, mode
 def kind_of(stage: Stage) -> type:
     """The dataclass of the stage's own options."""
     from workbench import methods
-    from workbench.training.cold_start import Recipe
+    from workbench.training.cold_start import ColdStartConfig
 
     if isinstance(stage.method, type):
         return stage.method
-    return Recipe if stage.method == "coldstart" else methods.find(stage.method)
+    return ColdStartConfig if stage.method == "coldstart" else methods.find(stage.method)
 
 
 def _within(path: Path) -> str:
@@ -216,7 +216,7 @@ def _round(value):
 
 # ---- the learning rates
 
-def tune(method: str, rate: str, work: Path, scale: Scale = FULL) -> dict:
+def tune(method: str, rate: str, work: Path, scale: StudyScale = FULL) -> dict:
     """A shorter run with one learning rate, judged on the validation split."""
     import torch
 

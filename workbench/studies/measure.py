@@ -35,7 +35,7 @@ NOTHING = float("nan")  # to be measured
 COUNTS = ("right", "direct", "reflecting", "effective", "needless", "spoiled")
 
 
-def assess(policy: Policy, base: Policy, task: Task, seed: int, problems: int = 200, samples: int = 32) -> dict:
+def evaluate_checkpoint(policy: Policy, base: Policy, task: Task, seed: int, problems: int = 200, samples: int = 32) -> dict:
     """Temperature 1. ``base`` is the model that training started from: its wrong attempts are the beginnings to recover from."""
     held_out = task.problems("test", problems, seed)
     groups = sample_groups(policy, task, held_out, samples, (seed, "assess"))

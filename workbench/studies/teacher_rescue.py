@@ -28,12 +28,12 @@ import numpy as np
 from workbench.model.batch import rescore
 from workbench.core import Group, Problem, Task, WorkbenchError, coordinates
 from workbench.evaluation.metrics import bootstrap
-from workbench.rollouts.prefixes import Start, go_on
+from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.methods.scope import perplexity
 from workbench.model.policy import Policy
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
-from workbench.spans import Layout
+from workbench.spans import Spans
 
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 
@@ -95,7 +95,7 @@ def quartiles(values: Sequence[float]) -> np.ndarray:
     return 1 + np.argsort(np.argsort(values, kind="stable")) * 4 // len(values)
 
 
-def rescue(teacher: Policy, task: Task, groups: Sequence[Group], ratios: Sequence[float] = RATIOS, samples: int = 4,
+def teacher_prefix_completion(teacher: Policy, task: Task, groups: Sequence[Group], ratios: Sequence[float] = RATIOS, samples: int = 4,
            seed: tuple[int | str, ...] = (0,)) -> Paths:
     """``samples`` continuations by the teacher of every wrong rollout in ``groups`` at each ratio.
 
@@ -106,15 +106,15 @@ def rescue(teacher: Policy, task: Task, groups: Sequence[Group], ratios: Sequenc
         raise WorkbenchError(f"quartiles need four wrong rollouts or more, there are {len(paths)}")
     rescued = []
     for ratio in ratios:
-        starts = [Start(problem, r.completion_ids[: int(ratio * (len(r.completion_ids) - r.finished))],
+        starts = [Prefix(problem, r.completion_ids[: int(ratio * (len(r.completion_ids) - r.finished))],
                         [coordinates(*seed, problem.id, j, ratio, s) for s in range(samples)]) for problem, r, j in paths]
-        rescued.append([np.mean([r.verdict.correct for r in row]) for row in go_on(teacher, task, starts)])
+        rescued.append([np.mean([r.verdict.correct for r in row]) for row in continue_from(teacher, task, starts)])
     found = [perplexity(logp) for logp, _ in rescore(teacher, [r for _, r, _ in paths])]
-    mistake = [first_mistake(task, problem, Layout(r, teacher.decode)) for problem, r, _ in paths]
+    mistake = [first_mistake(task, problem, Spans(r, teacher.decode)) for problem, r, _ in paths]
     return Paths(tuple(ratios), np.array(found), np.array(rescued).T, np.array(mistake))
 
 
-def first_mistake(task: Task, problem: Problem, layout: Layout) -> float:
+def first_mistake(task: Task, problem: Problem, layout: Spans) -> float:
     """The share of a path's tokens after which its first wrong step stands there whole; NaN where the task does not know it."""
     wrong = task.first_error(problem, layout.text)
     if wrong is None:
@@ -138,7 +138,7 @@ def main() -> None:
     try:
         task, teacher = load_task(args.task), load_policy(args.teacher)
         groups = sample_groups(load_policy(args.model), task, task.problems("test", args.problems, args.seed), 1, (args.seed, "rescue"))
-        found = rescue(teacher, task, groups, samples=args.samples, seed=(args.seed, "rescue"))
+        found = teacher_prefix_completion(teacher, task, groups, samples=args.samples, seed=(args.seed, "rescue"))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, record(found, {name: getattr(args, name) for name in ("model", "teacher", "task", "problems", "samples", "seed")}))
     except WorkbenchError as error:

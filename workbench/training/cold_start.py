@@ -25,12 +25,12 @@ from random import Random
 
 from workbench.core import Message, Problem, Step, Task, Verdict, WorkbenchError, coordinates
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, Optimiser, Policy, load_policy
+from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
 from workbench.rollouts.sampling import sample_groups
 from workbench.rollouts.reconstructions import construct, eligible, pairs
 from workbench.tasks import load_task
 from workbench.tasks.prompts import parse_synthesis
-from workbench.training.run import Plan, fit
+from workbench.training.run import TrainConfig, fit
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Charged(SFT):
         return {"generated": self.spent}
 
 
-def cold_start(learner: Learner, made: Lessons, out: str | Path, *, epochs: float, plan: Plan, config: dict | None = None, **how) -> Path:
+def cold_start(learner: Learner, made: Lessons, out: str | Path, *, epochs: float, plan: TrainConfig, config: dict | None = None, **how) -> Path:
     """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take; reinforcement learning starts from ``out``/model. ``how``
     goes to ``fit``."""
     steps = ceil(epochs * len(made.rows) / plan.prompts)
@@ -118,7 +118,7 @@ def cold_start(learner: Learner, made: Lessons, out: str | Path, *, epochs: floa
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ColdStartConfig:
     """A whole cold start: rollouts of ``problems`` problems, ``share`` synthesis lessons for each reflecting one, ``epochs`` passes over them."""
 
     problems: int = 400
@@ -129,7 +129,7 @@ class Recipe:
         if self.problems < 1 or self.share < 0 or self.epochs <= 0:
             raise WorkbenchError("a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0")
 
-    def follow(self, learner: Learner, task: Task, plan: Plan, out: str | Path, *, writer: Policy | None = None, **how) -> Path:
+    def follow(self, learner: Learner, task: Task, plan: TrainConfig, out: str | Path, *, writer: Policy | None = None, **how) -> Path:
         """Lessons from the policy as it is now, then SFT on them. The number of steps is the lessons', not the plan's."""
         problems = task.problems("train", self.problems, coordinates(plan.seed, "cold start"))
         made = lessons(learner.policy, task, problems, plan.seed, share=self.share, writer=writer)
@@ -141,9 +141,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--problems", type=int, default=Recipe.problems, help="how many to sample rollouts of")
-    parser.add_argument("--share", type=float, default=Recipe.share, help="synthesis lessons for each reflecting one")
-    parser.add_argument("--epochs", type=float, default=Recipe.epochs)
+    parser.add_argument("--problems", type=int, default=ColdStartConfig.problems, help="how many to sample rollouts of")
+    parser.add_argument("--share", type=float, default=ColdStartConfig.share, help="synthesis lessons for each reflecting one")
+    parser.add_argument("--epochs", type=float, default=ColdStartConfig.epochs)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--lora", type=int, default=0)
     parser.add_argument("--writer", help="a model that writes the reconstructions instead")
@@ -156,9 +156,9 @@ def main() -> None:
 
 
 def _run(args) -> None:
-    learner = Learner(load_policy(args.model), Optimiser(lr=args.lr), lora=args.lora, seed=args.seed)
-    out = Recipe(args.problems, args.share, args.epochs).follow(
-        learner, load_task(args.task), Plan(seed=args.seed), args.out, writer=load_policy(args.writer) if args.writer else None,
+    learner = Learner(load_policy(args.model), OptimConfig(lr=args.lr), lora=args.lora, seed=args.seed)
+    out = ColdStartConfig(args.problems, args.share, args.epochs).follow(
+        learner, load_task(args.task), TrainConfig(seed=args.seed), args.out, writer=load_policy(args.writer) if args.writer else None,
         config={"model": args.model, "task": args.task})
     print(f"{json.loads((out / 'config.json').read_text())['lessons']} lessons; the run is in {out}")
 

@@ -36,11 +36,11 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
     deal them out: each adds up its share, and all of them the rest (see distributed.py).
     """
     clock = _Clock()
-    with learner.whole():
+    with learner.gathered():
         groups = method.sample(learner, task, problems, seed)
         clock("seconds_sample")
         credits = method.credit(groups, learner)
-    batches, idle = learner.held.share(collate(credits, learner.policy.pad_id, _rows(rows, len(credits)), learner.policy.device))
+    batches, idle = learner.placement.share(collate(credits, learner.policy.pad_id, _rows(rows, len(credits)), learner.policy.device))
     metrics: dict[str, float] = {}
     painted: dict[int, list[float]] = {}
     skipped = learner.skipped
@@ -48,7 +48,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
         parts: dict[str, float] = {}
         for i, batch in enumerate(batches):
             scores = score(learner, batch, method)
-            if number == 0 and not learner.policy.exact:
+            if number == 0 and not learner.policy.trains_in_fp32:
                 batches[i] = batch = _weighted(batch, scores)
             loss = method.loss(scores, batch)
             _differentiate(learner, scores, loss.value)
@@ -58,7 +58,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
                 _add(parts, _measure(scores, batch, loss))
                 painted |= _paint(batch, loss)
                 if updates > 1:
-                    batches[i] = replace(batch, old=scores.logp.detach())
+                    batches[i] = replace(batch, old_logp=scores.logp.detach())
         for batch in idle:
             _differentiate(learner, score(learner, batch, method))
         norm = learner.step()
@@ -66,7 +66,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
             _add(metrics, part)
         if number == 0:
             metrics["grad_norm"] = norm
-    if method.distil is not None and method.distil.weights == "teacher" and learner.skipped == skipped:
+    if method.distil is not None and method.distil.teacher == "teacher" and learner.skipped == skipped:
         metrics["teacher_distance"] = learner.update_teacher()
     clock("seconds_train")
     metrics |= _describe(groups) | dict(method.diagnose(groups, credits)) | {"skipped": float(learner.skipped)} | clock.laps
@@ -76,7 +76,7 @@ def update(method: Method, learner: Learner, task: Task, problems: Sequence, see
 def _differentiate(learner: Learner, scores: Scores, value: torch.Tensor | None = None) -> None:
     """A micro-batch with nobody to distil from has no gradient. If it has one on a rank that this one must keep step with, here it is 0."""
     here = value is not None and value.requires_grad
-    if learner.held.any(here):
+    if learner.placement.any(here):
         (value if here else 0 * scores.logp.sum()).backward()
 
 
@@ -113,8 +113,8 @@ def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     slowly while the policy moves on; 0 is no teacher but the policy itself, and a value that stays near 1 a teacher that does not follow.
     """
     tokens = batch.denominators["tokens"]
-    known = batch.mask & batch.behaviour.isfinite()
-    gap = torch.where(known, scores.logp.detach() - batch.behaviour, 0.0).abs()
+    known = batch.mask & batch.sampler_logp.isfinite()
+    gap = torch.where(known, scores.logp.detach() - batch.sampler_logp, 0.0).abs()
     return {"loss": float(loss.value), "entropy": float(scores.entropy[batch.mask].sum()) / tokens, "gap_max": float(gap.max()),
             "gap_mean": float(gap.sum()) / tokens, "credit_mean": float(loss.credit[batch.mask].abs().sum()) / tokens, **loss.metrics}
 
@@ -124,8 +124,8 @@ def _weighted(batch: Batch, scores: Scores) -> Batch:
     """The policy-gradient channel times min(pi_trainer / pi_sampler, 2): truncated importance weights. In bf16, in 4 bits, or with another engine the
     sampler's distribution is a little off the trainer's; without the weights the gradient is that of neither. (The other channels are not an
     expectation over the sampler, or weigh it themselves: methods/sdpo.py.)"""
-    known = batch.mask & batch.behaviour.isfinite()
-    weight = torch.where(known, (scores.logp - batch.behaviour).exp().clamp(max=SAMPLER_CAP), 1.0)
+    known = batch.mask & batch.sampler_logp.isfinite()
+    weight = torch.where(known, (scores.logp - batch.sampler_logp).exp().clamp(max=SAMPLER_CAP), 1.0)
     return replace(batch, channels=batch.channels | {"pg": batch.channels["pg"] * weight})
 
 
@@ -162,7 +162,7 @@ def _describe(groups: Sequence[Group]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainConfig:
     """How long and how often; everything that is not the method's and not the model's."""
 
     steps: int = 60
@@ -184,7 +184,7 @@ class Plan:
                 raise WorkbenchError(f"{name} must be {value} or more, not {getattr(self, name)}")
 
 
-def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Path, *, config: dict | None = None, resume: bool = False,
+def fit(method: Method, learner: Learner, task: Task, plan: TrainConfig, out: str | Path, *, config: dict | None = None, resume: bool = False,
         writers: Sequence = (), watch: Mapping[str, Task] = {}, progress: bool = True) -> Path:
     """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy in it. ``watch``: other tasks that every evaluation
     also measures, as ``eval_NAME`` (avg@k on their validation split): what the policy could do before and may forget.
@@ -217,7 +217,7 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
     ended = collapse(history, method)
 
     def measured() -> dict[str, float]:
-        with learner.whole():
+        with learner.gathered():
             result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
             more = {f"eval_{name}": evaluate(learner.policy, other, problems, plan.eval_samples, 0).avg
                     for (name, other), problems in zip(watch.items(), others)}
@@ -242,7 +242,7 @@ def fit(method: Method, learner: Learner, task: Task, plan: Plan, out: str | Pat
                     kept = f" The policy of its best evaluation is in {out / 'best'}." if (out / "best").is_dir() else ""
                     warnings.warn(f"step {step}: {ended}: the run may be collapsing.{kept}", stacklevel=2)
             keep = plan.keep_groups if extra else 0
-            record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], painting=record.painting[:keep])
+            record = replace(record, metrics=record.metrics | extra, groups=record.groups[:keep], credit=record.credit[:keep])
             for each in (writer, *writers) if main else ():
                 each.write(record)
             if (step + 1) % plan.checkpoint_every == 0 or last:
@@ -265,7 +265,7 @@ def _fits(policy, task: Task, problems: Sequence[Problem]) -> None:
 
 
 @contextmanager
-def _memory(learner: Learner, plan: Plan) -> Iterator[None]:
+def _memory(learner: Learner, plan: TrainConfig) -> Iterator[None]:
     """Say what to lower when the memory does not suffice."""
     try:
         yield
@@ -275,7 +275,7 @@ def _memory(learner: Learner, plan: Plan) -> Iterator[None]:
         cures = [f"rows (now {plan.rows}), the rollouts in a micro-batch", "the method's k or the task's max_new, if it ran out while sampling"]
         cures += [] if learner.policy.checkpointing else ["activations, with --checkpointing"]
         cures += [] if learner.lora else ["gradients and optimiser, with --lora 16"]
-        cures += ["weights, gradients and optimiser, with --shard"] if distributed.size() > 1 and learner.policy.whole else []
+        cures += ["weights, gradients and optimiser, with --shard"] if distributed.size() > 1 and learner.policy.gathered else []
         cures += [] if not learner.lora or getattr(learner.policy.base, "is_quantized", False) else ["weights, with --4bit"]
         raise WorkbenchError(f"out of memory on {learner.policy.device}; lower in this order: {'; '.join(cures)}") from error
 
@@ -289,7 +289,7 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
         return f"right answers to the validation problems fell from {max(evaluated):.3g} to {evaluated[-1]:.3g}"
     if len(history) <= window:
         return ""
-    from_itself = method.distil is not None and method.distil.weights != "expert"
+    from_itself = method.distil is not None and method.distil.teacher != "expert"
     floors = {"correct": 0.5} | ({"entropy": 0.1, "length": 0.2} if from_itself else {})
     for name, floor in floors.items():
         means = np.convolve([line[name] for line in history], np.full(window, 1 / window), "valid")
@@ -337,7 +337,7 @@ def _resume(out: Path, learner: Learner, config: dict) -> int:
             return 0
         raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
     try:
-        whole = learner.policy.whole  # of a sharded policy's checkpoint this rank only looks up its parts
+        whole = learner.policy.gathered  # of a sharded policy's checkpoint this rank only looks up its parts
         saved = torch.load(path, map_location=learner.policy.device if whole else "cpu", mmap=not whole, weights_only=True)
         state, was, step = saved["learner"], saved["config"], saved["step"]
         state["trainable"], state["optimiser"], was["plan"]

@@ -44,7 +44,7 @@ from tqdm.auto import tqdm
 from workbench.core import Method, Problem, Task, Verdict, WorkbenchError, coordinates
 from workbench.studies.discovery import SCHEMA_VERSION, curves, read_study, summary, verdict
 from workbench.methods.sdpo import SDPO
-from workbench.model.policy import Learner, Optimiser, Policy, load_policy
+from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
 from workbench.records import dumps, environment, write_atomic
 from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task
@@ -232,7 +232,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         study = Study(**{f.name: getattr(args, f.name) for f in fields(Study)})
-        learner = Learner(load_policy(args.model), Optimiser(lr=args.lr, weight_decay=0.01, ema=0.01))
+        learner = Learner(load_policy(args.model), OptimConfig(lr=args.lr, weight_decay=0.01, ema=0.01))
         record = run(learner, load_task(args.task), study, args.out, {"model": args.model, "task": args.task})
     except WorkbenchError as error:
         parser.exit(2, f"workbench: {error}\n")

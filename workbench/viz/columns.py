@@ -1,4 +1,4 @@
-"""Several paintings of one question beside each other: a column for each method, its attempts below one another."""
+"""Several credits of one question beside each other: a column for each method, its attempts below one another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LINE, CHARACTER = 0.19, 0.072  # inches: a line of text, and a character of it (
 ORIGINS = {"policy": "own", "expert": "expert", "guided": "guided", "correction": "correction", "edited": "edited"}
 
 
-def columns(paintings: Mapping[str, tuple[Group, Sequence[np.ndarray]]], decode: Callable[[int], str], per_row: int = 4, width: int = 27) -> Figure:
+def columns(credits: Mapping[str, tuple[Group, Sequence[np.ndarray]]], decode: Callable[[int], str], per_row: int = 4, width: int = 27) -> Figure:
     """name -> (group, [T] numbers for each rollout). Each column has its own scale, the 99th percentile of its numbers: the methods' units are the same,
     their sizes are not. Blue with a line above: made more likely; orange with a line below: less."""
-    blocks = {name: _lines(group, values, decode, width - 1) for name, (group, values) in paintings.items()}
+    blocks = {name: _lines(group, values, decode, width - 1) for name, (group, values) in credits.items()}
     names = list(blocks)
     rows = [names[i: i + per_row] for i in range(0, len(names), per_row)]
     heights = [max(len(blocks[name]) for name in row) + 2.2 for row in rows]
@@ -28,7 +28,7 @@ def columns(paintings: Mapping[str, tuple[Group, Sequence[np.ndarray]]], decode:
     for row, top in zip(rows, np.cumsum([0, *heights])):
         for i, name in enumerate(row):
             axes.text(i * width + 0.5, top + 1, name, fontsize=10.5, fontweight="bold", color=LIGHT.ink, va="center")
-            limit = robust_limit(v for values in paintings[name][1] for v in values)
+            limit = robust_limit(v for values in credits[name][1] for v in values)
             for y, line in enumerate(blocks[name]):
                 _draw(axes, i * width + 0.5, top + 2.2 + y, line, limit)
     return figure

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.viz.curves import COLOURS, STYLES
+from workbench.viz.curves import COLORS, STYLES
 from workbench.viz.page import INK
 
 MARKERS = "osD^vPX*"
@@ -20,7 +20,7 @@ def look(arm: str, others: Sequence[str]) -> dict:
     """Colour, line style and marker of an arm, the same in every figure for those that are KNOWN; no two of 40 are alike, neighbours differ in all."""
     strangers = [name for name in dict.fromkeys(others) if name not in KNOWN]
     i = KNOWN.index(arm) if arm in KNOWN else len(KNOWN) + strangers.index(arm)
-    return {"color": INK if arm == "base" else COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i + i // len(COLOURS)) % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
+    return {"color": INK if arm == "base" else COLORS[i % len(COLORS)], "linestyle": STYLES[(i + i // len(COLORS)) % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
 
 
 def bands(frame: pd.DataFrame, x: str = "updates", title: str = "Held-out accuracy along the run", base: float | None = None) -> Figure:
@@ -49,10 +49,10 @@ def forest(effects: Mapping[str, object], title: str = "Difference in accuracy",
     axes = _frame(figure.subplots(), title, unit, "")
     for row, (name, found) in enumerate(effects.items()):
         sure = found.seeds > 1 and (found.low > 0 or found.high < 0)
-        colour = (COLOURS[0] if found.mean > 0 else COLOURS[1]) if sure else INK
-        axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2)
-        axes.plot(found.mean, row, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
-        axes.annotate(f"{found.mean:+.3f}", (found.high, row), (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=colour)
+        color = (COLORS[0] if found.mean > 0 else COLORS[1]) if sure else INK
+        axes.plot([found.low, found.high], [row, row], color=color, linewidth=2)
+        axes.plot(found.mean, row, "o", color=color, markerfacecolor=color if sure else "white", markersize=7)
+        axes.annotate(f"{found.mean:+.3f}", (found.high, row), (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=color)
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(effects)), list(effects))
     axes.set_ylim(len(effects) - 0.4, -0.6)
@@ -104,5 +104,5 @@ def _ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
         places[i] = max(places[i], places[i - 1] + gap)
     places -= max(0.0, places[-1] - high)
     right = axes.get_xlim()[1]
-    for (name, x, y, colour), place in zip(order, places):
-        axes.annotate(name, (right, place), (6, 0), textcoords="offset points", va="center", color=colour, fontsize=9, annotation_clip=False)
+    for (name, x, y, color), place in zip(order, places):
+        axes.annotate(name, (right, place), (6, 0), textcoords="offset points", va="center", color=color, fontsize=9, annotation_clip=False)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.viz.page import INK
 
-COLOURS = ("#2878c8", "#d06a00", "#0f8f74", "#b0528f", "#80762a")  # each at least 3 : 1 against white and against near-black
+COLORS = ("#2878c8", "#d06a00", "#0f8f74", "#b0528f", "#80762a")  # each at least 3 : 1 against white and against near-black
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 SMOOTH = 5  # steps in the running mean of the training rollouts
 
@@ -35,9 +35,9 @@ def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
         recorded = [column in metrics for metrics in runs.values()]
         for i, (name, metrics) in enumerate(runs.items()):
             if recorded[i]:
-                _line(axes, metrics, column, COLOURS[i % len(COLOURS)], STYLES[(i + i // len(COLOURS)) % len(STYLES)], name)
+                _line(axes, metrics, column, COLORS[i % len(COLORS)], STYLES[(i + i // len(COLORS)) % len(STYLES)], name)
                 if column == "correct":
-                    _evaluations(axes, metrics, COLOURS[i % len(COLOURS)])
+                    _evaluations(axes, metrics, COLORS[i % len(COLORS)])
         if not any(recorded):
             axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=INK)
         axes.set_xlim(-0.02 * last, 1.02 * last)
@@ -77,11 +77,11 @@ def _frame(axes: Axes, title: str, unit: str) -> None:
     axes.grid(axis="y", color=INK, alpha=0.15)
 
 
-def _line(axes: Axes, metrics: pd.DataFrame, column: str, colour: str, style, name: str) -> None:
+def _line(axes: Axes, metrics: pd.DataFrame, column: str, color: str, style, name: str) -> None:
     steps, values = metrics["step"].to_numpy(), metrics[column].to_numpy(float)
-    axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
+    axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.45)
     smooth = metrics[column].rolling(SMOOTH, min_periods=1, center=True).mean().to_numpy(float)
-    axes.plot(steps, smooth, color=colour, linewidth=2.2, linestyle=style, label=name)
+    axes.plot(steps, smooth, color=color, linewidth=2.2, linestyle=style, label=name)
 
 
 def _label_ends(axes: Axes) -> None:
@@ -93,13 +93,13 @@ def _label_ends(axes: Axes) -> None:
                       color=line.get_color(), fontsize=9, annotation_clip=False)
 
 
-def _evaluations(axes: Axes, metrics: pd.DataFrame, colour: str) -> None:
+def _evaluations(axes: Axes, metrics: pd.DataFrame, color: str) -> None:
     found = evaluations(metrics)
     if found.empty:
         return
     x, low, high = (found[c].to_numpy(float) for c in ("updates", "low", "high"))
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.errorbar(x, found["avg"], yerr=np.abs(np.array([low, high]) - found["avg"].to_numpy(float)), color=colour, linestyle="none",
+    axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+    axes.errorbar(x, found["avg"], yerr=np.abs(np.array([low, high]) - found["avg"].to_numpy(float)), color=color, linestyle="none",
                   marker="o", markersize=6, capsize=3, zorder=3, clip_on=False)
 
 
@@ -109,9 +109,9 @@ def discovery_curves(found: Mapping[str, np.ndarray]) -> Figure:
     axes = figure.subplots()
     _frame(axes, "Solved within k generations", "share of runs")
     for i, (name, (mean, low, high)) in enumerate(found.items()):
-        k, colour = np.arange(1, len(mean) + 1), COLOURS[i % len(COLOURS)]
-        axes.step(k, mean, where="post", color=colour, linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=name)
-        axes.fill_between(k, low, high, step="post", color=colour, alpha=0.12, linewidth=0)
+        k, color = np.arange(1, len(mean) + 1), COLORS[i % len(COLORS)]
+        axes.step(k, mean, where="post", color=color, linewidth=2.2, linestyle=STYLES[i % len(STYLES)], label=name)
+        axes.fill_between(k, low, high, step="post", color=color, alpha=0.12, linewidth=0)
     axes.set(xlabel="k, generations", ylim=(0, 1), xlim=(0, 1.02 * max(len(mean) for mean, _, _ in found.values())))
     _label_ends(axes)
     return figure

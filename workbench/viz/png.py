@@ -31,7 +31,7 @@ CHARACTER, LINE = 0.0836, 0.235  # inches: DejaVu Sans Mono at 10 points, and a 
 def group_png(group: Group, layer: Layer, decode: Callable[[int], str], marks: Mapping[tuple[int, int], str] = {}) -> bytes:
     """The rollouts below one another, each step on its own line (wrapped at COLUMNS) with its sum at the right. Long tokens are cut short."""
     places, heads, sums, y = [], [], [], 2.4
-    for rollout, row in zip(group.rollouts, tokens(group, layer.painting, decode)):
+    for rollout, row in zip(group.rollouts, tokens(group, layer.values, decode)):
         verdict = rollout.verdict
         heads.append((y, f"{row[0].rollout + 1} {'✓' if verdict.correct else '✗'}  reward {verdict.reward:g} · {len(row)} tokens"))
         for step, total in enumerate(step_sums(row)):

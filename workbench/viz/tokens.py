@@ -62,7 +62,7 @@ class Layer(NamedTuple):
     """One way to paint a group: numbers of [T] for each rollout, and where the scale ends."""
 
     channel: Channel
-    painting: Sequence[Sequence[float]]
+    values: Sequence[Sequence[float]]
     limit: float
 
 
@@ -78,12 +78,12 @@ class Token(NamedTuple):
     value: float
 
 
-def tokens(group: Group, painting: Sequence[Sequence[float]], decode: Callable[[int], str]) -> list[list[Token]]:
+def tokens(group: Group, values: Sequence[Sequence[float]], decode: Callable[[int], str]) -> list[list[Token]]:
     """The tokens of each rollout with their numbers: what the heat map draws. A rollout without numbers gets NaN."""
-    if len(painting) != len(group.rollouts):
-        raise ValueError(f"{len(painting)} lists of numbers for {len(group.rollouts)} rollouts")
+    if len(values) != len(group.rollouts):
+        raise ValueError(f"{len(values)} lists of numbers for {len(group.rollouts)} rollouts")
     found = []
-    for number, (rollout, values) in enumerate(zip(group.rollouts, painting)):
+    for number, (rollout, values) in enumerate(zip(group.rollouts, values)):
         values = list(values) or [math.nan] * len(rollout.completion_ids)
         if len(values) != len(rollout.completion_ids):
             raise ValueError(f"{len(values)} numbers for the {len(rollout.completion_ids)} tokens of rollout {number}")
@@ -126,8 +126,8 @@ def background(shade: int, theme: Theme, signed: bool = True) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in ends)
 
 
-def _channels(colour: str) -> tuple[int, ...]:
-    return tuple(int(colour[i: i + 2], 16) for i in (1, 3, 5))
+def _channels(color: str) -> tuple[int, ...]:
+    return tuple(int(color[i: i + 2], 16) for i in (1, 3, 5))
 
 
 def visible(text: str) -> str:
@@ -157,13 +157,13 @@ def marked_as(value: float, channel: Channel) -> str:
     return marked(value) if channel.signed else worded(value, channel)
 
 
-def group_html(group: Group, painting: Sequence[Sequence[float]], decode: Callable[[int], str], *, channel: Channel = CREDIT,
+def group_html(group: Group, values: Sequence[Sequence[float]], decode: Callable[[int], str], *, channel: Channel = CREDIT,
                limit: float | None = None, labels: Sequence[str] = ()) -> str:
     """The question and its rollouts, in the order given, each with its reward, its painted tokens, and the sum of every step.
 
     ``limit`` fixes the ends of the scale (to compare two maps); ``labels`` name the rollouts instead of their numbers.
     """
-    return layers_html(group, [Layer(channel, painting, limit or robust_limit(v for row in painting for v in row if v is not None))], decode, labels)
+    return layers_html(group, [Layer(channel, values, limit or robust_limit(v for row in values for v in row if v is not None))], decode, labels)
 
 
 def layers_html(group: Group, layers: Sequence[Layer], decode: Callable[[int], str], labels: Sequence[str] = (),
@@ -172,7 +172,7 @@ def layers_html(group: Group, layers: Sequence[Layer], decode: Callable[[int], s
 
     ``marks`` puts words on tokens, by (rollout, token): each of MARKED that they name is outlined.
     """
-    rows = [tokens(group, layer.painting, decode) for layer in layers]
+    rows = [tokens(group, layer.values, decode) for layer in layers]
     shown = [[visible(t.text) for t in row] for row in rows[0]]
     longest = max((sum(len(text) for text, t in zip(texts, row) if t.step == s) for texts, row in zip(shown, rows[0])
                    for s in range(row[-1].step + 1)), default=0)
@@ -281,15 +281,15 @@ def _variables(theme: Theme, scheme: str) -> str:
     names = {"paper": theme.paper, "ink": theme.ink, "dim": theme.dim, "up": theme.up_line, "down": theme.down_line, "size": theme.size_line}
     for shade in range(1, LEVELS + 1):
         names |= {f"u{shade}": background(shade, theme), f"d{shade}": background(-shade, theme), f"s{shade}": background(shade, theme, False)}
-    return f"color-scheme:{scheme};" + ";".join(f"--wb-{name}:{colour}" for name, colour in names.items())
+    return f"color-scheme:{scheme};" + ";".join(f"--wb-{name}:{color}" for name, color in names.items())
 
 
 def _shades(prefix: str, scope: str) -> str:
     """Rules that paint the classes of one layer. Important: they override the light colours on the elements themselves."""
     sides = (("u", "top", "up", "solid"), ("d", "bottom", "down", "solid"), ("s", "bottom", "size", "dotted"))
-    return "".join(f'.wb-heat{scope} [class*=" {prefix}{kind}"]{{border-{side}:2px {line} var(--wb-{colour})!important}}' + "".join(
+    return "".join(f'.wb-heat{scope} [class*=" {prefix}{kind}"]{{border-{side}:2px {line} var(--wb-{color})!important}}' + "".join(
         f".wb-heat{scope} .{prefix}{kind}{shade}{{background-color:var(--wb-{kind}{shade})!important}}" for shade in range(1, LEVELS + 1))
-        for kind, side, colour, line in sides) + f".wb-heat{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}"
+        for kind, side, color, line in sides) + f".wb-heat{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}"
 
 
 def css(layers: Sequence[Layer] = ()) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.core import Group, Inspection, Reading, WorkbenchError
+from workbench.core import Group, Inspection, TokenStats, WorkbenchError
 from workbench.records import Run, write_atomic
 from workbench.viz import tokens
 from workbench.viz.tokens import Layer
@@ -163,7 +163,7 @@ class TokenView:
                              "starts": [t.index for t in row if not t.index or t.step > row[t.index - 1].step]})
         layers = [{"name": layer.channel.name, "unit": layer.channel.unit, "up": layer.channel.up, "down": layer.channel.down,
                    "signed": layer.channel.signed, "robust": _short([layer.limit])[0], "max": _short([_largest(layer)])[0],
-                   "values": [_short(v) for v in layer.painting]}
+                   "values": [_short(v) for v in layer.values]}
                   for layer in self._painted(number)]
         messages = [[m["role"], tokens.visible(m["content"])] for m in inspection.group.problem.messages]
         return {"title": self._titles[number], "messages": messages, "layers": layers, "rollouts": rollouts}
@@ -236,12 +236,12 @@ class TokenView:
 
 
 def _inspection(item, layers: Mapping) -> tuple[str, Inspection]:
-    """(title, inspection) of one thing to show; the painting of a run holds nothing for a rollout that has no numbers."""
+    """(title, inspection) of one thing to show; the values of a run holds nothing for a rollout that has no numbers."""
     if isinstance(item, Inspection):
         return item.group.problem.id, item
-    step, group, painting = item if isinstance(item, tuple) else (None, item, None)
-    if painting is not None:
-        layers = {"credit": painting}
+    step, group, values = item if isinstance(item, tuple) else (None, item, None)
+    if values is not None:
+        layers = {"credit": values}
     blank = [np.full(len(r.completion_ids), np.nan) for r in group.rollouts]
     arrays = {}
     for name, values in layers.items():
@@ -274,14 +274,14 @@ def _short(values) -> list[float | None]:
     return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values]
 
 
-def _side(reading: Reading, place: Callable[[int], int]) -> dict:
+def _side(reading: TokenStats, place: Callable[[int], int]) -> dict:
     return {"logprob": _short(reading.logprobs), "entropy": _short(reading.entropy), "rank": [int(r) for r in reading.rank],
             "top": [[place(token) for token in row] for row in reading.top_ids], "top_ids": np.asarray(reading.top_ids).tolist(),
             "top_logprob": [_short(row) for row in reading.top_logprobs]}
 
 
 def _largest(layer: Layer) -> float:
-    return float(max((abs(v) for of in layer.painting for v in of if math.isfinite(v)), default=0) or 1)
+    return float(max((abs(v) for of in layer.values for v in of if math.isfinite(v)), default=0) or 1)
 
 
 @cache

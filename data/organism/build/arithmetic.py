@@ -291,7 +291,7 @@ def train(model, tok, stage: Stage, seed: int, say, task) -> None:
     policy, feed = Policy(model, tok), rows_by_width(tok, Random(seed), stage.draw)
     groups = [{"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
               {"params": [p for p in model.parameters() if p.ndim != 2], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.95), fused=True)
 
     def loss_of(ids, target):
         logits = model(input_ids=ids, use_cache=False).logits
@@ -301,13 +301,13 @@ def train(model, tok, stage: Stage, seed: int, say, task) -> None:
     while tokens < stage.most:
         ids, target = map(torch.tensor, next(feed))
         falling = min(1.0, 2 * (1 - tokens / stage.most)) if stage.until > 1 else 1.0
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = stage.rate * falling * min(1.0, (step + 1) / 50)
         loss = compiled(ids, target)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         tokens, step = tokens + ids.numel(), step + 1
         smooth = loss.item() if smooth is None else 0.97 * smooth + 0.03 * loss.item()
         if step % 75 == 0 or tokens >= stage.most:

@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 
 from workbench.core import Rollout
 from workbench.viz.comparison import look
-from workbench.viz.curves import COLOURS, SMOOTH
+from workbench.viz.curves import COLORS, SMOOTH
 from workbench.viz.tokens import visible
 from workbench.viz.page import INK
 
 LONGEST = 46  # characters of a rollout beside its bar
-PATHS = (("right: imitated", "the student's perplexity", COLOURS[0], ""), ("wrong: the teacher's log-ratio", "the teacher's perplexity", COLOURS[1], "//"))
+PATHS = (("right: imitated", "the student's perplexity", COLORS[0], ""), ("wrong: the teacher's log-ratio", "the teacher's perplexity", COLORS[1], "//"))
 
 
 class Rescued(Protocol):
@@ -49,10 +49,10 @@ def routing(members: Sequence[tuple[Rollout, float, float]]) -> Figure:
     paths = [[m for m in members if m[0].verdict.correct == right] for right in (True, False)]
     figure = Figure(figsize=(12, 1.1 + 0.36 * max(map(len, paths))), layout="constrained", facecolor="white")
     longest = max([1.0] + [weight * len(path) for path in paths for _, weight, _ in path])
-    for axes, path, (title, whose, colour, hatch) in zip(figure.subplots(1, 2), paths, PATHS):
+    for axes, path, (title, whose, color, hatch) in zip(figure.subplots(1, 2), paths, PATHS):
         _plain(axes)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axes.barh(range(len(path)), [weight * len(path) for _, weight, _ in path], 0.6, color=colour, hatch=hatch, edgecolor="white")
+        axes.barh(range(len(path)), [weight * len(path) for _, weight, _ in path], 0.6, color=color, hatch=hatch, edgecolor="white")
         axes.set_yticks(range(len(path)), [_short(rollout.text) for rollout, *_ in path], family="DejaVu Sans Mono", fontsize=8, parse_math=False)
         for y, (_, _, perplexity) in enumerate(path):
             axes.text(1.25 * longest, y, f"{perplexity:.3f}", va="center", ha="right", fontsize=8.5, color=INK)
@@ -91,9 +91,9 @@ def differences(found: Mapping[str, Sequence[Gap]]) -> Figure:
         axes.axhline(0, color=INK, linewidth=0.8)
         for place, gap in enumerate(gaps):
             sure = gap.low > 0 or gap.high < 0
-            colour = (COLOURS[0] if gap.mean > 0 else COLOURS[1]) if sure else INK
-            axes.plot([place, place], [gap.low, gap.high], color=colour, linewidth=2)
-            axes.plot(place, gap.mean, "o", color=colour, markerfacecolor=colour if sure else "white", markersize=7)
+            color = (COLORS[0] if gap.mean > 0 else COLORS[1]) if sure else INK
+            axes.plot([place, place], [gap.low, gap.high], color=color, linewidth=2)
+            axes.plot(place, gap.mean, "o", color=color, markerfacecolor=color if sure else "white", markersize=7)
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=INK)
         axes.set_xticks(range(len(gaps)), [f"{gap.ratio:.0%}\n{gap.paths} paths" for gap in gaps], fontsize=8.5)
         axes.set_xlabel("of the path given", color=INK)

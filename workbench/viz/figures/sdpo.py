@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.viz.curves import COLOURS, SMOOTH, STYLES
+from workbench.viz.curves import COLORS, SMOOTH, STYLES
 from workbench.viz.page import INK
 
 TALLEST = 2.0  # nats, and credit: forward KL's has no bound
@@ -26,7 +26,7 @@ def divergence_curves(p: np.ndarray, q: float, found: Mapping[str, tuple[np.ndar
     figure = Figure(figsize=(10, 3.8), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     for i, (name, (values, credits)) in enumerate(found.items()):
-        style = {"color": COLOURS[i], "linestyle": STYLES[i]}
+        style = {"color": COLORS[i], "linestyle": STYLES[i]}
         left.plot(p, values, linewidth=2, label=name, **style)
         right.plot(p, credits, linewidth=2, **style)
     for axes, title, unit in ((left, "How far apart: D", "nats"), (right, "What it says to the first token: its credit", "above 0: more likely")):
@@ -50,8 +50,8 @@ def health_curves(metrics: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for i, name in enumerate(name for name in names if name in metrics):
             smooth = metrics[name].rolling(SMOOTH, min_periods=1, center=True).mean()
-            axes.plot(metrics.step, metrics[name], color=COLOURS[i], linewidth=0.8, alpha=0.4)
-            axes.plot(metrics.step, smooth, color=COLOURS[i], linestyle=STYLES[i], linewidth=2, label=name)
+            axes.plot(metrics.step, metrics[name], color=COLORS[i], linewidth=0.8, alpha=0.4)
+            axes.plot(metrics.step, smooth, color=COLORS[i], linestyle=STYLES[i], linewidth=2, label=name)
         axes.set_ylim(*((0, 1.05) if unit == "share" else (None, None) if "Δ" in unit else (0, None)))
         axes.legend(fontsize=8.5, frameon=False, labelcolor=INK)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.viz.curves import COLOURS, STYLES
+from workbench.viz.curves import COLORS, STYLES
 from workbench.viz.page import INK
 
 HATCHES = ("", "//")
@@ -23,7 +23,7 @@ def eligibility(right: Sequence[int], k: int, n_pos: int, n_neg: int) -> Figure:
     figure = Figure(figsize=(7, 2.8), layout="constrained", facecolor="white")
     axes, counts = figure.subplots(), np.bincount(right, minlength=k + 1)
     inside = [n_pos <= n <= k - n_neg for n in range(k + 1)]
-    bars = axes.bar(range(k + 1), counts, color=[COLOURS[0] if ok else "#80868b" for ok in inside], hatch=[HATCHES[not ok] for ok in inside],
+    bars = axes.bar(range(k + 1), counts, color=[COLORS[0] if ok else "#80868b" for ok in inside], hatch=[HATCHES[not ok] for ok in inside],
                     edgecolor="white")
     axes.bar_label(bars, color=INK)
     _plain(axes, f"{counts[inside].sum()} of {len(right)} problems are eligible (hatched: not)", f"right rollouts of {k}", "problems")
@@ -42,16 +42,16 @@ def contamination(advantages: Mapping[int, Mapping[str, np.ndarray]], push: Mapp
         axes.sharey(panels[0])
     for axes, (right, found) in zip(panels, advantages.items()):
         for i, (name, values) in enumerate(found.items()):
-            style = {"color": COLOURS[i], "linestyle": STYLES[i], "marker": "os"[i]}
+            style = {"color": COLORS[i], "linestyle": STYLES[i], "marker": "os"[i]}
             axes.plot(values[:, 0], label=name, **style)
             axes.plot(values[:, 1], **style)
-            axes.plot(values @ [right / k, 1 - right / k], color=COLOURS[i], linestyle=":", linewidth=2.5, label=f"their mean, {name}")
+            axes.plot(values @ [right / k, 1 - right / k], color=COLORS[i], linestyle=":", linewidth=2.5, label=f"their mean, {name}")
         first = axes is panels[0]
         _plain(axes, f"{right} of {k} rollouts right", "right corrections beside them", "advantage: right (top), wrong (bottom)" if first else "")
         axes.set_xticks(range(len(values)))
     for i, (name, (up, down)) in enumerate(push.items()):
         values = (up, down, up + down)
-        bars = last.bar(np.arange(3) + 0.4 * i - 0.2, values, 0.38, color=COLOURS[i], hatch=HATCHES[i], edgecolor="white")
+        bars = last.bar(np.arange(3) + 0.4 * i - 0.2, values, 0.38, color=COLORS[i], hatch=HATCHES[i], edgecolor="white")
         last.bar_label(bars, [f"{value:+.2f}" for value in values], padding=2, fontsize=8, color=INK)
     _plain(last, "this step", "", "advantage × tokens, per token")
     last.set_xticks(range(3), ["right", "wrong", "together"])

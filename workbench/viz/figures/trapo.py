@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from workbench.core import Group, Rollout
-from workbench.viz.curves import COLOURS, STYLES
+from workbench.viz.curves import COLORS, STYLES
 from workbench.viz.page import INK
 
-EXPERT = COLOURS[0]
+EXPERT = COLORS[0]
 ROUNDING = 1e-9  # what is no more than this is rounding and no boundary token
 QUESTION, GAP = 2.6, 1.9  # widths of the question and of a decision; a rollout is 1 wide
 
@@ -27,7 +27,7 @@ def gradient_weights(p: np.ndarray, weights: Mapping[str, np.ndarray]) -> Figure
     for axes, scale in zip(figure.subplots(1, 2, sharey=True), ("linear", "log")):
         _plain(axes)
         for i, (name, weight) in enumerate(weights.items()):
-            axes.plot(p, weight, color=COLOURS[i], linestyle=STYLES[i], linewidth=2.2, label=name)
+            axes.plot(p, weight, color=COLORS[i], linestyle=STYLES[i], linewidth=2.2, label=name)
         axes.set(xscale=scale, xlim=(p.min() if scale == "log" else 0, 1), ylim=(0, 1.06), xlabel=f"p of the expert's token ({scale})")
     figure.axes[0].set_ylabel("weight of ∇ log p")
     figure.axes[1].legend(frameon=False, fontsize=9)
@@ -59,7 +59,7 @@ def optima(expert: Sequence[float], alphas: Sequence[float]) -> Figure:
         _plain(axes)
         found, places = optimum(expert, alpha), np.arange(len(expert))
         inside = (found > 0) & (found < alpha)
-        axes.bar(places, found, 0.6, color=np.where(inside, COLOURS[1], EXPERT), hatch=np.where(inside, "//", ""), edgecolor="white")
+        axes.bar(places, found, 0.6, color=np.where(inside, COLORS[1], EXPERT), hatch=np.where(inside, "//", ""), edgecolor="white")
         axes.bar(places, expert, 0.8, fill=False, edgecolor=INK, linewidth=1.2)
         for place, value in zip(places, found):
             axes.annotate(f"{value:.4g}", (place, max(value, expert[place])), (0, 3), textcoords="offset points",
