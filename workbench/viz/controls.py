@@ -10,7 +10,7 @@ import ipywidgets as w
 
 def panel(composer) -> tuple[w.VBox, Callable[[], None]]:
     """(the panel, a function that shows the composer's present state in it). Rollouts are named as in the token view, from 1."""
-    rollouts, wide = composer.desk.group.rollouts, w.Spans(width="98%")
+    rollouts, wide = composer.desk.group.rollouts, w.Layout(width="98%")
     right = [i for i, r in enumerate(rollouts) if r.verdict.correct]
     named = {"style": {"description_width": "7em"}}
     source = w.Dropdown(options=[(f"rollout {i + 1}", i) for i in composer.desk.wrong()], description="wrong rollout", **named)
