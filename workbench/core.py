@@ -1,13 +1,14 @@
 """The nouns of the workbench and the three verbs of a method. Data only: no maths, no model, no I/O.
 
-    problems --sample--> groups of rollouts --credit--> painted tokens --collate--> batch --score--> scores --loss--> update
-                 ^ method                      ^ method                   ^ library     ^ library     ^ method
+    problems --sample--> groups of rollouts --credit--> credits --collate--> batch
+    batch --score--> scores --loss--> update
 
+``sample``, ``credit`` and ``loss`` are the method's; ``collate``, ``score`` and ``update`` are ours.
 Everything a method says about a token is three numbers, its *channels*:
 
-    pg    -pg_t * (clipped) rho_t        policy gradient: GRPO's advantage, OPD's teacher log-ratio, ...
-    nll   nll_t * (-log pi(y_t))         imitation: SFT, expert prefixes, ...
-    kl    kl_t * D(pi || q)              distillation toward a teacher's whole next-token distribution
+    pg    -pg_t * (clipped) rho_t    policy gradient: GRPO's advantage, OPD's log-ratio, ...
+    nll   nll_t * (-log pi(y_t))     imitation: SFT, expert prefixes, ...
+    kl    kl_t * D(pi || q)          distillation toward a teacher's next-token distribution
 
 Each channel has its own denominator. A zero leaves the token out of that term and of its denominator.
 """
