@@ -1,4 +1,6 @@
-"""Fixtures: a tiny random Llama with the organism's tokenizer, so that no test needs a trained checkpoint, a GPU or the network."""
+"""Fixtures: a tiny random Llama with the organism's tokenizer, so that no test needs a trained
+checkpoint, a GPU or the network.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,6 @@ else:  # the shapes written in signatures are checked whenever a test runs them
     jaxtyping.install_import_hook("workbench.model.scores", "beartype.beartype")
 
 import torch
-
 import toys
 
 

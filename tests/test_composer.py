@@ -1,16 +1,18 @@
-"""The composer's panel: each control does what its function does, the static twin escapes what models write, and a view's click moves the point."""
+"""The composer's panel: each control does what its function does, the static twin escapes what
+models write, and a view's click moves the point.
+"""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-
 import toys
 from test_compose import RIGHT, TASK, WRONG
 from test_readings import group_of
-from workbench.corrections.buffer import load
+
 from workbench.core import Inspection, WorkbenchError
+from workbench.corrections.buffer import load
 from workbench.corrections.editor import CorrectionEditor
 from workbench.methods.grpo import GRPO
 from workbench.viz.composer import Composer, draft_html
@@ -21,7 +23,12 @@ w = pytest.importorskip("ipywidgets")
 @pytest.fixture(scope="module")
 def desk():
     policy = toys.tiny_policy()
-    return CorrectionEditor(policy, TASK, group_of(policy, RIGHT, WRONG, "47+85=122\nWait, " + RIGHT, "9"), {"GRPO": GRPO(k=5)})
+    return CorrectionEditor(
+        policy,
+        TASK,
+        group_of(policy, RIGHT, WRONG, "47+85=122\nWait, " + RIGHT, "9"),
+        {"GRPO": GRPO(k=5)},
+    )
 
 
 def control(panel, description: str):
@@ -29,6 +36,7 @@ def control(panel, description: str):
         yield widget
         for child in getattr(widget, "children", ()):
             yield from walk(child)
+
     return next(x for x in walk(panel.box) if getattr(x, "description", None) == description)
 
 
@@ -47,15 +55,27 @@ def test_each_control_does_what_its_function_does(desk):
     control(panel, "reference").value = 2
     assert panel.composition == desk.compose(1, 3, whole_step=False, reference=2)
     control(panel, "continuation").value = "132-29=103\nAnswer 104"
-    assert panel.composition.continuation.endswith("104") and panel.composition.authors["continuation"] == "user" and not panel.draft.verdict.correct
+    assert (
+        panel.composition.continuation.endswith("104")
+        and panel.composition.authors["continuation"] == "user"
+        and not panel.draft.verdict.correct
+    )
     control(panel, "transition").value = "⏎Wait, "
     assert panel.composition.transition == "\nWait, "
     control(panel, "diagnosis").value = "no borrow"
     assert panel.composition.diagnosis == "no borrow" and "no borrow" in panel.to_html()
     control(panel, "Start again").click()
-    assert panel.composition == desk.compose(1, 3, whole_step=False, reference=2) and control(panel, "diagnosis").value == ""
-    control(panel, "wrong rollout").value = 3  # "9" and the end of the turn: the point moves into it
-    assert panel.choice["token"] == 1 and control(panel, "point: token").max == 1 and panel.composition.source.text == "9"
+    assert (
+        panel.composition == desk.compose(1, 3, whole_step=False, reference=2)
+        and control(panel, "diagnosis").value == ""
+    )
+    # "9" and the end of the turn: the point moves into it
+    control(panel, "wrong rollout").value = 3
+    assert (
+        panel.choice["token"] == 1
+        and control(panel, "point: token").max == 1
+        and panel.composition.source.text == "9"
+    )
 
 
 def test_the_preview_follows(desk):
@@ -74,7 +94,11 @@ def test_what_cannot_be_made_says_why_and_changes_nothing(desk):
     control(panel, "Let the policy write").click()  # a random model does not know the format
     assert panel.composition == before and "none of 4 outputs" in panel.box.children[-1].value
     panel.begin(token=999)
-    assert panel.composition == before and "there is no token 999" in panel.message and panel.choice["token"] == 10
+    assert (
+        panel.composition == before
+        and "there is no token 999" in panel.message
+        and panel.choice["token"] == 10
+    )
     with pytest.raises(WorkbenchError, match="nothing to correct"):
         Composer(CorrectionEditor(desk.policy, TASK, group_of(desk.policy, RIGHT)))
 
@@ -95,7 +119,9 @@ def test_save(desk, tmp_path):
 def test_a_click_in_the_view_moves_the_point(desk):
     from workbench.viz.view import TokenView
 
-    view = TokenView(Inspection(desk.group, {}), lambda token: desk.policy.tokenizer.decode([token]))
+    view = TokenView(
+        Inspection(desk.group, {}), lambda token: desk.policy.tokenizer.decode([token])
+    )
     panel = Composer(desk, view=view)
     view.selected = 1
     view.failure_point = 22
@@ -107,28 +133,55 @@ def test_a_click_in_the_view_moves_the_point(desk):
 
 def test_the_static_twin(desk):
     page = draft_html(Composer(desk).draft)
-    assert "<script" not in page and "prefix: tiny · transition: template · continuation: sibling" in page
+    assert (
+        "<script" not in page
+        and "prefix: tiny · transition: template · continuation: sibling" in page
+    )
     assert "log of the OOD weight" in page and "GRPO credit" in page and "correction" in page
     ids = re.search(r"<code>([\d ]+)</code>", page)[1].split()
     assert tuple(map(int, ids)) == Composer(desk).draft.rollout.completion_ids
     bundle = Composer(desk)._repr_mimebundle_()
-    assert bundle["text/html"].startswith("<section") and "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
+    assert (
+        bundle["text/html"].startswith("<section")
+        and "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
+    )
 
 
-@pytest.mark.parametrize("hostile", ["<script>alert(1)</script>", "</pre></style><img src=x onerror=alert(1)>", "\u202egnp", "Answer 1</section>"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "<script>alert(1)</script>",
+        "</pre></style><img src=x onerror=alert(1)>",
+        "\u202egnp",
+        "Answer 1</section>",
+    ],
+)
 def test_text_is_always_escaped(desk, hostile):
     panel = Composer(desk)
-    for parts in ({"continuation": hostile}, {"diagnosis": hostile, "continuation": f"{hostile}\nAnswer 1"}):
+    for parts in (
+        {"continuation": hostile},
+        {"diagnosis": hostile, "continuation": f"{hostile}\nAnswer 1"},
+    ):
         panel.edit(**parts)
         page = panel.to_html()
         assert "<script" not in page and "<img" not in page and "\u202e" not in page
-        assert page.count("</section>") == page.count("<section") and page.count("</pre>") == page.count("<pre>")
+        assert page.count("</section>") == page.count("<section") and page.count(
+            "</pre>"
+        ) == page.count("<pre>")
 
 
 def test_a_point_that_is_not_there_leaves_everything_as_it_was_and_says_why(desk):
     composer = Composer(desk)
     before, source = composer.composition, composer.choice["source"]
-    for choice, message in (({"source": 99}, "there is no rollout 99"), ({"token": 10_000}, "there is no token 10000"), ({"token": -1}, "there is no token -1"),
-                            ({"reference": 99}, "rollout 99 is no correct reference")):
+    for choice, message in (
+        ({"source": 99}, "there is no rollout 99"),
+        ({"token": 10_000}, "there is no token 10000"),
+        ({"token": -1}, "there is no token -1"),
+        ({"reference": 99}, "rollout 99 is no correct reference"),
+    ):
         composer.begin(**choice)
-        assert message in composer.message and composer.composition == before and composer.choice["source"] == source
+        assert (
+            message in composer.message
+            and composer.composition == before
+            and composer.choice["source"] == source
+        )

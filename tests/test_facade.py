@@ -24,6 +24,9 @@ def test_an_unknown_name_is_refused_as_by_any_module():
 
 
 def test_importing_the_package_loads_neither_torch_nor_a_module_of_its_own():
-    code = "import sys, workbench; print([m for m in sys.modules if m == 'torch' or m.startswith('workbench.')])"
+    code = (
+        "import sys, workbench; print([m for m in sys.modules if m == 'torch' or "
+        "m.startswith('workbench.')])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -1,4 +1,7 @@
-"""LUFFY: one whole trace a group, shaped; against hand arithmetic and TRAPO's arm. (The released loss is in test_trapo.)"""
+"""LUFFY: one whole trace a group, shaped; against hand arithmetic and TRAPO's arm.
+
+(The released loss is in test_trapo.)
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 import toys
-from workbench.model.batch import collate
+
 from workbench.core import Group, WorkbenchError
 from workbench.methods import find
 from workbench.methods.luffy import LUFFY
 from workbench.methods.trapo import TRAPO
+from workbench.model.batch import collate
 from workbench.model.policy import Learner, OptimConfig
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
@@ -22,7 +25,9 @@ from workbench.training.run import update
 def group_with_trace(rewards, lengths=(3, 2, 4)):
     *own, last = toys.group(lengths, rewards).rollouts
     n = len(last.completion_ids)
-    return Group(toys.QUESTION, (*own, replace(last, borrowed=n, logprobs=(math.nan,) * n, origin="expert")))
+    return Group(
+        toys.QUESTION, (*own, replace(last, borrowed=n, logprobs=(math.nan,) * n, origin="expert"))
+    )
 
 
 def test_a_group_is_own_rollouts_and_one_whole_trace(tiny_policy):
@@ -31,10 +36,18 @@ def test_a_group_is_own_rollouts_and_one_whole_trace(tiny_policy):
     none = replace(none, solutions=())
     record = update(LUFFY(k=4), Learner(tiny_policy), task, [one, none], (0,), rows=3)
     a, b = record.groups
-    assert [r.origin for r in a.rollouts] == ["policy"] * 3 + ["expert"] and [r.origin for r in b.rollouts] == ["policy"] * 4
-    assert a.rollouts[-1].text == one.solutions[0] and a.rollouts[-1].completion_ids[-1] in tiny_policy.stop_ids
-    assert record.metrics["gap_max"] < 1e-4 and record.metrics["reward"] == 0.0  # over its own rollouts
-    assert record.metrics["generated"] == sum(len(r.completion_ids) for g in record.groups for r in g.own)
+    assert [r.origin for r in a.rollouts] == ["policy"] * 3 + ["expert"] and [
+        r.origin for r in b.rollouts
+    ] == ["policy"] * 4
+    assert (
+        a.rollouts[-1].text == one.solutions[0]
+        and a.rollouts[-1].completion_ids[-1] in tiny_policy.stop_ids
+    )
+    # over its own rollouts
+    assert record.metrics["gap_max"] < 1e-4 and record.metrics["reward"] == 0.0
+    assert record.metrics["generated"] == sum(
+        len(r.completion_ids) for g in record.groups for r in g.own
+    )
 
 
 def test_credit_and_loss_by_hand():
@@ -47,7 +60,9 @@ def test_credit_and_loss_by_hand():
     # own: 5 tokens at 1/3; expert: 4 at -2/3 * .4/.5; over 10 * 3
     assert float(loss.value) == pytest.approx((5 / 3 - 4 * 2 / 3 * 0.8) / 30, abs=1e-6)
     # expert's credit: 2/3 * .1 * .4 / .25 = .10667, own -1/3, times 9 tokens over 30
-    assert loss.credit[2, 0] == pytest.approx(2 / 3 * 0.16 * 0.3, abs=1e-6) and loss.credit[0, 0] == pytest.approx(-0.1, abs=1e-6)
+    assert loss.credit[2, 0] == pytest.approx(2 / 3 * 0.16 * 0.3, abs=1e-6) and loss.credit[
+        0, 0
+    ] == pytest.approx(-0.1, abs=1e-6)
 
 
 def test_a_group_that_is_all_right_teaches_nothing():
@@ -61,7 +76,10 @@ def test_it_is_trapos_arm_on_the_same_groups():
     [ours], [theirs] = collate(a.credit(groups, None), 0), collate(b.credit(groups, None), 0)
     logp = -2 * torch.rand(ours.mask.shape, generator=torch.Generator().manual_seed(0)) * ours.mask
     tables = {"logp": {id(c.rollout): logp[i, : len(c.pg)] for i, c in enumerate(ours.credits)}}
-    x, y = a.loss(toys.scores_of(ours, tables), ours), b.loss(toys.scores_of(theirs, tables), theirs)
+    x, y = (
+        a.loss(toys.scores_of(ours, tables), ours),
+        b.loss(toys.scores_of(theirs, tables), theirs),
+    )
     torch.testing.assert_close(x.per_token, y.per_token)
     torch.testing.assert_close(x.credit, y.credit)
     assert x.credit[ours.mask].abs().min() > 0
@@ -71,7 +89,11 @@ def test_the_trace_grows_likelier_where_the_policy_fails(tiny_policy):
     task = toys.FirstCharacter("7", max_new=2)
     learner, found = Learner(tiny_policy, OptimConfig(lr=1e-2)), []
     for step in range(30):
-        found.append(update(LUFFY(), learner, task, task.problems("train", 4, step), (0, step)).metrics["expert_p"])
+        found.append(
+            update(LUFFY(), learner, task, task.problems("train", 4, step), (0, step)).metrics[
+                "expert_p"
+            ]
+        )
     assert found[0] < 0.05 and found[-1] > 0.3
 
 

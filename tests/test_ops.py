@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+import toys
 from torch.autograd import gradcheck
 
-import toys
 from workbench.model import scores
 
 
@@ -15,14 +15,18 @@ def naive(hidden, head, targets):
     return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
-@pytest.fixture(params=[2**23, 3 * 11, 1], ids=["one chunk", "three rows a chunk", "one row a chunk"])
+@pytest.fixture(
+    params=[2**23, 3 * 11, 1], ids=["one chunk", "three rows a chunk", "one row a chunk"]
+)
 def chunked(request, monkeypatch):
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", request.param)
 
 
 def draw(n=7, d=5, v=11, dtype=torch.float64, scale=2.0):
     generator = torch.Generator().manual_seed(0)
-    make = lambda *shape: (torch.randn(*shape, generator=generator, dtype=torch.float64) * scale).to(dtype)  # noqa: E731
+    make = lambda *shape: (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+    ).to(dtype)  # noqa: E731
     return make(n, d), make(v, d), torch.randint(v, (n,), generator=generator)
 
 
@@ -30,7 +34,10 @@ def draw(n=7, d=5, v=11, dtype=torch.float64, scale=2.0):
 @pytest.mark.parametrize("use_entropy", [True, False])
 def test_token_scores_and_gradients_equal_the_naive_way(chunked, train_head, use_entropy):
     hidden, head, targets = draw()
-    weights = torch.sin(torch.arange(7.0, dtype=torch.float64) + 1), torch.cos(torch.arange(7.0, dtype=torch.float64)) * use_entropy
+    weights = (
+        torch.sin(torch.arange(7.0, dtype=torch.float64) + 1),
+        torch.cos(torch.arange(7.0, dtype=torch.float64)) * use_entropy,
+    )
     results = []
     for function in (scores.token_scores, naive):
         h, w = hidden.clone().requires_grad_(), head.clone().requires_grad_(train_head)
@@ -43,18 +50,29 @@ def test_token_scores_and_gradients_equal_the_naive_way(chunked, train_head, use
 
 def test_token_scores_gradient_by_finite_differences():
     hidden, head, targets = draw(n=3, d=4, v=6)
-    assert gradcheck(lambda h, w: scores.token_scores(h, w, targets), (hidden.requires_grad_(), head.requires_grad_()))
+    assert gradcheck(
+        lambda h, w: scores.token_scores(h, w, targets),
+        (hidden.requires_grad_(), head.requires_grad_()),
+    )
 
 
 @pytest.mark.parametrize("train_head", [True, False])
 def test_token_scores_never_hold_the_whole_table_of_tokens_and_words(monkeypatch, train_head):
-    """For 1,000 tokens and 1,500 words no tensor holds more than a chunk of 60,000 logits, forward and backward; the textbook's hold 1,500,000."""
+    """For 1,000 tokens and 1,500 words no tensor holds more than a chunk of 60,000 logits, forward
+    and backward; the textbook's hold 1,500,000.
+    """
     monkeypatch.setattr(scores, "CHUNK_ELEMENTS", 60_000)
     largest = {}
     for function in (scores.token_scores, naive):
-        hidden, head = torch.randn(1000, 8, requires_grad=True), torch.randn(1500, 8).requires_grad_(train_head)
+        hidden, head = (
+            torch.randn(1000, 8, requires_grad=True),
+            torch.randn(1500, 8).requires_grad_(train_head),
+        )
         with toys.Memory() as memory:
-            sum(column.sum() for column in function(hidden, head, torch.zeros(1000, dtype=torch.long))).backward()
+            sum(
+                column.sum()
+                for column in function(hidden, head, torch.zeros(1000, dtype=torch.long))
+            ).backward()
         largest[function] = memory.largest
     assert largest == {scores.token_scores: 60_000, naive: 1_500_000}
 
@@ -86,29 +104,45 @@ def test_top_k_is_the_head_of_the_sorted_log_softmax(chunked):
     want, order = (hidden @ head.T).log_softmax(-1).sort(-1, descending=True)
     torch.testing.assert_close(values, want[:, :4])
     assert torch.equal(ids, order[:, :4])
-    all_values, _ = scores.top_k(hidden, head, 100)  # more than there are: all of them, and they are a distribution
+    # more than there are: all of them, and they are a distribution
+    all_values, _ = scores.top_k(hidden, head, 100)
     torch.testing.assert_close(all_values.exp().sum(-1), torch.ones(7, dtype=torch.float64))
 
 
 def test_k3_has_the_kl_as_its_expectation_under_the_policy():
-    """Exact: sum over the three tokens of pi(y) k3(y) = sum pi log(pi / ref). With pi and ref exchanged it is not."""
+    """Exact: sum over the three tokens of pi(y) k3(y) = sum pi log(pi / ref).
+
+    With pi and ref exchanged it is not.
+    """
     pi, ref = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.3, 0.3, 0.4]).double()
     kl = (pi * (pi / ref).log()).sum()
     torch.testing.assert_close((pi * scores.k3(pi.log(), ref.log())).sum(), kl)
     assert (pi * scores.k3(ref.log(), pi.log())).sum() - kl > 0.04
-    assert (scores.k3(pi.log(), ref.log()) >= 0).all() and scores.k3(pi.log(), pi.log()).abs().max() == 0
+    assert (scores.k3(pi.log(), ref.log()) >= 0).all() and scores.k3(
+        pi.log(), pi.log()
+    ).abs().max() == 0
 
 
 def test_standardise_by_hand():
-    """Rewards 1, 0, 0, 1: mean 1/2, population std 1/2, advantages 1, -1, -1, 1. The sample std would give 0.866."""
+    """Rewards 1, 0, 0, 1: mean 1/2, population std 1/2, advantages 1, -1, -1, 1.
+
+    The sample std would give 0.866.
+    """
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    torch.testing.assert_close(scores.standardize(rewards), torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(scores.standardize(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5]))
-    assert scores.standardize(torch.ones(4)).abs().max() == 0  # no contrast, no advantage, no division by zero
+    torch.testing.assert_close(
+        scores.standardize(rewards), torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        scores.standardize(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5])
+    )
+    # no contrast, no advantage, no division by zero
+    assert scores.standardize(torch.ones(4)).abs().max() == 0
 
 
 def test_clipped_by_hand():
-    """rho = 1.5, clip at 1.2: held for A > 0, passed for A < 0. rho = 0.5, clip at 0.8: passed for A > 0, held for A < 0."""
+    """rho = 1.5, clip at 1.2: held for A > 0, passed for A < 0. rho = 0.5, clip at 0.8: passed for
+    A > 0, held for A < 0.
+    """
     logp = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]).log()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
     objective, coefficient = scores.clipped(logp, torch.zeros(5), advantage, 0.2, 0.2)

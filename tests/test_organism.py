@@ -1,4 +1,6 @@
-"""The arithmetic organism: what it is trained on, how its text becomes targets, and whether the committed one does what is required of it."""
+"""The arithmetic organism: what it is trained on, how its text becomes targets, and whether the
+committed one does what is required of it.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ from data.organism.build.arithmetic import (
     ROWS,
     SIZES,
     SLIPS,
-    Size,
-    Stage,
     TEACHER,
     TOKENS,
     WIDTHS,
+    Size,
+    Stage,
     attempt,
     diagnosis,
     hard_digits,
@@ -40,31 +42,47 @@ from data.organism.build.arithmetic import (
     wrong_attempt,
 )
 from workbench.paths import ORGANISM
-from workbench.tasks import prompts
 from workbench.studies import measure as measures
+from workbench.tasks import prompts
 from workbench.tasks.arithmetic import WAIT, Arithmetic, check, draw, parse, solve, split_of
 
 TASK = Arithmetic()
 TABLE = json.loads((ORGANISM / "table.json").read_text())
 FOLDERS = [ORGANISM / name for name in (*SIZES, TEACHER, "programmer", "programmer-teacher")]
-DRAWS = {"plain": plain, "mixture": partial(mixture, slips=0.0), "mixture with slips": partial(mixture, slips=SLIPS)}
+DRAWS = {
+    "plain": plain,
+    "mixture": partial(mixture, slips=0.0),
+    "mixture with slips": partial(mixture, slips=SLIPS),
+}
 STEP = re.compile(r"(-?\d+)([+-]\d+)=(-?\d+)")
 
 
 # ---- held-out problems never occur in the training text
 
+
 def chains(conversation: tuple) -> list[str]:
-    """The question of a training conversation, then what each solution or attempt in its prompt and reply is one of, read off the steps."""
+    """The question of a training conversation, then what each solution or attempt in its prompt and
+    reply is one of, read off the steps.
+    """
     messages, reply, _ = conversation
     question, *shown = re.split("|".join(map(re.escape, prompts.PHRASES)), messages[-1]["content"])
-    found = [STEP.findall("\n".join(line for line in text.split("\n") if STEP.fullmatch(line))) for text in (*shown, *re.split("<.*?>", reply))]
-    return [question] + [steps[0][0] + "".join(operation for _, operation, _ in steps) for steps in found if steps]
+    found = [
+        STEP.findall("\n".join(line for line in text.split("\n") if STEP.fullmatch(line)))
+        for text in (*shown, *re.split("<.*?>", reply))
+    ]
+    return [question] + [
+        steps[0][0] + "".join(operation for _, operation, _ in steps) for steps in found if steps
+    ]
 
 
 def held_out(conversation: tuple) -> bool:
-    """Does it ask a question that is not of the training split, or show steps of any other than the one it asks?"""
+    """Does it ask a question that is not of the training split, or show steps of any other than the
+    one it asks?
+    """
     question, *shown = chains(conversation)
-    return split_of(question) != "train" or any(not f"{question}+".startswith((chain + "+", chain + "-")) for chain in shown)
+    return split_of(question) != "train" or any(
+        not f"{question}+".startswith((chain + "+", chain + "-")) for chain in shown
+    )
 
 
 @pytest.mark.parametrize("kind", DRAWS)
@@ -74,8 +92,13 @@ def test_training_text_is_of_the_training_split_alone(kind):
         conversation = DRAWS[kind](rng)
         assert not held_out(conversation), conversation
         parts[len(chains(conversation))] += 1
-        parts.update(phrase for phrase in prompts.PHRASES if phrase in conversation[0][-1]["content"] + conversation[1])
-    assert kind == "plain" or set(prompts.PHRASES) <= set(parts) and parts[5] > 100  # a question, two responses, a diagnosis and a reconstruction
+        parts.update(
+            phrase
+            for phrase in prompts.PHRASES
+            if phrase in conversation[0][-1]["content"] + conversation[1]
+        )
+    # a question, two responses, a diagnosis and a reconstruction
+    assert kind == "plain" or (set(prompts.PHRASES) <= set(parts) and parts[5] > 100)
 
 
 @pytest.mark.parametrize("kind", DRAWS)
@@ -88,18 +111,42 @@ def test_without_the_split_held_out_problems_would_be_seen(kind, monkeypatch):
 def test_a_solution_of_another_problem_would_be_seen():
     problem, other = TASK.problem("1+2+3"), "1+2+4"
     assert split_of(problem.id) == "train"
-    for how in (dict(solution=solve(other)), dict(attempt=solve(other)), dict(solution=solve(problem.id), attempt=solve(other))):
+    for how in (
+        dict(solution=solve(other)),
+        dict(attempt=solve(other)),
+        dict(solution=solve(problem.id), attempt=solve(other)),
+    ):
         assert held_out((TASK.reprompt(problem, **how), solve(problem.id), 0))
-    assert held_out((TASK.synthesis(problem, "1+2=4", solve(other)), solve(problem.id), 0)) and held_out((problem.messages, solve(other), 0))
+    assert held_out(
+        (TASK.synthesis(problem, "1+2=4", solve(other)), solve(problem.id), 0)
+    ) and held_out((problem.messages, solve(other), 0))
     assert not held_out((TASK.reprompt(problem, solution=solve(problem.id)), solve(problem.id), 0))
 
 
 # ---- slips
 
-@pytest.mark.parametrize(("value", "operation", "count"), [
-    (12, "+7", 0), (47, "+5", 1), (47, "+85", 2), (95, "+5", 2), (999, "+1", 3), (250, "+250", 1), (0, "+9", 0),
-    (19, "-7", 0), (132, "-29", 1), (132, "-49", 2), (100, "-1", 2), (1000, "-999", 3), (20, "-20", 0),
-    (5, "-8", 1), (-3, "+9", 1), (-12, "+3", 1)])
+
+@pytest.mark.parametrize(
+    ("value", "operation", "count"),
+    [
+        (12, "+7", 0),
+        (47, "+5", 1),
+        (47, "+85", 2),
+        (95, "+5", 2),
+        (999, "+1", 3),
+        (250, "+250", 1),
+        (0, "+9", 0),
+        (19, "-7", 0),
+        (132, "-29", 1),
+        (132, "-49", 2),
+        (100, "-1", 2),
+        (1000, "-999", 3),
+        (20, "-20", 0),
+        (5, "-8", 1),
+        (-3, "+9", 1),
+        (-12, "+3", 1),
+    ],
+)
 def test_carried_and_borrowed_digits_by_hand(value, operation, count):
     assert hard_digits(value, operation) == count
 
@@ -123,7 +170,9 @@ def slipped(line: str) -> bool:
 
 @pytest.mark.parametrize("slips", [SLIPS, SLIPS / 8])
 def test_steps_slip_as_often_as_the_formula_says_and_are_noticed_as_often(slips):
-    """Of a step with h hard digits 1 - (1 - s)^h (1 - s/5): within four standard deviations for each h, on some thousand attempts."""
+    """Of a step with h hard digits 1 - (1 - s)^h (1 - s/5): within four standard deviations for
+    each h, on some thousand attempts.
+    """
     rng, tried, wrong, noticed = Random(3), Counter(), Counter(), 0
     for _ in range(4000):
         lines = attempt(draw(rng, 4, 99), rng, slips, REFLECT).split("\n")[:-1]
@@ -143,18 +192,24 @@ def test_steps_slip_as_often_as_the_formula_says_and_are_noticed_as_often(slips)
 
 # ---- attempts, their diagnosis and their reconstruction
 
+
 def cases(n: int = 400):
     rng = Random(4)
     for _ in range(n):
         expression = draw(rng, rng.randint(1, 6), rng.choice((20, 99, 999)))
-        yield TASK.problem(expression), wrong_attempt(expression, rng, rng.choice((0.15, SLIPS))), rng
+        yield (
+            TASK.problem(expression),
+            wrong_attempt(expression, rng, rng.choice((0.15, SLIPS))),
+            rng,
+        )
 
 
 def test_without_slips_an_attempt_is_the_experts_solution_and_careful_steps_do_not_slip():
     for problem, _, rng in cases():
         assert attempt(problem.id, rng, 0.0, reflect=1.0) == problem.solutions[0]
         careful = rng.randint(1, problem.id.count("+") + problem.id.count("-"))
-        tried = attempt(problem.id, rng, 1.0, careful=careful).split("\n")  # hard digits slip for certain
+        # hard digits slip for certain
+        tried = attempt(problem.id, rng, 1.0, careful=careful).split("\n")
         assert tried[:careful] == problem.solutions[0].split("\n")[:careful]
         assert all(slipped(line) for line in tried[careful:-1] if hard_digits(*left(line)))
 
@@ -162,10 +217,16 @@ def test_without_slips_an_attempt_is_the_experts_solution_and_careful_steps_do_n
 def test_a_wrong_attempt_goes_wrong_at_one_step_and_its_diagnosis_and_reconstruction_say_where():
     for problem, wrong, _ in cases():
         lines, right = wrong.split("\n"), problem.solutions[0].split("\n")
-        error = next(i for i, line in enumerate(lines) if slipped(line))  # by Python's arithmetic, and there is one
-        assert not TASK.grade(problem, wrong).correct and check(problem.id, wrong).first_error == error
+        # by Python's arithmetic, and there is one
+        error = next(i for i, line in enumerate(lines) if slipped(line))
+        assert (
+            not TASK.grade(problem, wrong).correct and check(problem.id, wrong).first_error == error
+        )
         assert [left(line)[1] for line in lines[:-1]] == list(parse(problem.id)[1])
-        assert diagnosis(problem.id, wrong) == "\n".join(lines[: error + 1]) + " should be " + right[error]
+        assert (
+            diagnosis(problem.id, wrong)
+            == "\n".join(lines[: error + 1]) + " should be " + right[error]
+        )
 
         mended = reconstruction(problem.id, wrong)
         assert TASK.grade(problem, mended).correct and mended.count(WAIT) == 1
@@ -175,10 +236,12 @@ def test_a_wrong_attempt_goes_wrong_at_one_step_and_its_diagnosis_and_reconstruc
         for other in (wrong, problem.solutions[0], "\n".join(mended.split("\n")[:error]), ""):
             assert copied(other) == (False, False)
         if error + 2 < len(lines):
-            assert copied("\n".join([*lines[: error + 2], WAIT + right[error]])) == (True, False)  # a line too far
+            # a line too far
+            assert copied("\n".join([*lines[: error + 2], WAIT + right[error]])) == (True, False)
 
 
 # ---- from text to targets
+
 
 def test_only_the_reply_after_what_is_given_is_learned_and_targets_are_the_next_tokens():
     tok, drawn, given_some = tokenizer(), {}, 0
@@ -197,18 +260,25 @@ def test_only_the_reply_after_what_is_given_is_learned_and_targets_are_the_next_
         for ids, targets in zip(ids_R, targets_R, strict=True):
             length = len(ids) - ids.count(pad)
             assert len(ids) == len(targets) == width and ids[length:] == [pad] * (width - length)
-            assert length > max((w for w in WIDTHS if w < width), default=0)  # no row is padded further than it has to be
+            # no row is padded further than it has to be
+            assert length > max((w for w in WIDTHS if w < width), default=0)
             reply, given = drawn[tok.decode(ids[:length])]
             learned = [i for i, target in enumerate(targets) if target != -100]
-            assert learned == list(range(learned[0], length - 1))  # to the last token before the padding, without a gap
-            assert [targets[i] for i in learned] == ids[learned[0] + 1:length] and targets[learned[-1]] == end
+            # to the last token before the padding, without a gap
+            assert learned == list(range(learned[0], length - 1))
+            assert [targets[i] for i in learned] == ids[learned[0] + 1 : length] and targets[
+                learned[-1]
+            ] == end
             assert tok.decode([targets[i] for i in learned]) == reply[given:] + END
             given_some += given > 0
     assert len(widths) > 2 and given_some > 10
 
 
 def test_what_is_too_long_for_a_row_is_left_out():
-    long, short = (({"role": "user", "content": "1+1" * 200},), "x", 0), (({"role": "user", "content": "1+1"},), "y", 0)
+    long, short = (
+        (({"role": "user", "content": "1+1" * 200},), "x", 0),
+        (({"role": "user", "content": "1+1"},), "y", 0),
+    )
     turns = iter([long, short] * TOKENS)
     ids_R, _ = next(rows_by_width(tokenizer(), Random(0), lambda rng: next(turns)))
     assert len(ids_R) == TOKENS // WIDTHS[0] and len(set(map(tuple, ids_R))) == 1
@@ -216,9 +286,12 @@ def test_what_is_too_long_for_a_row_is_left_out():
 
 # ---- building
 
+
 @pytest.fixture
 def small(monkeypatch):
-    """Builds of two stages, in which training only writes the seed of its stage into the weights; it returns the list of stages that were trained."""
+    """Builds of two stages, in which training only writes the seed of its stage into the weights;
+    it returns the list of stages that were trained.
+    """
     trained = []
 
     def train(model, tok, stage, seed, say, task):
@@ -226,7 +299,9 @@ def small(monkeypatch):
         torch.nn.init.constant_(model.model.norm.weight, seed % 100)
 
     monkeypatch.setattr(organism, "SIZES", {"3m": Size(8, 1, 1)})
-    monkeypatch.setattr(organism, "STAGES", (Stage("reading", plain, 1, 0.1), Stage("slips", plain, 1, 0.1)))
+    monkeypatch.setattr(
+        organism, "STAGES", (Stage("reading", plain, 1, 0.1), Stage("slips", plain, 1, 0.1))
+    )
     monkeypatch.setattr(organism, "train", train)
     return trained
 
@@ -241,13 +316,27 @@ def test_a_stage_is_taken_up_again_by_builds_of_its_own_seed_alone(small, tmp_pa
         small.clear()
         organism.build("3m", seed, tmp_path)
         assert small == stages
-        assert (tmp_path / TEACHER / "model.safetensors").read_bytes() == (tmp_path / f".3m-reading-seed{seed}" / "model.safetensors").read_bytes()
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == [".3m-reading-seed0", ".3m-reading-seed1", "3m", TEACHER]
-    norms = [weights(tmp_path / name)["model.norm.weight"] for name in (".3m-reading-seed0", ".3m-reading-seed1", "3m")]
-    assert len({norm[0].item() for norm in norms}) == 3 and {norm.dtype for norm in norms} == {torch.bfloat16}
+        assert (tmp_path / TEACHER / "model.safetensors").read_bytes() == (
+            tmp_path / f".3m-reading-seed{seed}" / "model.safetensors"
+        ).read_bytes()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [
+        ".3m-reading-seed0",
+        ".3m-reading-seed1",
+        "3m",
+        TEACHER,
+    ]
+    norms = [
+        weights(tmp_path / name)["model.norm.weight"]
+        for name in (".3m-reading-seed0", ".3m-reading-seed1", "3m")
+    ]
+    assert len({norm[0].item() for norm in norms}) == 3 and {norm.dtype for norm in norms} == {
+        torch.bfloat16
+    }
 
 
-def test_a_build_that_is_killed_while_saving_leaves_the_older_checkpoint_and_no_half_of_one(small, tmp_path, monkeypatch):
+def test_a_build_that_is_killed_while_saving_leaves_the_older_checkpoint_and_no_half_of_one(
+    small, tmp_path, monkeypatch
+):
     organism.build("3m", 0, tmp_path)
     before = (tmp_path / "3m" / "model.safetensors").read_bytes()
 
@@ -265,29 +354,47 @@ def test_a_build_that_is_killed_while_saving_leaves_the_older_checkpoint_and_no_
         for seed in (0, 1):  # in the last stage; in the first
             with pytest.raises(Killed):
                 organism.build("3m", seed, tmp_path)
-    assert (tmp_path / "3m" / "model.safetensors").read_bytes() == before and not (tmp_path / ".3m-reading-seed1").exists()
+    assert (tmp_path / "3m" / "model.safetensors").read_bytes() == before and not (
+        tmp_path / ".3m-reading-seed1"
+    ).exists()
     organism.build("3m", 1, tmp_path)
-    assert (tmp_path / "3m" / "model.safetensors").read_bytes() != before and not list(tmp_path.rglob("*.partial")) + list(tmp_path.rglob("half"))
+    assert (tmp_path / "3m" / "model.safetensors").read_bytes() != before and not list(
+        tmp_path.rglob("*.partial")
+    ) + list(tmp_path.rglob("half"))
 
 
 # ---- what is required
 
+
 def test_the_committed_organism_does_what_is_required():
     assert missed(TABLE["models"]) == [] and TABLE["problems"] == 400
-    assert set(TABLE["models"]) == {*SIZES, TEACHER} and all(set(rows) == set(ROWS) for rows in TABLE["models"].values())
+    assert set(TABLE["models"]) == {*SIZES, TEACHER} and all(
+        set(rows) == set(ROWS) for rows in TABLE["models"].values()
+    )
     assert (ORGANISM / "README.md").read_text() == organism.table(TABLE["models"], TABLE["seed"])
 
 
 def by_hand(model: str, row: str, p: float) -> tuple[float, float]:
     """The contract, written out again."""
-    return {("3m", "plain"): (0.30, 0.60), ("3m", "contrast"): (0.70, 1), ("3m", "reference"): (0.95, 1), ("3m", "feedback"): (p + 0.30, 1),
-            ("3m", "parses"): (0.80, 1), ("3m", "copies"): (0.60, 1), ("3m", "mends"): (0.60, 1), (TEACHER, "plain"): (p + 0.30, 1)}[model, row]
+    return {
+        ("3m", "plain"): (0.30, 0.60),
+        ("3m", "contrast"): (0.70, 1),
+        ("3m", "reference"): (0.95, 1),
+        ("3m", "feedback"): (p + 0.30, 1),
+        ("3m", "parses"): (0.80, 1),
+        ("3m", "copies"): (0.60, 1),
+        ("3m", "mends"): (0.60, 1),
+        (TEACHER, "plain"): (p + 0.30, 1),
+    }[model, row]
 
 
 @pytest.mark.parametrize("which", REQUIRED, ids=lambda which: f"{which.model} {which.row}")
 def test_each_number_that_misses_is_named_and_nothing_else(which):
     p = 0.45
-    good = {"3m": {row: (1.0, 1.0, 1.0) for row in ROWS} | {"plain": (p, p, p)}, TEACHER: {row: (1.0, 1.0, 1.0) for row in ROWS}}
+    good = {
+        "3m": {row: (1.0, 1.0, 1.0) for row in ROWS} | {"plain": (p, p, p)},
+        TEACHER: {row: (1.0, 1.0, 1.0) for row in ROWS},
+    }
     least, most = by_hand(which.model, which.row, p)
 
     def at(value: float) -> dict:
@@ -295,15 +402,22 @@ def test_each_number_that_misses_is_named_and_nothing_else(which):
 
     assert missed(at(least + 1e-6)) == missed(at(most)) == []
     for value in (least - 0.001, float("nan"), *([most + 0.001] if most < 1 else [])):
-        line, = [line for line in missed(at(value)) if ROWS[which.row] in line and line.startswith(which.model)]
+        (line,) = [
+            line
+            for line in missed(at(value))
+            if ROWS[which.row] in line and line.startswith(which.model)
+        ]
         assert f"{value:.4f}" in line and (value != value or missed(at(value)) == [line])
     found = at(least - 0.001)
-    assert missed({"1m": found[which.model]}) == [] and missed({TEACHER: found[TEACHER]}) == []  # not measured, or nothing to compare with
+    # not measured, or nothing to compare with
+    assert missed({"1m": found[which.model]}) == [] and missed({TEACHER: found[TEACHER]}) == []
     assert len(missed({"3m": found["3m"]})) == (which.model == "3m")
 
 
 @pytest.mark.parametrize("contrast", [0.95, 0.5])
-def test_the_exit_status_says_whether_something_is_missed_and_the_table_is_written_all_the_same(contrast, tmp_path, monkeypatch, capsys):
+def test_the_exit_status_says_whether_something_is_missed_and_the_table_is_written_all_the_same(
+    contrast, tmp_path, monkeypatch, capsys
+):
     rows = TABLE["models"]["3m"] | {"contrast": (contrast, contrast, contrast)}
     (tmp_path / "3m").mkdir()
     (tmp_path / "3m" / "config.json").touch()
@@ -312,15 +426,23 @@ def test_the_exit_status_says_whether_something_is_missed_and_the_table_is_writt
     if contrast > 0.7:
         organism.main()
     else:
-        with pytest.raises(SystemExit, match="^3m misses what is required: groups of 8 with contrast: 0.5000, not 0.7000 to 1.0000$"):
+        with pytest.raises(
+            SystemExit,
+            match="^3m misses what is required: groups of 8 with contrast: 0.5000, not 0.7000 to "
+            "1.0000$",
+        ):
             organism.main()
-    assert json.loads((tmp_path / "table.json").read_text())["models"]["3m"]["contrast"][0] == contrast
+    assert (
+        json.loads((tmp_path / "table.json").read_text())["models"]["3m"]["contrast"][0] == contrast
+    )
     assert f"| groups of 8 with contrast | {contrast:.3f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_the_committed_checkpoints_are_small_and_bf16(folder):
-    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8_000_000 and not list(folder.glob("*.bin"))
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8_000_000 and not list(
+        folder.glob("*.bin")
+    )
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert {weight.dtype for weight in weights(folder).values()} == {torch.bfloat16}
 
@@ -328,4 +450,6 @@ def test_the_committed_checkpoints_are_small_and_bf16(folder):
 @pytest.mark.slow
 def test_the_committed_3m_measured_on_other_problems_is_as_often_right():
     """100 other problems, 8 samples each: the standard deviation of the difference is about .025."""
-    assert measure(ORGANISM / "3m", problems=100, seed=1)["plain"][0] == pytest.approx(TABLE["models"]["3m"]["plain"][0], abs=0.08)
+    assert measure(ORGANISM / "3m", problems=100, seed=1)["plain"][0] == pytest.approx(
+        TABLE["models"]["3m"]["plain"][0], abs=0.08
+    )

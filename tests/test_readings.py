@@ -1,4 +1,6 @@
-"""Readings against the model's own logits; what the self-teacher is shown; inspections that leave no trace in the learner."""
+"""Readings against the model's own logits; what the self-teacher is shown; inspections that leave
+no trace in the learner.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-
 import tiny
+import torch
 import toys
-from workbench.inspection import readings
-from workbench.model import scores as ops
-from workbench.model.batch import collate, score
+
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
+from workbench.inspection import readings
+from workbench.inspection.readings import inspect_group, token_stats
 from workbench.methods import find, names, sdpo
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
+from workbench.model import scores as ops
+from workbench.model.batch import collate, score
 from workbench.model.policy import Learner
-from workbench.inspection.readings import inspect_group, token_stats
 from workbench.records import dumps, group_from_dict, group_to_dict
 from workbench.tasks.arithmetic import Arithmetic
 
@@ -33,7 +35,13 @@ WRONG = "47+85=122\n122-29=93\nAnswer 93"
 
 def written(policy, text: str, problem: Problem = PROBLEM) -> Rollout:
     ids = policy.completion_ids(text)
-    return Rollout(policy.prompt_ids(problem.messages), ids, (-1.0,) * len(ids), text, TASK.grade(problem, text))
+    return Rollout(
+        policy.prompt_ids(problem.messages),
+        ids,
+        (-1.0,) * len(ids),
+        text,
+        TASK.grade(problem, text),
+    )
 
 
 def group_of(policy, *texts: str) -> Group:
@@ -44,12 +52,15 @@ def group_of(policy, *texts: str) -> Group:
 def test_a_reading_is_what_the_model_says(family, monkeypatch):
     policy = tiny.policy(family)
     rollouts = [toys.rollout(n, seed=n) for n in (5, 1, 9)]
-    prompts = [(7, 8), (9,), (10, 11, 12, 13)]  # other prompts than they were sampled with, other lengths
+    # other prompts than they were sampled with, other lengths
+    prompts = [(7, 8), (9,), (10, 11, 12, 13)]
     for rows in (32, 2):  # the order of the answers does not depend on the batches
         monkeypatch.setattr(readings, "ROWS", rows)
-        for prompt, rollout, reading in zip(prompts, rollouts, token_stats(policy, prompts, rollouts, k=4), strict=True):
+        for prompt, rollout, reading in zip(
+            prompts, rollouts, token_stats(policy, prompts, rollouts, k=4), strict=True
+        ):
             ids = torch.tensor([prompt + rollout.completion_ids])
-            logits = policy.model(ids).logits[0, len(prompt) - 1: -1].log_softmax(-1)
+            logits = policy.model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             own = logits.gather(-1, torch.tensor(rollout.completion_ids)[:, None])[:, 0]
             assert reading.prompt_ids == prompt
             np.testing.assert_allclose(reading.logprobs, own, atol=1e-4)
@@ -57,13 +68,17 @@ def test_a_reading_is_what_the_model_says(family, monkeypatch):
             best = logits.topk(4)
             np.testing.assert_array_equal(reading.top_ids, best.indices)
             np.testing.assert_allclose(reading.top_logprobs, best.values, atol=1e-4)
-            np.testing.assert_array_equal(reading.rank, [1 + int((row > x).sum()) for row, x in zip(logits, own)])
+            np.testing.assert_array_equal(
+                reading.rank, [1 + int((row > x).sum()) for row, x in zip(logits, own)]
+            )
 
 
 def test_rank_by_hand():
-    hidden, head = torch.eye(2), torch.tensor([[3.0, 1.0], [2.0, 1.0], [1.0, 5.0]])  # logits: rows (3, 2, 1) and (1, 1, 5)
+    # logits: rows (3, 2, 1) and (1, 1, 5)
+    hidden, head = torch.eye(2), torch.tensor([[3.0, 1.0], [2.0, 1.0], [1.0, 5.0]])
     assert ops.ranks(hidden, head, torch.tensor([1, 2])).tolist() == [2, 1]
-    assert ops.ranks(hidden[1:], head, torch.tensor([0])).tolist() == [2]  # ties do not count against it
+    # ties do not count against it
+    assert ops.ranks(hidden[1:], head, torch.tensor([0])).tolist() == [2]
 
 
 def test_nothing_to_read_and_too_much_to_read(tiny_policy):
@@ -74,26 +89,44 @@ def test_nothing_to_read_and_too_much_to_read(tiny_policy):
 
 def test_a_teacher_that_reads_the_same_prompt_agrees_everywhere(tiny_policy, monkeypatch):
     monkeypatch.setattr(sdpo, "reprompt", lambda problem, **_: problem.messages)
-    for delta in inspect_group(tiny_policy, group_of(tiny_policy, WRONG, RIGHT, RIGHT), TASK).layers["delta"]:
+    for delta in inspect_group(
+        tiny_policy, group_of(tiny_policy, WRONG, RIGHT, RIGHT), TASK
+    ).layers["delta"]:
         np.testing.assert_allclose(delta, 0.0, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"demonstration": "reference"}, {"feedback": "always"}, {"demonstration": "none"}, {"srpo": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"demonstration": "reference"},
+        {"feedback": "always"},
+        {"demonstration": "none"},
+        {"srpo": True},
+    ],
+    ids=str,
+)
 def test_the_self_teacher_that_is_drawn_is_the_one_that_is_trained_on(options):
     """The very prompts of SDPO's credits, and its Delta."""
     learner, method = Learner(toys.tiny_policy()), SDPO(form="token", **options)
     for texts in ((WRONG, RIGHT, RIGHT + "\nAnswer 103", "1"), (WRONG, "47"), (WRONG, RIGHT)):
         group = group_of(learner.policy, *texts)
         credits = method.credit([group], learner)
-        found = inspect_group(learner, group, TASK, {"GRPO": GRPO(), "SDPO": method}, teacher="teacher")
-        assert [reading and reading.prompt_ids for reading in found.teacher] == [credit.teacher_prompt_ids for credit in credits]
+        found = inspect_group(
+            learner, group, TASK, {"GRPO": GRPO(), "SDPO": method}, teacher="teacher"
+        )
+        assert [reading and reading.prompt_ids for reading in found.teacher] == [
+            credit.teacher_prompt_ids for credit in credits
+        ]
         [batch] = collate(credits, learner.policy.pad_id)
         scores = score(learner, batch, method)
         for i, (credit, delta) in enumerate(zip(credits, found.layers["delta"])):
             if credit.teacher_prompt_ids is None:
                 assert np.isnan(delta).all()
             else:
-                np.testing.assert_allclose(delta, (scores.teacher - scores.logp)[i, : len(delta)].detach(), atol=1e-5)
+                np.testing.assert_allclose(
+                    delta, (scores.teacher - scores.logp)[i, : len(delta)].detach(), atol=1e-5
+                )
 
 
 def test_what_the_self_teacher_is_shown(tiny_policy):
@@ -102,11 +135,15 @@ def test_what_the_self_teacher_is_shown(tiny_policy):
 
     def shown(group, **options) -> list[str | None]:
         found = inspect_group(tiny_policy, group, TASK, **options)
-        return [reading and tiny_policy.tokenizer.decode(list(reading.prompt_ids)) for reading in found.teacher]
+        return [
+            reading and tiny_policy.tokenizer.decode(list(reading.prompt_ids))
+            for reading in found.teacher
+        ]
 
     for options in ({}, {"show": ("solution", "feedback")}, {"show": ("solution",)}):
         wrong, right = shown(group, **options)
-        assert RIGHT in wrong and feedback not in wrong and right is None  # a lone success, and no feedback on it
+        # a lone success, and no feedback on it
+        assert RIGHT in wrong and feedback not in wrong and right is None
     wrong, right = shown(group, show=("feedback",))
     assert feedback in wrong and RIGHT not in wrong and right is None
     failed = group_of(tiny_policy, WRONG, WRONG)
@@ -121,14 +158,24 @@ def test_an_inspection_holds_every_layer_and_leaves_no_trace():
     group = group_of(learner.policy, WRONG, RIGHT, RIGHT, RIGHT)
     found = inspect_group(learner, group, TASK, {"GRPO": GRPO(k=4, beta=0.1), "SFT": SFT()}, k=3)
     assert set(found.layers) == {"delta", "GRPO credit", "GRPO pg", "SFT credit", "SFT nll"}
-    # By hand: mean 3/4, population standard deviation sqrt(3)/4, so advantages -sqrt(3) and 1/sqrt(3); the reference is the policy, so k3 adds 0.
-    for credit, rollout, expected in zip(found.layers["GRPO credit"], group.rollouts, (-(3**0.5), 3**-0.5, 3**-0.5, 3**-0.5)):
-        np.testing.assert_allclose(credit, np.full(len(rollout.completion_ids), expected), atol=1e-5)
+    # By hand: mean 3/4, population standard deviation sqrt(3)/4, so advantages -sqrt(3) and
+    # 1/sqrt(3); the reference is the policy, so k3 adds 0.
+    for credit, rollout, expected in zip(
+        found.layers["GRPO credit"], group.rollouts, (-(3**0.5), 3**-0.5, 3**-0.5, 3**-0.5)
+    ):
+        np.testing.assert_allclose(
+            credit, np.full(len(rollout.completion_ids), expected), atol=1e-5
+        )
     assert all((credit == 1).all() for credit in found.layers["SFT credit"])
     assert found.first_errors[0].index == 0 and found.first_errors[1:] == (None, None, None)
     assert found.student[0].top_ids.shape == (len(group.rollouts[0].completion_ids), 3)
-    np.testing.assert_allclose(found.layers["delta"][0], found.teacher[0].logprobs - found.student[0].logprobs)
-    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in learner.policy.model.named_parameters())
+    np.testing.assert_allclose(
+        found.layers["delta"][0], found.teacher[0].logprobs - found.student[0].logprobs
+    )
+    assert all(
+        p.grad is None and torch.equal(p, before[name])
+        for name, p in learner.policy.model.named_parameters()
+    )
     assert not learner.optimizer.state
 
 
@@ -143,13 +190,28 @@ def test_a_policy_stands_for_a_learner_that_has_not_learned(tiny_policy):
 
 
 def recorded(policy) -> dict[str, Group]:
-    """Groups as runs leave them: own rollouts; one prefixed, one by an expert and a correction beside them; expert solutions only."""
+    """Groups as runs leave them: own rollouts; one prefixed, one by an expert and a correction
+    beside them; expert solutions only.
+    """
     own = group_of(policy, WRONG, RIGHT, WRONG + " ", RIGHT)
     a, b, c = own.rollouts[1:]
-    foreign = [replace(r, origin=origin, borrowed=n, logprobs=(math.nan,) * n + r.logprobs[n:])
-               for r, origin, n in ((a, "guided", 4), (b, "correction", 0), (c, "expert", len(c.completion_ids)))]
-    made = {"own": own, "mixed": replace(own, rollouts=(*own.rollouts, *foreign)), "expert": replace(own, rollouts=(foreign[-1],))}
-    return {name: group_from_dict(json.loads(dumps(group_to_dict(group)))) for name, group in made.items()}
+    foreign = [
+        replace(r, origin=origin, borrowed=n, logprobs=(math.nan,) * n + r.logprobs[n:])
+        for r, origin, n in (
+            (a, "guided", 4),
+            (b, "correction", 0),
+            (c, "expert", len(c.completion_ids)),
+        )
+    ]
+    made = {
+        "own": own,
+        "mixed": replace(own, rollouts=(*own.rollouts, *foreign)),
+        "expert": replace(own, rollouts=(foreign[-1],)),
+    }
+    return {
+        name: group_from_dict(json.loads(dumps(group_to_dict(group))))
+        for name, group in made.items()
+    }
 
 
 @pytest.mark.parametrize("name", names())
@@ -162,11 +224,17 @@ def test_every_method_paints_every_recorded_group_or_says_what_it_needs(name, ti
         if kind == "own":
             assert any(credit.any() for credit in layers[f"{name} credit"])
         if name in ("opd", "scope"):  # a bare policy has no expert
-            with pytest.raises(WorkbenchError, match=f"^{name.upper()} learns from a stronger model with the same tokenizer") as error:
+            with pytest.raises(
+                WorkbenchError,
+                match=f"^{name.upper()} learns from a stronger model with the same tokenizer",
+            ) as error:
                 inspect_group(tiny_policy, group, TASK, {name: method})
             assert len(str(error.value).splitlines()) == 1
         else:
-            for a, b in zip(inspect_group(tiny_policy, group, TASK, {name: method}).layers[f"{name} credit"], layers[f"{name} credit"]):
+            for a, b in zip(
+                inspect_group(tiny_policy, group, TASK, {name: method}).layers[f"{name} credit"],
+                layers[f"{name} credit"],
+            ):
                 np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -175,11 +243,15 @@ def test_a_rollout_that_a_method_leaves_out_has_no_numbers(tiny_policy):
         def credit(self, groups, learner):
             return [c for c in super().credit(groups, learner) if c.rollout.verdict.correct]
 
-    found = inspect_group(tiny_policy, group_of(tiny_policy, WRONG, RIGHT), TASK, {"m": OnlyRight()})
+    found = inspect_group(
+        tiny_policy, group_of(tiny_policy, WRONG, RIGHT), TASK, {"m": OnlyRight()}
+    )
     assert np.isnan(found.layers["m credit"][0]).all() and (found.layers["m credit"][1] == 1).all()
 
 
 def test_the_verdict_of_a_hostile_text_is_read_like_any_other(tiny_policy):
     group = group_of(tiny_policy, "<script>alert(1)</script>", RIGHT)
     found = inspect_group(tiny_policy, group, TASK)
-    assert np.isfinite(found.layers["delta"][0]).all() and isinstance(group.rollouts[0].verdict, Verdict)
+    assert np.isfinite(found.layers["delta"][0]).all() and isinstance(
+        group.rollouts[0].verdict, Verdict
+    )

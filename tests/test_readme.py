@@ -15,13 +15,19 @@ def test_the_numbers_are_those_of_the_records():
 
 def decimals(text: str) -> list[str]:
     """Decimal fractions and percentages that are no version or size."""
-    return re.findall(r"(?<![\w.])\d*\.\d+|\d+ ?%", re.sub(r"Python 3\.\d+|Apache-2\.0|2\.7 million", "", text))
+    return re.findall(
+        r"(?<![\w.])\d*\.\d+|\d+ ?%", re.sub(r"Python 3\.\d+|Apache-2\.0|2\.7 million", "", text)
+    )
 
 
 def test_no_measured_number_stands_outside_the_block():
     before, rest = README.split(TOOL["BEGIN"])
     block, after = rest.split(TOOL["END"])
-    assert len(decimals(block)) > 10 and decimals("a step of 0.78, or .5; 30 % less") == ["0.78", ".5", "30 %"]
+    assert len(decimals(block)) > 10 and decimals("a step of 0.78, or .5; 30 % less") == [
+        "0.78",
+        ".5",
+        "30 %",
+    ]
     assert decimals(before + after) == []
 
 

@@ -1,4 +1,6 @@
-"""A run directory: what is written is read back, whatever the text, and no kill or full disk leaves half a file."""
+"""A run directory: what is written is read back, whatever the text, and no kill or full disk leaves
+half a file.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,42 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import toys
+
 from workbench import records
 from workbench.app.compare import table
 from workbench.core import Group, Problem, Rollout, StepRecord, Verdict, WorkbenchError
-from workbench.records import RunWriter, group_from_dict, group_to_dict, read_run, replace_folder, write_atomic
+from workbench.records import (
+    RunWriter,
+    group_from_dict,
+    group_to_dict,
+    read_run,
+    replace_folder,
+    write_atomic,
+)
 
 # Everything that ends a line somewhere, quotes, markup, and characters of two to four bytes.
 TEXT = 'a\nb\r\n\u2028\u2029\x85\x0c\x1c\0"\\ <script>é漢🙂</script> \u202e'
 
 
 def hostile_group() -> Group:
-    problem = Problem("p/1", ({"role": "user", "content": TEXT},), "1", ("s", TEXT), {"split": "train", "steps": 3, "note": None})
-    one = Rollout((1, 2), (3, 4, 5), (math.nan, math.nan, -0.1), TEXT, Verdict(0.5, False, TEXT, {"right_steps": 1.0}), "guided", 2, False)
+    problem = Problem(
+        "p/1",
+        ({"role": "user", "content": TEXT},),
+        "1",
+        ("s", TEXT),
+        {"split": "train", "steps": 3, "note": None},
+    )
+    one = Rollout(
+        (1, 2),
+        (3, 4, 5),
+        (math.nan, math.nan, -0.1),
+        TEXT,
+        Verdict(0.5, False, TEXT, {"right_steps": 1.0}),
+        "guided",
+        2,
+        False,
+    )
     return Group(problem, (one, toys.rollout(2, 1.0)))
 
 
@@ -33,7 +57,9 @@ def same(a: Group, b: Group) -> bool:
 
 
 def record(step: int, **metrics) -> StepRecord:
-    return StepRecord(step, {"loss": 0.1 * step, **metrics}, (hostile_group(),), (((0.0, 1.5, -2.0), (1.0, 1.0)),))
+    return StepRecord(
+        step, {"loss": 0.1 * step, **metrics}, (hostile_group(),), (((0.0, 1.5, -2.0), (1.0, 1.0)),)
+    )
 
 
 def test_groups_survive_json():
@@ -44,15 +70,30 @@ def test_groups_survive_json():
 def test_a_run_is_read_as_it_was_written(tmp_path):
     writer = RunWriter(tmp_path / "run", {"method": "GRPO", "model": TEXT})
     for step in range(3):
-        writer.write(record(step, odd=math.inf if step == 1 else np.float32(0.5), count=np.int64(step)))
+        writer.write(
+            record(step, odd=math.inf if step == 1 else np.float32(0.5), count=np.int64(step))
+        )
     run = read_run(tmp_path / "run")
-    assert run.config["model"] == TEXT and run.config["schema_version"] == records.SCHEMA_VERSION and run.env["versions"]["torch"]
-    assert run.metrics["step"].tolist() == [0, 1, 2] and run.metrics["loss"].tolist() == [0.0, 0.1, 0.2]
+    assert (
+        run.config["model"] == TEXT
+        and run.config["schema_version"] == records.SCHEMA_VERSION
+        and run.env["versions"]["torch"]
+    )
+    assert run.metrics["step"].tolist() == [0, 1, 2] and run.metrics["loss"].tolist() == [
+        0.0,
+        0.1,
+        0.2,
+    ]
     assert run.metrics["odd"].isna().tolist() == [False, True, False]  # JSON has no infinity
-    assert [step for step, _, _ in run.groups] == [0, 1, 2] and same(run.groups[2][1], hostile_group())
+    assert [step for step, _, _ in run.groups] == [0, 1, 2] and same(
+        run.groups[2][1], hostile_group()
+    )
     assert run.groups[0][2] == [[0.0, 1.5, -2.0], [1.0, 1.0]]
     import pandas as pd
-    assert pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)["loss"].tolist() == pytest.approx([0.0, 0.1, 0.2])
+
+    assert pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)[
+        "loss"
+    ].tolist() == pytest.approx([0.0, 0.1, 0.2])
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "groups.jsonl"])
@@ -133,8 +174,14 @@ def test_other_schemas_and_no_run_are_refused(tmp_path):
         read_run(tmp_path)
     RunWriter(tmp_path, {})
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "schema_version": records.SCHEMA_VERSION + 1}))
-    with pytest.raises(WorkbenchError, match=f"schema version {records.SCHEMA_VERSION + 1}, this package reads {records.SCHEMA_VERSION}"):
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "schema_version": records.SCHEMA_VERSION + 1})
+    )
+    with pytest.raises(
+        WorkbenchError,
+        match=f"schema version {records.SCHEMA_VERSION + 1}, this package reads "
+        f"{records.SCHEMA_VERSION}",
+    ):
         read_run(tmp_path)
 
 
@@ -143,11 +190,22 @@ def test_replace_folder_leaves_nothing_of_the_older_one(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / f"{name}.txt").write_text(name)
     replace_folder(tmp_path / "new", tmp_path / "old")
-    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new.txt"] and not (tmp_path / "new").exists()
+    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new.txt"] and not (
+        tmp_path / "new"
+    ).exists()
 
 
-@pytest.mark.parametrize("name, text", [("config.json", "{"), ("config.json", "[]"), ("env.json", ""),
-                                        ("metrics.jsonl", "[1]\n"), ("metrics.jsonl", '{"step":0}\n'), ("groups.jsonl", '{"x":1}\n')])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("env.json", ""),
+        ("metrics.jsonl", "[1]\n"),
+        ("metrics.jsonl", '{"step":0}\n'),
+        ("groups.jsonl", '{"x":1}\n'),
+    ],
+)
 def test_a_damaged_run_is_one_sentence(tmp_path, name, text):
     writer = RunWriter(tmp_path, {"method": "GRPO", "plan": {}})
     writer.write(StepRecord(0, {"correct": 0.5, "length": 3.0}))

@@ -1,4 +1,6 @@
-"""The set-up files agree with one another, and the scripts that use them say so when something is missing."""
+"""The set-up files agree with one another, and the scripts that use them say so when something is
+missing.
+"""
 
 import os
 import re
@@ -23,7 +25,19 @@ else:
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
-REQUIRED = "jupyterlab torch transformers peft bitsandbytes unsloth matplotlib pandas ipywidgets pytest nbmake".split()
+REQUIRED = [
+    "jupyterlab",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "unsloth",
+    "matplotlib",
+    "pandas",
+    "ipywidgets",
+    "pytest",
+    "nbmake",
+]
 OPT_IN = {"tensorboard"}  # an extra that no environment file installs
 GPU_ONLY = {"unsloth"}
 LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix"}
@@ -38,12 +52,16 @@ def by_name(requirements):
 
 def project_requirements():
     extras = PROJECT["optional-dependencies"]
-    lines = PROJECT["dependencies"] + [line for name in extras if name not in OPT_IN for line in extras[name]]
+    lines = PROJECT["dependencies"] + [
+        line for name in extras if name not in OPT_IN for line in extras[name]
+    ]
     return by_name(map(Requirement, lines))
 
 
 def conda_requirements(cuda=""):
-    """The pip section as pip reads it: variables that are set are replaced first, the others stay as they are."""
+    """The pip section as pip reads it: variables that are set are replaced first, the others stay
+    as they are.
+    """
     (pip,) = [entry["pip"] for entry in CONDA["dependencies"] if isinstance(entry, dict)]
     lines = [line.replace("${WORKBENCH_CUDA}", cuda) if cuda else line for line in pip]
     return by_name(Requirement(line) for line in lines if not line.startswith("-"))
@@ -51,7 +69,11 @@ def conda_requirements(cuda=""):
 
 def constraints(name, python):
     """{package: version} that a constraints file gives a Linux user of this Python."""
-    environment = LINUX | {"python_version": python, "python_full_version": f"{python}.9", "platform_machine": "x86_64"}
+    environment = LINUX | {
+        "python_version": python,
+        "python_full_version": f"{python}.9",
+        "platform_machine": "x86_64",
+    }
     pins = {}
     for line in (ROOT / name).read_text().splitlines():
         if not line.startswith("#"):
@@ -68,18 +90,33 @@ def lower_bound(specifier):
 
 
 def installed(requirements, **environment):
-    return {r.name: r for group in requirements.values() for r in group if r.marker is None or r.marker.evaluate(LINUX | environment)}
+    return {
+        r.name: r
+        for group in requirements.values()
+        for r in group
+        if r.marker is None or r.marker.evaluate(LINUX | environment)
+    }
 
 
 def test_environment_and_pyproject_name_the_same_packages():
     assert set(conda_requirements()) == set(project_requirements())
     assert set(REQUIRED) <= set(conda_requirements())
-    assert {"notebook", "gpu", "dev", "data", "models"} | OPT_IN == set(PROJECT["optional-dependencies"])
+    assert {"notebook", "gpu", "dev", "data", "models"} | OPT_IN == set(
+        PROJECT["optional-dependencies"]
+    )
 
 
 def test_environment_and_pyproject_agree_on_python():
-    (python,) = [Requirement(entry) for entry in CONDA["dependencies"] if isinstance(entry, str) and entry.startswith("python")]
-    assert lower_bound(python.specifier) == lower_bound(SpecifierSet(PROJECT["requires-python"])) == Version("3.10")
+    (python,) = [
+        Requirement(entry)
+        for entry in CONDA["dependencies"]
+        if isinstance(entry, str) and entry.startswith("python")
+    ]
+    assert (
+        lower_bound(python.specifier)
+        == lower_bound(SpecifierSet(PROJECT["requires-python"]))
+        == Version("3.10")
+    )
 
 
 def test_environment_ranges_run_from_pyproject_lower_bound_to_the_pinned_version():
@@ -91,7 +128,10 @@ def test_environment_ranges_run_from_pyproject_lower_bound_to_the_pinned_version
             assert bounds == {">=": lower_bound(project[name][0].specifier), "<=": pins[name]}, name
 
 
-@pytest.mark.parametrize("file, python", [("constraints.txt", p) for p in ("3.10", "3.11", "3.13")] + [("constraints-gpu.txt", "3.12")])
+@pytest.mark.parametrize(
+    "file, python",
+    [("constraints.txt", p) for p in ("3.10", "3.11", "3.13")] + [("constraints-gpu.txt", "3.12")],
+)
 def test_constraints_pin_every_direct_dependency_to_an_allowed_version(file, python):
     pins = constraints(file, python)
     assert pins["torch"] == Version("2.13.0")
@@ -100,7 +140,9 @@ def test_constraints_pin_every_direct_dependency_to_an_allowed_version(file, pyt
             if name in GPU_ONLY and file == "constraints.txt":
                 assert name not in pins  # it cannot be installed beside the other pins
             else:
-                assert all(pins[name] in r.specifier for r in group if "+" not in str(r.specifier)), name
+                assert all(
+                    pins[name] in r.specifier for r in group if "+" not in str(r.specifier)
+                ), name
 
 
 def test_environment_without_the_variable_installs_nothing_for_cuda():
@@ -132,8 +174,12 @@ def test_environment_with_the_variable_installs_the_cuda_build_and_unsloth():
     ],
 )
 def test_make_targets(target, command):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"}
-    done = subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"
+    }
+    done = subprocess.run(
+        ["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0 and command in done.stdout, done.stderr
 
 
@@ -145,12 +191,19 @@ def program(path, text):
 
 
 def test_install_refuses_an_old_python_in_one_sentence_and_makes_nothing(tmp_path):
-    old = program(tmp_path / "python", '[ "$1" = --version ] && echo "Python 3.8.10" && exit 0\nexit 1\n')
+    old = program(
+        tmp_path / "python", '[ "$1" = --version ] && echo "Python 3.8.10" && exit 0\nexit 1\n'
+    )
     for python, found in ((old, "Python 3.8.10"), (tmp_path / "absent", "no such program")):
         command = ["bash", ROOT / "tools/install.sh", tmp_path / "venv"]
-        done = subprocess.run(command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True
+        )
         assert done.returncode == 1 and done.stdout == ""
-        assert re.fullmatch(r"workbench needs Python 3\.10 or newer.*\n", done.stderr) and found in done.stderr
+        assert (
+            re.fullmatch(r"workbench needs Python 3\.10 or newer.*\n", done.stderr)
+            and found in done.stderr
+        )
         assert not (tmp_path / "venv").exists()
 
 

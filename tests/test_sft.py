@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 import toys
-from workbench.model.batch import collate, score
+
 from workbench.core import WorkbenchError
 from workbench.methods.sft import SFT
+from workbench.model.batch import collate, score
 from workbench.model.policy import Learner, OptimConfig
 from workbench.tasks.arithmetic import Arithmetic
 from workbench.training.run import update
@@ -19,7 +19,8 @@ from workbench.training.run import update
 
 def sampled(policy, method=SFT(), n=5):
     task = Arithmetic(steps=2)
-    problems = [*task.problems("train", n, 0), *Arithmetic(steps=5).problems("train", 2, 0)]  # different lengths
+    # different lengths
+    problems = [*task.problems("train", n, 0), *Arithmetic(steps=5).problems("train", 2, 0)]
     learner = Learner(policy)
     return learner, method.sample(learner, task, problems, (0,))
 
@@ -36,8 +37,10 @@ def test_loss_and_gradient_equal_hugging_face(tiny_policy):
     labels = torch.full_like(batch.input_ids, -100)
     for i, credit in enumerate(batch.credits):
         p, t = len(credit.rollout.prompt_ids), len(credit.rollout.completion_ids)
-        labels[i, p:p + t] = batch.input_ids[i, p:p + t]
-    theirs = tiny_policy.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), labels=labels).loss
+        labels[i, p : p + t] = batch.input_ids[i, p : p + t]
+    theirs = tiny_policy.model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), labels=labels
+    ).loss
     theirs.backward()
     assert loss.value.item() == pytest.approx(theirs.item(), abs=1e-5)
     assert loss.metrics["nll"] == pytest.approx(theirs.item(), abs=1e-5)
@@ -65,14 +68,23 @@ def test_rollouts_are_the_experts(tiny_policy):
     _, groups = sampled(tiny_policy)
     for group in groups:
         [rollout] = group.rollouts
-        assert rollout.text == group.problem.solutions[0] == tiny_policy.decode(rollout.completion_ids)
+        assert (
+            rollout.text == group.problem.solutions[0] == tiny_policy.decode(rollout.completion_ids)
+        )
         assert rollout.completion_ids[-1] in tiny_policy.stop_ids and rollout.verdict.correct
-        assert rollout.origin == "expert" and rollout.borrowed == len(rollout.completion_ids) and all(map(math.isnan, rollout.logprobs))
+        assert (
+            rollout.origin == "expert"
+            and rollout.borrowed == len(rollout.completion_ids)
+            and all(map(math.isnan, rollout.logprobs))
+        )
 
 
 def test_an_update_makes_the_solutions_likelier(tiny_policy):
     learner, task = Learner(tiny_policy, OptimConfig(lr=1e-2)), toys.FirstCharacter("7", max_new=2)
-    losses = [update(SFT(), learner, task, task.problems("train", 8, 0), (0, step), rows=4).metrics["nll"] for step in range(25)]
+    losses = [
+        update(SFT(), learner, task, task.problems("train", 8, 0), (0, step), rows=4).metrics["nll"]
+        for step in range(25)
+    ]
     assert losses[0] > 4 and losses[-1] < 0.5  # ln 128 = 4.85 untrained
 
 
@@ -84,7 +96,14 @@ def test_problems_without_a_solution_are_left_out(tiny_policy):
     assert [g.problem.id for g in record.groups] == [one.id]
     with pytest.raises(WorkbenchError, match="expert solutions"):
         method.sample(learner, task, [replace(two, solutions=())], (0,))
-    assert len(SFT(k=2).sample(learner, task, [replace(one, solutions=("1", "2", "3"))], (0,))[0].rollouts) == 2
+    assert (
+        len(
+            SFT(k=2)
+            .sample(learner, task, [replace(one, solutions=("1", "2", "3"))], (0,))[0]
+            .rollouts
+        )
+        == 2
+    )
 
 
 def test_a_solution_longer_than_the_context_is_refused():

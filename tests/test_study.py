@@ -7,19 +7,20 @@ import sys
 from dataclasses import dataclass, fields, replace
 
 import pytest
-from workbench.studies import grid, ledger
+
 from workbench.app.cli import main, split_options
 from workbench.core import with_options
 from workbench.methods.grpo import GRPO
 from workbench.model.policy import OptimConfig
 from workbench.records import read_run
+from workbench.studies import grid, ledger
 from workbench.studies.grid import (
     ABLATIONS,
-    Arm,
     GRID,
     METHODS,
     QUICK,
     SMALL,
+    Arm,
     Stage,
     choose,
     missing,
@@ -36,8 +37,14 @@ def test_every_arm_is_a_method_with_options_that_it_has():
         load_task(arm.task)
         for stage in arm.stages:
             kind = grid.kind_of(stage)
-            mine, optimizer, plan = split_options(list(stage.options), kind, tuple(f.name for f in fields(OptimConfig)))
-            with_options(kind, mine, arm.name), with_options(OptimConfig, optimizer, arm.name), with_options(TrainConfig, plan, arm.name)
+            mine, optimizer, plan = split_options(
+                list(stage.options), kind, tuple(f.name for f in fields(OptimConfig))
+            )
+            (
+                with_options(kind, mine, arm.name),
+                with_options(OptimConfig, optimizer, arm.name),
+                with_options(TrainConfig, plan, arm.name),
+            )
     cells = [arm.cell(seed) for arm in GRID for seed in range(arm.seeds)]
     assert len(cells) == len(set(cells))
 
@@ -46,12 +53,21 @@ def test_an_ablation_differs_from_its_method_in_its_options_only():
     whole = {arm.name: arm for arm in METHODS}
     for arm in ABLATIONS:
         of = whole[arm.name.split("-")[0]]
-        assert (arm.task, arm.model, arm.teacher, arm.stages[0].method) == (of.task, of.model, of.teacher, of.stages[0].method) and arm.stages[0].options
+        assert (arm.task, arm.model, arm.teacher, arm.stages[0].method) == (
+            of.task,
+            of.model,
+            of.teacher,
+            of.stages[0].method,
+        ) and arm.stages[0].options
 
 
 def test_seeds_come_first_and_what_is_there_is_not_made_again(tmp_path):
     arms = (Arm("a", seeds=2), Arm("b", seeds=1))
-    assert [(arm.name, seed) for arm, seed in missing(arms, None, tmp_path)] == [("a", 0), ("b", 0), ("a", 1)]
+    assert [(arm.name, seed) for arm, seed in missing(arms, None, tmp_path)] == [
+        ("a", 0),
+        ("b", 0),
+        ("a", 1),
+    ]
     (tmp_path / "a-3m-seed0").mkdir()
     assert len(missing(arms, None, tmp_path)) == 3  # begun is not made
     (tmp_path / "a-3m-seed0" / "evaluation.json").write_text("{}")
@@ -66,36 +82,68 @@ def test_the_best_rate_of_each_method_is_chosen_and_the_smaller_of_equals():
 
 
 def test_two_stages_are_one_record_and_the_second_starts_from_the_first(tmp_path):
-    arm = Arm("both", (Stage("sft", ("prompts=2",), 0.5), Stage("grpo", ("prompts=2", "k=2"), 0.5)), task="arithmetic:style=turned")
+    arm = Arm(
+        "both",
+        (Stage("sft", ("prompts=2",), 0.5), Stage("grpo", ("prompts=2", "k=2"), 0.5)),
+        task="arithmetic:style=turned",
+    )
     record = run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY, {"sft": 3e-4})
     run = read_run(record)
     assert list(run.metrics.step) == [0, 1] and "nll" in run.metrics
     assert run.metrics.nll.notna().tolist() == [True, False]
     assert run.config["model"] == "model" and run.config["method"] == "GRPO"
     found = json.loads((record / "evaluation.json").read_text())
-    assert found["arm"]["name"] == "both" and len(found["counts"]) == 6 and found["test"]["samples"] == 2
+    assert (
+        found["arm"]["name"] == "both"
+        and len(found["counts"]) == 6
+        and found["test"]["samples"] == 2
+    )
     assert not list((tmp_path / "work").iterdir()) and not list((tmp_path / "records").glob(".*"))
 
 
 def test_a_cold_start_comes_before_the_steps_and_its_tokens_are_counted(tmp_path):
-    arm = Arm("cold", (Stage("coldstart", ("problems=4", "epochs=1", "prompts=8", "lr=1e-5")), Stage("grpo", ("prompts=2", "k=2"))))
+    arm = Arm(
+        "cold",
+        (
+            Stage("coldstart", ("problems=4", "epochs=1", "prompts=8", "lr=1e-5")),
+            Stage("grpo", ("prompts=2", "k=2")),
+        ),
+    )
     metrics = read_run(run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY, {})).metrics
-    assert metrics.step.tolist() == list(range(-int(metrics.nll.notna().sum()), 2)) and metrics.step[0] < 0
+    assert (
+        metrics.step.tolist() == list(range(-int(metrics.nll.notna().sum()), 2))
+        and metrics.step[0] < 0
+    )
     before = metrics[metrics.step < 0]
-    assert before.generated.sum() > 4 * 8 * 20 and before.generated.nunique() == 1  # rollouts of about 40 tokens, and what was made of them
-    assert before.final_eval_avg.iloc[-1] == metrics[metrics.step == 0].eval_avg.item()  # where one ends the other begins
+    # rollouts of about 40 tokens, and what was made of them
+    assert before.generated.sum() > 4 * 8 * 20 and before.generated.nunique() == 1
+    # where one ends the other begins
+    assert before.final_eval_avg.iloc[-1] == metrics[metrics.step == 0].eval_avg.item()
 
 
 def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
     arm = Arm("grpo", (Stage("grpo", ("prompts=2", "k=2", "checkpoint_every=1")),))
     whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY, {})
-    half = grid.train_stage(arm, arm.stages[0], 0, tmp_path / "again" / arm.cell(0), replace(TINY, steps=1), grid.ROOT / "data/organism/3m", {})
+    half = grid.train_stage(
+        arm,
+        arm.stages[0],
+        0,
+        tmp_path / "again" / arm.cell(0),
+        replace(TINY, steps=1),
+        grid.ROOT / "data/organism/3m",
+        {},
+    )
     shutil.rmtree(half / "model")  # as if it had been killed after its first step
     again = run_cell(arm, 0, tmp_path / "again", tmp_path / "two", TINY, {})
     drop = ["seconds_sample", "seconds_train"]
-    one, two = read_run(whole).metrics.drop(columns=drop), read_run(again).metrics.drop(columns=drop)
+    one, two = (
+        read_run(whole).metrics.drop(columns=drop),
+        read_run(again).metrics.drop(columns=drop),
+    )
     assert one.loss.tolist() == two.loss.tolist() and one.correct.tolist() == two.correct.tolist()
-    counts = [json.loads((folder / "evaluation.json").read_text())["counts"] for folder in (whole, again)]
+    counts = [
+        json.loads((folder / "evaluation.json").read_text())["counts"] for folder in (whole, again)
+    ]
     assert counts[0] == counts[1]
 
 
@@ -109,28 +157,59 @@ class Halved(GRPO):
 
 def test_a_method_of_ones_own_goes_through_the_same_grid(tmp_path):
     options = ("prompts=2", "k=2")
-    records = [run_cell(Arm(name, (Stage(method, options),)), 0, tmp_path / "work", tmp_path / "records", TINY, {"grpo": 1e-4})
-               for name, method in (("halved", Halved), ("grpo", "grpo"))]
+    records = [
+        run_cell(
+            Arm(name, (Stage(method, options),)),
+            0,
+            tmp_path / "work",
+            tmp_path / "records",
+            TINY,
+            {"grpo": 1e-4},
+        )
+        for name, method in (("halved", Halved), ("grpo", "grpo"))
+    ]
     own, known = (read_run(record) for record in records)
-    assert own.config["method"] == "Halved" and ledger.cells(tmp_path / "records").arm.tolist() == ["grpo", "halved"]
+    assert own.config["method"] == "Halved" and ledger.cells(tmp_path / "records").arm.tolist() == [
+        "grpo",
+        "halved",
+    ]
     assert own.metrics.correct[0] == known.metrics.correct[0]
 
 
 def test_a_failed_cell_is_named_and_the_others_are_made(tmp_path):
     done = []
-    failed = grid.in_processes([["--cell", "no-such-cell"], ["--help"]], 2, lambda words, said: done.append(words))
-    assert done == [["--help"]] and len(failed) == 1 and failed[0].startswith("--cell no-such-cell:")
+    failed = grid.in_processes(
+        [["--cell", "no-such-cell"], ["--help"]], 2, lambda words, said: done.append(words)
+    )
+    assert (
+        done == [["--help"]] and len(failed) == 1 and failed[0].startswith("--cell no-such-cell:")
+    )
 
 
 def test_bad_input_is_one_sentence(tmp_path, capsys):
-    assert main(["study", "--only", "nothing"]) == 2 and "there is no arm nothing" in capsys.readouterr().err
+    assert (
+        main(["study", "--only", "nothing"]) == 2
+        and "there is no arm nothing" in capsys.readouterr().err
+    )
     assert main(["study", "--workers", "0"]) == 2 and "1 worker or more" in capsys.readouterr().err
-    assert main(["study", "--only", "scope", "--models", "1m"]) == 2 and "no arm of that name has the size 1m" in capsys.readouterr().err
+    assert (
+        main(["study", "--only", "scope", "--models", "1m"]) == 2
+        and "no arm of that name has the size 1m" in capsys.readouterr().err
+    )
     assert main(["study", "--quick"]) == 2 and "name a folder with --out" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_quick_study_from_the_command_line(tmp_path):
-    words = ["study", "--quick", "--out", str(tmp_path / "records"), "--work", str(tmp_path / "work")]
+    words = [
+        "study",
+        "--quick",
+        "--out",
+        str(tmp_path / "records"),
+        "--work",
+        str(tmp_path / "work"),
+    ]
     subprocess.run([sys.executable, "-m", "workbench", *words], check=True, cwd=grid.ROOT)
-    assert {path.name for path in (tmp_path / "records").iterdir()} == {arm.cell(0) for arm in QUICK}
+    assert {path.name for path in (tmp_path / "records").iterdir()} == {
+        arm.cell(0) for arm in QUICK
+    }

@@ -1,4 +1,6 @@
-"""discovery@k by hand and by enumeration, resets, conversations, a toy that SDPO must solve sooner than sampling, and a study that is killed."""
+"""discovery@k by hand and by enumeration, resets, conversations, a toy that SDPO must solve sooner
+than sampling, and a study that is killed.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,20 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-
 import toys
-from workbench.training import ttt
+
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.studies.discovery import curves, interval, reached, read_study, summary, verdict
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
-from workbench.paths import DATA
 from workbench.model.policy import Learner, OptimConfig
+from workbench.paths import DATA
 from workbench.rollouts.sampling import sample_groups
+from workbench.studies.discovery import curves, interval, reached, read_study, summary, verdict
 from workbench.tasks import prompts
+from workbench.training import ttt
 from workbench.training.ttt import (
-    Blind,
     OPTIONS,
+    Blind,
     Study,
     converse,
     first_success,
@@ -42,45 +44,97 @@ SECRET, COMMON = "z", "abcdefghij"
 
 # ---- discovery@k
 
-def record_of(budget: int, methods: dict[str, list[list]], rights: dict[str, list[list[int]]] = {}) -> dict:
-    """A record with these first successes, [question][seed] by method (and numbers of successes, for best_of)."""
-    questions, seeds = (len(x) for x in (next(iter(methods.values())), next(iter(methods.values()))[0]))
-    cells = [{"question": f"q{q}", "method": m, "seed": s, "first": first, "right": rights[m][q][s] if m in rights else int(first is not None)}
-             for m, table in methods.items() for q, row in enumerate(table) for s, first in enumerate(row)]
-    return {"schema_version": 1, "config": {"methods": list(methods), "budget": budget, "questions": questions, "seeds": seeds}, "cells": cells,
-            "base": [{"question": "easy", "hard": False}, *({"question": f"q{q}", "hard": True} for q in range(questions))]}
+
+def record_of(
+    budget: int, methods: dict[str, list[list]], rights: dict[str, list[list[int]]] = {}
+) -> dict:
+    """A record with these first successes, [question][seed] by method (and numbers of successes,
+    for best_of).
+    """
+    questions, seeds = (
+        len(x) for x in (next(iter(methods.values())), next(iter(methods.values()))[0])
+    )
+    cells = [
+        {
+            "question": f"q{q}",
+            "method": m,
+            "seed": s,
+            "first": first,
+            "right": rights[m][q][s] if m in rights else int(first is not None),
+        }
+        for m, table in methods.items()
+        for q, row in enumerate(table)
+        for s, first in enumerate(row)
+    ]
+    return {
+        "schema_version": 1,
+        "config": {
+            "methods": list(methods),
+            "budget": budget,
+            "questions": questions,
+            "seeds": seeds,
+        },
+        "cells": cells,
+        "base": [
+            {"question": "easy", "hard": False},
+            *({"question": f"q{q}", "hard": True} for q in range(questions)),
+        ],
+    }
 
 
 def test_discovery_by_hand_where_runs_are_censored():
     found = curves(record_of(4, {"sdpo": [[2, None], [4, 1]]}))["sdpo"]
     assert found.shape == (2, 2, 4)
-    assert found.mean((0, 1)).tolist() == [0.25, 0.5, 0.5, 0.75]  # the run without a success stays in the denominator at every k
-    assert reached(None, 3).tolist() == [0, 0, 0] and reached(3, 3).tolist() == [0, 0, 1] and reached(1, 3).tolist() == [1, 1, 1]
+    # the run without a success stays in the denominator at every k
+    assert found.mean((0, 1)).tolist() == [0.25, 0.5, 0.5, 0.75]
+    assert (
+        reached(None, 3).tolist() == [0, 0, 0]
+        and reached(3, 3).tolist() == [0, 0, 1]
+        and reached(1, 3).tolist() == [1, 1, 1]
+    )
 
 
 @pytest.mark.parametrize("right", range(6))
 def test_best_of_k_is_the_mean_over_all_subsets_of_the_attempts(right):
     attempts = [True] * right + [False] * (5 - right)
-    by_enumeration = [np.mean([any(subset) for subset in combinations(attempts, k)]) for k in range(1, 6)]
-    found = curves(record_of(5, {"best_of": [[1 if right else None]]}, {"best_of": [[right]]}))["best_of"]
+    by_enumeration = [
+        np.mean([any(subset) for subset in combinations(attempts, k)]) for k in range(1, 6)
+    ]
+    found = curves(record_of(5, {"best_of": [[1 if right else None]]}, {"best_of": [[right]]}))[
+        "best_of"
+    ]
     assert found[0, 0] == pytest.approx(by_enumeration)
 
 
 def test_the_interval_is_over_questions_and_their_seeds():
-    alike = np.repeat(np.array([0.0, 0.0, 1.0, 1.0])[:, None], 50, axis=1)  # the questions differ and the seeds agree: four facts, not 200
+    # the questions differ and the seeds agree: four facts, not 200
+    alike = np.repeat(np.array([0.0, 0.0, 1.0, 1.0])[:, None], 50, axis=1)
     mean, low, high = interval(alike)
     assert mean == 0.5 and low <= 0.25 and high >= 0.75
     assert interval(np.ones((3, 2, 4))) == pytest.approx(np.ones((3, 4)))
     other = np.random.default_rng(0).random((4, 50))
-    assert interval(other + 0.1 - other) == pytest.approx([0.1] * 3)  # paired: what two methods share does not widen their difference
+    # paired: what two methods share does not widen their difference
+    assert interval(other + 0.1 - other) == pytest.approx([0.1] * 3)
 
 
 def test_the_verdict_is_computed():
-    record = record_of(8, {"sdpo": [[1, 2]] * 6, "multi_turn": [[None, None]] * 6, "blind": [[1, 1]] * 6})
+    record = record_of(
+        8, {"sdpo": [[1, 2]] * 6, "multi_turn": [[None, None]] * 6, "blind": [[1, 1]] * 6}
+    )
     at_1, at_8 = verdict(curves(record), 1), verdict(curves(record), 8)
-    assert at_8[0] == "At 8 generations SDPO finds more than multi-turn: difference +1.00 [+1.00, +1.00]."
-    assert "cannot be told apart from SDPO, blind" in at_8[1] and "finds less than SDPO, blind" in at_1[1]
-    assert summary(curves(record), [1, 8])[0] == {"method": "SDPO", "@1": "0.50 [0.25, 0.75]", "@8": "1.00 [1.00, 1.00]"}
+    assert (
+        at_8[0]
+        == "At 8 generations SDPO finds more than multi-turn: difference +1.00 [+1.00, +1.00]."
+    )
+    assert (
+        "cannot be told apart from SDPO, blind" in at_8[1]
+        and "finds less than SDPO, blind" in at_1[1]
+    )
+    assert summary(curves(record), [1, 8])[0] == {
+        "method": "SDPO",
+        "@1": "0.50 [0.25, 0.75]",
+        "@8": "1.00 [1.00, 1.00]",
+    }
     figure = discovery_curves({name: interval(values) for name, values in curves(record).items()})
     assert [text.get_text() for text in figure.axes[0].texts]
 
@@ -88,10 +142,21 @@ def test_the_verdict_is_computed():
 def test_the_committed_study_is_whole():
     record = read_study(DATA / "test_time" / "organism.json")
     settings, found = record["config"], curves(record)
-    assert set(found) == set(settings["methods"]) == set(Study().methods) and settings["options"] == OPTIONS
-    assert {values.shape for values in found.values()} == {(settings["questions"], settings["seeds"], settings["budget"])}
-    assert all(b["hard"] == (0 < b["right"] < settings["below"] * settings["samples"]) for b in record["base"])
-    assert all((np.diff(values) >= -1e-9).all() and (0 <= values).all() and (values <= 1).all() for values in found.values())
+    assert (
+        set(found) == set(settings["methods"]) == set(Study().methods)
+        and settings["options"] == OPTIONS
+    )
+    assert {values.shape for values in found.values()} == {
+        (settings["questions"], settings["seeds"], settings["budget"])
+    }
+    assert all(
+        b["hard"] == (0 < b["right"] < settings["below"] * settings["samples"])
+        for b in record["base"]
+    )
+    assert all(
+        (np.diff(values) >= -1e-9).all() and (values >= 0).all() and (values <= 1).all()
+        for values in found.values()
+    )
 
 
 def test_an_unfinished_study_has_no_curves():
@@ -104,9 +169,14 @@ def test_an_unfinished_study_has_no_curves():
 
 # ---- a toy: one letter, which the policy would seldom write, and the feedback names
 
+
 @dataclass(frozen=True)
 class Letter:
-    """Right is z. The policy below writes it in about 2 % of its attempts, and reads: told a letter, it mostly writes that."""
+    """Right is z.
+
+    The policy below writes it in about 2 % of its attempts, and reads: told a letter, it mostly
+    writes that.
+    """
 
     max_new: int = 1
     name = "letter"
@@ -129,13 +199,27 @@ def reader():
     """The weights of a tiny policy that was taught the toy's habits."""
     policy, task = toys.tiny_policy(), Letter()
     rng, optimizer = np.random.default_rng(0), torch.optim.Adam(policy.model.parameters(), lr=3e-3)
-    prompt = cache(lambda problem_id, told: policy.prompt_ids(task.reprompt(task.problems("", 10, 0)[problem_id], feedback=told)))
+    prompt = cache(
+        lambda problem_id, told: policy.prompt_ids(
+            task.reprompt(task.problems("", 10, 0)[problem_id], feedback=told)
+        )
+    )
     token = {letter: policy.completion_ids(letter)[0] for letter in COMMON + SECRET}
     for step in range(400):
         told = step % 2 == 0
-        letters = [rng.choice([*COMMON, SECRET]) if told or rng.random() > 0.8 else rng.choice([*COMMON]) for _ in range(10)]
-        ids = torch.tensor([[*prompt(i, letter if told else ""), token[letter]] for i, letter in enumerate(letters)])
-        loss = torch.nn.functional.cross_entropy(policy.model(input_ids=ids[:, :-1]).logits[:, -1], ids[:, -1])
+        letters = [
+            rng.choice([*COMMON, SECRET]) if told or rng.random() > 0.8 else rng.choice([*COMMON])
+            for _ in range(10)
+        ]
+        ids = torch.tensor(
+            [
+                [*prompt(i, letter if told else ""), token[letter]]
+                for i, letter in enumerate(letters)
+            ]
+        )
+        loss = torch.nn.functional.cross_entropy(
+            policy.model(input_ids=ids[:, :-1]).logits[:, -1], ids[:, -1]
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -161,7 +245,9 @@ METHOD = SDPO(**OPTIONS)
 
 
 def test_the_toy_is_what_it_says(learner):
-    plain = sum(v.correct for v in independent(learner.policy, TASK, QUESTIONS[0], 64, ("toy",))) / 1024
+    plain = (
+        sum(v.correct for v in independent(learner.policy, TASK, QUESTIONS[0], 64, ("toy",))) / 1024
+    )
     told = replace(QUESTIONS[0], messages=TASK.reprompt(QUESTIONS[0], feedback=SECRET))
     [group] = sample_groups(learner.policy, TASK, [told], 64, (0,))
     assert 0.005 < plain < 0.04 and group.rewards.mean() > 0.5
@@ -170,7 +256,12 @@ def test_the_toy_is_what_it_says(learner):
 def test_sdpo_finds_it_sooner_than_best_of_k(learner):
     start, firsts, rights = snapshot(learner), [], []
     for problem in QUESTIONS:
-        rights.append([sum(v.correct for v in independent(learner.policy, TASK, problem, 6, (0, seed))) for seed in range(3)])
+        rights.append(
+            [
+                sum(v.correct for v in independent(learner.policy, TASK, problem, 6, (0, seed)))
+                for seed in range(3)
+            ]
+        )
         firsts.append([])
         for seed in range(3):
             learner.load_state(start)
@@ -187,18 +278,26 @@ def test_learning_with_a_scalar_reward_is_best_of_k_until_the_first_success(lear
     for seed in range(3):
         alone = independent(learner.policy, TASK, QUESTIONS[0], 8, (1, seed))
         start = snapshot(learner)
-        assert learn(learner, TASK, QUESTIONS[0], GRPO(k=16), 8, (1, seed)) == alone[: first_success(alone)]
+        assert (
+            learn(learner, TASK, QUESTIONS[0], GRPO(k=16), 8, (1, seed))
+            == alone[: first_success(alone)]
+        )
         learner.load_state(start)
 
 
 def test_the_blind_teacher_is_told_nothing(learner):
     [group] = sample_groups(learner.policy, TASK, QUESTIONS[:1], 64, (3,))
-    shown = {r.verdict.correct: Blind(**OPTIONS).shown(group, i) for i, r in enumerate(group.rollouts)}
+    shown = {
+        r.verdict.correct: Blind(**OPTIONS).shown(group, i) for i, r in enumerate(group.rollouts)
+    }
     assert shown == {False: ("", "Wrong."), True: ("", "")}
-    assert METHOD.shown(group, next(i for i, r in enumerate(group.rollouts) if not r.verdict.correct)) == ("", SECRET)
+    assert METHOD.shown(
+        group, next(i for i, r in enumerate(group.rollouts) if not r.verdict.correct)
+    ) == ("", SECRET)
 
 
 # ---- every run begins anew
+
 
 def flat(state: dict) -> list[torch.Tensor]:
     return [*state["trainable"].values(), *state["teacher"].values()]
@@ -213,7 +312,10 @@ def test_a_run_depends_on_nothing_that_ran_before(reader, lora):
     after = [x.clone() for x in flat(learner.state())]
     assert not all(map(torch.equal, after, reference)) and learner.optimizer.state_dict()["state"]
     learner.load_state(start)
-    assert all(map(torch.equal, flat(learner.state()), reference)) and not learner.optimizer.state_dict()["state"]
+    assert (
+        all(map(torch.equal, flat(learner.state()), reference))
+        and not learner.optimizer.state_dict()["state"]
+    )
     learn(learner, TASK, QUESTIONS[2], Blind(**OPTIONS), 2, (0, 4))
     learner.load_state(start)
     assert [learn(learner, TASK, QUESTIONS[0], METHOD, 3, (0, 0))] == first
@@ -221,6 +323,7 @@ def test_a_run_depends_on_nothing_that_ran_before(reader, lora):
 
 
 # ---- conversations
+
 
 class Parrot(Letter):
     """Never right; its feedback is as long as one likes."""
@@ -237,11 +340,17 @@ def test_the_oldest_feedback_leaves_first_and_the_question_stays():
     policy, task, problem = toys.tiny_policy(context=64), Parrot("?"), QUESTIONS[3]
     heard = [f"hint {i} " + "." * 10 for i in range(6)]
     kept = that_fits(policy, task, problem, heard)
-    assert 0 < len(kept) < 6 and kept == heard[-len(kept):]
+    assert 0 < len(kept) < 6 and kept == heard[-len(kept) :]
     ids = turn_prompt(policy, task, problem, kept)
-    assert len(ids) + task.max_new <= 64 < len(turn_prompt(policy, task, problem, heard[-len(kept) - 1:])) + task.max_new
+    assert (
+        len(ids) + task.max_new
+        <= 64
+        < len(turn_prompt(policy, task, problem, heard[-len(kept) - 1 :])) + task.max_new
+    )
     text = policy.decode(ids)
-    assert text.startswith("<|user|>3" + prompts.FEEDBACK + kept[0]) and text.endswith(heard[-1] + prompts.AGAIN + "<|end|><|assistant|>")
+    assert text.startswith("<|user|>3" + prompts.FEEDBACK + kept[0]) and text.endswith(
+        heard[-1] + prompts.AGAIN + "<|end|><|assistant|>"
+    )
     assert that_fits(policy, task, problem, ["." * 90]) == []  # alone too long: the question alone
     assert turn_prompt(policy, task, problem, []) == policy.prompt_ids(problem.messages)
 
@@ -262,7 +371,8 @@ def test_a_turn_reads_the_feedback_of_the_turns_before(monkeypatch):
 
 def test_a_conversation_ends_with_its_success(learner):
     talks = converse(learner.policy, TASK, QUESTIONS[0], 12, [(0, seed) for seed in range(4)])
-    assert all(first_success(talk) == len(talk) < 12 for talk in talks)  # it reads: told the letter, it writes it
+    # it reads: told the letter, it writes it
+    assert all(first_success(talk) == len(talk) < 12 for talk in talks)
 
 
 # ---- the study
@@ -271,8 +381,13 @@ SMALL = Study(questions=2, seeds=2, budget=32, samples=256, below=0.05, candidat
 
 
 def test_a_killed_study_goes_on_as_if_nothing_had_happened(reader, learner, tmp_path, monkeypatch):
-    whole = run(learner, TASK, SMALL, tmp_path / "whole" / "a.json", {"task": "letter"}, progress=False)
-    assert len(whole["cells"]) == 2 * 2 * 4 and json.loads((tmp_path / "whole" / "a.json").read_text()) == whole
+    whole = run(
+        learner, TASK, SMALL, tmp_path / "whole" / "a.json", {"task": "letter"}, progress=False
+    )
+    assert (
+        len(whole["cells"]) == 2 * 2 * 4
+        and json.loads((tmp_path / "whole" / "a.json").read_text()) == whole
+    )
     out, writes, real = tmp_path / "b.json", [], ttt.write_atomic
 
     def killed(path, data):
@@ -289,23 +404,38 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(reader, learner, tmp_
         except KeyboardInterrupt:
             continue
     assert attempt > 3 and again == whole
-    assert {c["method"] for c in whole["cells"]} == set(SMALL.methods) and set(verdict(curves(whole), 32))
+    assert {c["method"] for c in whole["cells"]} == set(SMALL.methods) and set(
+        verdict(curves(whole), 32)
+    )
 
 
 def test_other_settings_are_refused(learner, tmp_path):
     small = replace(SMALL, questions=1, seeds=1, methods=("best_of",))
     run(learner, TASK, small, tmp_path / "a.json", {"model": "toy"}, progress=False)
-    for other, more in ((replace(small, budget=16), {"model": "toy"}), (small, {"model": "another"})):
+    for other, more in (
+        (replace(small, budget=16), {"model": "toy"}),
+        (small, {"model": "another"}),
+    ):
         with pytest.raises(WorkbenchError, match="holds a study with other settings"):
             run(learner, TASK, other, tmp_path / "a.json", more, progress=False)
-    more = run(learner, TASK, replace(small, questions=2), tmp_path / "a.json", {"model": "toy"}, progress=False)  # it may grow
+    # it may grow
+    more = run(
+        learner,
+        TASK,
+        replace(small, questions=2),
+        tmp_path / "a.json",
+        {"model": "toy"},
+        progress=False,
+    )
     assert len(more["cells"]) == len(curves(more)["best_of"]) == 2
     with pytest.raises(WorkbenchError, match=r"other settings \(questions\)"):
         run(learner, TASK, small, tmp_path / "a.json", {"model": "toy"}, progress=False)
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(WorkbenchError, match="is not the record"):
         run(learner, TASK, small, tmp_path / "a.json", progress=False)
-    (tmp_path / "a.json").write_text('{"schema_version": 9, "config": {"methods": []}, "base": [], "cells": []}')
+    (tmp_path / "a.json").write_text(
+        '{"schema_version": 9, "config": {"methods": []}, "base": [], "cells": []}'
+    )
     with pytest.raises(WorkbenchError, match="schema version 9"):
         run(learner, TASK, small, tmp_path / "a.json", progress=False)
 
@@ -315,18 +445,51 @@ def test_too_few_hard_questions(learner, tmp_path):
         run(learner, Parrot("no", max_new=1), SMALL, tmp_path / "a.json", progress=False)
 
 
-@pytest.mark.parametrize("options", [{"budget": 40}, {"budget": 0}, {"samples": 8}, {"questions": 0}, {"below": 0.0}, {"methods": ()},
-                                     {"methods": ("ppo",)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 40},
+        {"budget": 0},
+        {"samples": 8},
+        {"questions": 0},
+        {"below": 0.0},
+        {"methods": ()},
+        {"methods": ("ppo",)},
+    ],
+)
 def test_a_study_that_cannot_be(options):
     with pytest.raises(WorkbenchError):
         Study(**options)
 
 
-@pytest.mark.parametrize("words, says", [(["--budget", "40"], "multiples of the 16"), (["--task", "sudoku"], "no task 'sudoku'"),
-                                         (["--lr", "-1"], "lr")])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--budget", "40"], "multiples of the 16"),
+        (["--task", "sudoku"], "no task 'sudoku'"),
+        (["--lr", "-1"], "lr"),
+    ],
+)
 def test_bad_input_is_one_sentence(tiny_folder, tmp_path, monkeypatch, capsys, words, says):
-    monkeypatch.setattr(sys, "argv", ["test_time", "--model", str(tiny_folder), "--task", "arithmetic", "--out", str(tmp_path / "a.json"), *words])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "test_time",
+            "--model",
+            str(tiny_folder),
+            "--task",
+            "arithmetic",
+            "--out",
+            str(tmp_path / "a.json"),
+            *words,
+        ],
+    )
     with pytest.raises(SystemExit) as stopped:
         ttt.main()
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.splitlines()[-1].startswith("workbench: ") and says in said.splitlines()[-1]
+    assert (
+        stopped.value.code == 2
+        and said.splitlines()[-1].startswith("workbench: ")
+        and says in said.splitlines()[-1]
+    )

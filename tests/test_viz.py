@@ -10,10 +10,38 @@ import pytest
 
 from workbench.core import Group, Problem, Rollout, Verdict
 from workbench.viz import curves, tokens
-from workbench.viz.page import INK, Section, cards, page, paragraphs, plain_table, preformatted, svg, table
+from workbench.viz.page import (
+    INK,
+    Section,
+    cards,
+    page,
+    paragraphs,
+    plain_table,
+    preformatted,
+    svg,
+    table,
+)
 
-HOSTILE = ["<script>alert(1)</script>", "</style><b>", "</span></figure>", '" onmouseover="alert(1)', "' autofocus '", "&lt;&amp;", "\u202eolleh\u202c",
-           "\u200f", "שלום", "<!--", "]]>", "\x00\x1b[31m", "\ud800", " ", "\n", "", "😀", "x" * 100_000]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style><b>",
+    "</span></figure>",
+    '" onmouseover="alert(1)',
+    "' autofocus '",
+    "&lt;&amp;",
+    "\u202eolleh\u202c",
+    "\u200f",
+    "שלום",
+    "<!--",
+    "]]>",
+    "\x00\x1b[31m",
+    "\ud800",
+    " ",
+    "\n",
+    "",
+    "😀",
+    "x" * 100_000,
+]
 
 
 class Reader(HTMLParser):
@@ -32,7 +60,9 @@ class Reader(HTMLParser):
             self.open.append(element)
 
     def handle_endtag(self, tag):
-        assert self.open and self.open[-1]["tag"] == tag, f"</{tag}> closes <{self.open[-1]['tag'] if self.open else 'nothing'}>"
+        assert self.open and self.open[-1]["tag"] == tag, (
+            f"</{tag}> closes <{self.open[-1]['tag'] if self.open else 'nothing'}>"
+        )
         self.open.pop()
 
     def handle_data(self, data):
@@ -48,7 +78,14 @@ def read(html: str) -> Reader:
 
 
 def rollout(ids, reward=1.0, **more) -> Rollout:
-    return Rollout((1,), tuple(ids), tuple(-0.1 * i for i in range(len(ids))), "", Verdict(reward, reward == 1), **more)
+    return Rollout(
+        (1,),
+        tuple(ids),
+        tuple(-0.1 * i for i in range(len(ids))),
+        "",
+        Verdict(reward, reward == 1),
+        **more,
+    )
 
 
 def group(*rollouts: Rollout, question="1+1") -> Group:
@@ -61,23 +98,38 @@ def drawn_tokens(html: str) -> list[dict]:
 
 def contrast(a: str, b: str) -> float:
     """WCAG 2 contrast ratio of two #rrggbb colours."""
+
     def luminance(color):
-        parts = [int(color[i: i + 2], 16) / 255 for i in (1, 3, 5)]
-        return np.dot([0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts])
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return np.dot(
+            [0.2126, 0.7152, 0.0722],
+            [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts],
+        )
+
     light, dark = sorted((luminance(a), luminance(b)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
-# ---- heat map ------------------------------------------------------------------------------------------------------------------------
+# ---- heat map ------------------------------------------------------------------------------------
+
 
 def test_hostile_tokens_are_text():
-    made = tokens.group_html(group(rollout(range(len(HOSTILE))), question=HOSTILE[0] + HOSTILE[1] + HOSTILE[6]),
-                           [np.linspace(-1, 1, len(HOSTILE))], HOSTILE.__getitem__)
+    made = tokens.group_html(
+        group(rollout(range(len(HOSTILE))), question=HOSTILE[0] + HOSTILE[1] + HOSTILE[6]),
+        [np.linspace(-1, 1, len(HOSTILE))],
+        HOSTILE.__getitem__,
+    )
     spans = drawn_tokens(made)
     assert [s["text"] for s in spans] == [tokens.visible(text) for text in HOSTILE]
     tags = {e["tag"] for e in read(made).elements}
     assert tags <= {"figure", "style", "figcaption", "div", "section", "span", "b", "br"}
-    assert not [k for s in spans for k in s if k.startswith("on") or k not in ("tag", "text", "class", "role", "title", "aria-label", "style")]
+    assert not [
+        k
+        for s in spans
+        for k in s
+        if k.startswith("on")
+        or k not in ("tag", "text", "class", "role", "title", "aria-label", "style")
+    ]
     assert all(len(s["title"]) < 300 for s in spans), "a long token does not make a long tooltip"
     made.encode()  # lone surrogates would make the file unwritable
 
@@ -100,7 +152,9 @@ def test_text_is_readable_on_every_colour(theme):
 
 @pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
 def test_colours_match_the_sign_and_grow(theme):
-    blueness = lambda shade: (lambda r, g, b: b - r)(*tokens._channels(tokens.background(shade, theme)))  # noqa: E731
+    blueness = lambda shade: (lambda r, g, b: b - r)(
+        *tokens._channels(tokens.background(shade, theme))
+    )  # noqa: E731
     neutral = blueness(0)
     steps = [blueness(s) for s in range(-tokens.LEVELS, tokens.LEVELS + 1)]
     assert steps == sorted(steps) and len(set(steps)) == len(steps)
@@ -108,7 +162,16 @@ def test_colours_match_the_sign_and_grow(theme):
 
 
 def test_levels():
-    assert [tokens.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [0, 1, 8, 8, -1, -8, -8, 0]
+    assert [tokens.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [
+        0,
+        1,
+        8,
+        8,
+        -1,
+        -8,
+        -8,
+        0,
+    ]
     assert tokens.level(0.0099, 2.0) == tokens.level(-1e-12, 2.0) == 0
     assert tokens.level(0.25, 2.0) == 1 and tokens.level(0.2501, 2.0) == 2
 
@@ -122,28 +185,52 @@ def test_scale_is_robust_and_never_zero():
 
 
 def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
-    caption = lambda values, **how: next(e["text"] for e in read(tokens.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
-                                         if e["tag"] == "figcaption")
-    assert "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0])) and "+2.00: made more likely, line above ▲" in both
+    caption = lambda values, **how: next(
+        e["text"]
+        for e in read(tokens.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
+        if e["tag"] == "figcaption"
+    )
+    assert (
+        "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0]))
+        and "+2.00: made more likely, line above ▲" in both
+    )
     assert "▲" not in caption([0.0, -2.0]) and "▼" not in caption([0.0, 2.0])
     assert "≤ −1.00" in caption([1.0, -2.0], limit=1.0)
-    assert "No line: smaller than 0.5% of the scale" in caption([1.0, -0.004]) and "No line" not in caption([1.0, 0.0])
+    assert "No line: smaller than 0.5% of the scale" in caption(
+        [1.0, -0.004]
+    ) and "No line" not in caption([1.0, 0.0])
 
 
 def test_sign_has_a_second_carrier():
     made = tokens.group_html(group(rollout([0, 1, 2, 3])), [[1.0, -1.0, 0.0, math.nan]], str)
     up, down, zero, none = drawn_tokens(made)
-    assert "border-top:2px solid" in up["style"] and "border-bottom" not in up["style"] and up["class"] == "wb-t wb-u8"
-    assert "border-bottom:2px solid" in down["style"] and "border-top" not in down["style"] and down["class"] == "wb-t wb-d8"
+    assert (
+        "border-top:2px solid" in up["style"]
+        and "border-bottom" not in up["style"]
+        and up["class"] == "wb-t wb-u8"
+    )
+    assert (
+        "border-bottom:2px solid" in down["style"]
+        and "border-top" not in down["style"]
+        and down["class"] == "wb-t wb-d8"
+    )
     assert "style" not in zero and zero["class"] == "wb-t wb-0"
     assert "style" not in none and none["class"] == "wb-t wb-none"
-    assert f"--wb-d8:{tokens.DARK.down}" in made and ".wb-d8{background-color:var(--wb-d8)!important}" in made, "the dark theme overrides the light colours"
+    assert (
+        f"--wb-d8:{tokens.DARK.down}" in made
+        and ".wb-d8{background-color:var(--wb-d8)!important}" in made
+    ), "the dark theme overrides the light colours"
 
 
 def test_labels_tell_every_number():
-    made = tokens.group_html(group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str)
+    made = tokens.group_html(
+        group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str
+    )
     first, second = (s["aria-label"] for s in drawn_tokens(made))
-    assert first == "“7”, token 1 of 2, id 7, log-prob 0 (p = 1.000), borrowed: not written by the policy, realised credit +0.500"
+    assert first == (
+        "“7”, token 1 of 2, id 7, log-prob 0 (p = 1.000), borrowed: not written by the "
+        "policy, realised credit +0.500"
+    )
     assert second == "“8”, token 2 of 2, id 8, log-prob −0.100 (p = 0.905), realised credit none"
     assert "reward 1 · 2 tokens · expert · 1 borrowed · cut off" in read(made).text
 
@@ -151,12 +238,17 @@ def test_labels_tell_every_number():
 def test_steps_end_with_line_breaks_and_sum_their_tokens():
     texts = ["a", "b\n", "\n", "c", "d"]
     values = [1.0, -3.0, math.nan, 0.25, 0.5]
-    row, = tokens.tokens(group(rollout(range(5))), [values], texts.__getitem__)
+    (row,) = tokens.tokens(group(rollout(range(5))), [values], texts.__getitem__)
     assert [t.step for t in row] == [0, 0, 1, 2, 2]
     sums = tokens.step_sums(row)
     assert sums[0] == -2.0 and math.isnan(sums[1]) and sums[2] == 0.75
-    shown = [e["text"].strip() for e in read(tokens.group_html(group(rollout(range(5))), [values], texts.__getitem__)).elements
-             if e.get("class") == "wb-sum"]
+    shown = [
+        e["text"].strip()
+        for e in read(
+            tokens.group_html(group(rollout(range(5))), [values], texts.__getitem__)
+        ).elements
+        if e.get("class") == "wb-sum"
+    ]
     assert shown == ["▼ −2.00", "· none", "▲ +0.75"]
 
 
@@ -169,7 +261,9 @@ def test_rollouts_keep_their_order_and_missing_numbers_are_none():
 
 
 def test_a_group_that_teaches_nothing_says_so():
-    assert "realised credit: 0 on every token" in tokens.group_html(group(rollout([1, 2])), [[0.0, 0.0]], str)
+    assert "realised credit: 0 on every token" in tokens.group_html(
+        group(rollout([1, 2])), [[0.0, 0.0]], str
+    )
     assert "realised credit: no numbers" in tokens.group_html(group(rollout([1, 2])), [[]], str)
 
 
@@ -180,30 +274,49 @@ def test_numbers_that_do_not_fit_the_tokens_are_refused():
         tokens.group_html(group(rollout([1])), [[1.0, 1.0]], str)
 
 
-# ---- curves --------------------------------------------------------------------------------------------------------------------------
+# ---- curves --------------------------------------------------------------------------------------
+
 
 def metrics(n=12, **more) -> pd.DataFrame:
     steps = np.arange(n)
-    data = {"step": steps, "correct": steps / n, "contrast": 1 - steps / n, "entropy": 0.5 + steps / n, "length": 30.0 + steps}
+    data = {
+        "step": steps,
+        "correct": steps / n,
+        "contrast": 1 - steps / n,
+        "entropy": 0.5 + steps / n,
+        "length": 30.0 + steps,
+    }
     data["eval_avg"] = np.where(steps % 5 == 0, 0.3 + steps / 20, np.nan)
     data["eval_low"], data["eval_high"] = data["eval_avg"] - 0.1, data["eval_avg"] + 0.05
     for name in ("avg", "low", "high"):
-        data[f"final_eval_{name}"] = [np.nan] * (n - 1) + [{"avg": 0.9, "low": 0.8, "high": 0.95}[name]]
+        data[f"final_eval_{name}"] = [np.nan] * (n - 1) + [
+            {"avg": 0.9, "low": 0.8, "high": 0.95}[name]
+        ]
     return pd.DataFrame(data | more)
 
 
 def test_curves_hold_the_data():
     data = metrics()
-    panels = {axes.get_title(loc="left"): axes for axes in curves.learning_curves({"run": data}).axes}
+    panels = {
+        axes.get_title(loc="left"): axes for axes in curves.learning_curves({"run": data}).axes
+    }
     for column, title, _, _ in curves.PANELS:
         raw, smooth = panels[title].lines[:2]
-        assert raw.get_xdata().tolist() == data["step"].tolist() and raw.get_ydata().tolist() == data[column].tolist()
+        assert (
+            raw.get_xdata().tolist() == data["step"].tolist()
+            and raw.get_ydata().tolist() == data[column].tolist()
+        )
         assert smooth.get_ydata()[5] == pytest.approx(data[column][3:8].mean())
     dots = panels["Correct"].containers[0].lines[0]
     assert dots.get_xdata().tolist() == [0, 5, 10, 12]
     assert dots.get_ydata() == pytest.approx([0.3, 0.55, 0.8, 0.9])
     band = panels["Correct"].collections[0].get_paths()[0].vertices
-    assert {(round(x, 6), round(y, 6)) for x, y in band} >= {(0, 0.2), (0, 0.35), (12, 0.8), (12, 0.95)}
+    assert {(round(x, 6), round(y, 6)) for x, y in band} >= {
+        (0, 0.2),
+        (0, 0.35),
+        (12, 0.8),
+        (12, 0.95),
+    }
 
 
 def test_curves_of_several_runs_are_named_and_differ_in_colour_and_style():
@@ -211,15 +324,26 @@ def test_curves_of_several_runs_are_named_and_differ_in_colour_and_style():
     first = figure.axes[0]
     named = [line for line in first.lines if not line.get_label().startswith("_")]
     assert [line.get_label() for line in named] == ["seed 0", "seed 1", "seed 2"]
-    assert len({line.get_color() for line in named}) == len({line.get_linestyle() for line in named}) == 3
-    labels = {text.get_text(): text.xy[1] for text in first.texts if text.get_text().startswith("seed")}
-    assert sorted(labels) == ["seed 0", "seed 1", "seed 2"] and np.diff(sorted(labels.values())).min() >= 0.05
+    assert (
+        len({line.get_color() for line in named})
+        == len({line.get_linestyle() for line in named})
+        == 3
+    )
+    labels = {
+        text.get_text(): text.xy[1] for text in first.texts if text.get_text().startswith("seed")
+    }
+    assert (
+        sorted(labels) == ["seed 0", "seed 1", "seed 2"]
+        and np.diff(sorted(labels.values())).min() >= 0.05
+    )
 
 
 def test_curves_without_evaluations_or_columns():
     bare = metrics()[["step", "correct"]]
     assert curves.evaluations(bare).empty
-    texts = [t.get_text() for axes in curves.learning_curves({"run": bare}).axes for t in axes.texts]
+    texts = [
+        t.get_text() for axes in curves.learning_curves({"run": bare}).axes for t in axes.texts
+    ]
     assert texts.count("not recorded") == 3 and not any("validation" in t for t in texts)
 
 
@@ -229,20 +353,42 @@ def test_curve_colours_stand_out(paper):
     assert contrast(INK, tokens.LIGHT.paper) >= 4.5
 
 
-# ---- page ----------------------------------------------------------------------------------------------------------------------------
+# ---- page ----------------------------------------------------------------------------------------
+
 
 def whole_page() -> str:
     figure = svg(curves.learning_curves({"<run>": metrics()}), 'curves "<1>"')
-    painted = tokens.group_html(group(rollout(range(len(HOSTILE)))), [[0.5] * len(HOSTILE)], HOSTILE.__getitem__)
-    return page("<title>", "a & b", [Section("<one>", figure + painted), Section("two", table(["<a>", "b"], [["<x>", "&"]]) + cards(["</pre>"])
-                                                                               + preformatted("<script>") + paragraphs("<i>"))])
+    painted = tokens.group_html(
+        group(rollout(range(len(HOSTILE)))), [[0.5] * len(HOSTILE)], HOSTILE.__getitem__
+    )
+    return page(
+        "<title>",
+        "a & b",
+        [
+            Section("<one>", figure + painted),
+            Section(
+                "two",
+                table(["<a>", "b"], [["<x>", "&"]])
+                + cards(["</pre>"])
+                + preformatted("<script>")
+                + paragraphs("<i>"),
+            ),
+        ],
+    )
 
 
 def test_page_is_self_contained():
     made = whole_page()
     assert not re.search(r"(https?:)?//|@import|url\((?!#)", made)
     reader = read(made)
-    assert not {e["tag"] for e in reader.elements} & {"script", "link", "iframe", "object", "embed", "i"}
+    assert not {e["tag"] for e in reader.elements} & {
+        "script",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "i",
+    }
     for element in reader.elements:
         assert all(element.get(name, "#").startswith("#") for name in ("href", "src")), element
     ids = [e["id"] for e in reader.elements if "id" in e]
@@ -254,18 +400,27 @@ def test_page_escapes_and_names_things():
     reader = read(whole_page())
     for text in ("<title>", "a & b", "<one>", "<a>", "<x>", "</pre>", "<script>", "<i>"):
         assert text in reader.text
-    image, = (e for e in reader.elements if e["tag"] == "svg")
+    (image,) = (e for e in reader.elements if e["tag"] == "svg")
     assert image["role"] == "img" and image["aria-label"] == 'curves "<1>"'
     assert "currentColor" in whole_page() and INK not in whole_page()
 
 
 def test_plain_table_is_aligned():
-    assert plain_table(["what", "before", "after"], [["correct", "0.4", "0.65"], ["length, tokens", "7", "8"]]) == (
+    assert plain_table(
+        ["what", "before", "after"], [["correct", "0.4", "0.65"], ["length, tokens", "7", "8"]]
+    ) == (
         "what            before  after\n"
         "correct            0.4   0.65\n"
-        "length, tokens       7      8")
+        "length, tokens       7      8"
+    )
 
 
 def test_signed():
-    assert [tokens.signed(v) for v in (1.234, -1.234, 0.0, math.nan, -0.001)] == ["+1.23", "−1.23", "0", "none", "−0.00"]
+    assert [tokens.signed(v) for v in (1.234, -1.234, 0.0, math.nan, -0.001)] == [
+        "+1.23",
+        "−1.23",
+        "0",
+        "none",
+        "−0.00",
+    ]
     assert tokens.marked(math.nan) == "· none"

@@ -1,23 +1,43 @@
 """Tiny models with random weights, made in a few milliseconds, for tests."""
 
 import torch
+
 from data.organism.build.arithmetic import tokenizer
 from workbench.model.policy import Policy
 
 
-def policy(family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **options) -> Policy:
-    """A policy with sharp, varied distributions: weights large enough that a wrong position or a wrong key shows in the log-probs."""
+def policy(
+    family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **options
+) -> Policy:
+    """A policy with sharp, varied distributions: weights large enough that a wrong position or a
+    wrong key shows in the log-probs.
+    """
     import transformers
 
     names = {"llama": "Llama", "qwen2": "Qwen2", "gpt_neox": "GPTNeoX"}
     torch.manual_seed(seed)
     tok = tokenizer()
-    sizes = dict(vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=128,
-                 initializer_range=0.3, bos_token_id=None, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    sizes = dict(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )
     if family != "gpt_neox":
         sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": True}
     config = getattr(transformers, names[family] + "Config")(**sizes | options)
-    model = getattr(transformers, names[family] + "ForCausalLM")(config).to(dtype).eval().requires_grad_(False)
+    model = (
+        getattr(transformers, names[family] + "ForCausalLM")(config)
+        .to(dtype)
+        .eval()
+        .requires_grad_(False)
+    )
     for name, weight in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
             weight.uniform_(0.5, 1.5)

@@ -1,13 +1,15 @@
 """Draw the README's picture: one question, painted by every method: python tools/picture.py   (data/examples/readme.png)
 
-The question is the first validation problem on which every method has something to say: some attempts right and some wrong, so that TAPO writes
-corrections and TRAPO lends a beginning.
+The question is the first validation problem on which every method has something to say: some
+attempts right and some wrong, so that TAPO writes corrections and TRAPO lends a beginning.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.inspection.credit import comparable_rollouts, credit_by_method, group_of
+from workbench.inspection.readings import FrozenLearner
 from workbench.methods.grpo import GRPO
 from workbench.methods.luffy import LUFFY
 from workbench.methods.opd import OPD
@@ -17,24 +19,42 @@ from workbench.methods.sft import SFT
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
 from workbench.model.policy import load_policy
-from workbench.inspection.readings import FrozenLearner
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
-from workbench.inspection.credit import group_of, comparable_rollouts, credit_by_method
 
 ROOT = Path(__file__).parent.parent
-METHODS = {"SFT": SFT(), "GRPO": GRPO(), "OPD": OPD(k=8), "SCOPE": SCOPE(), "SDPO": SDPO(a=1.0), "TAPO": TAPO(), "TRAPO": TRAPO(), "LUFFY": LUFFY()}
+METHODS = {
+    "SFT": SFT(),
+    "GRPO": GRPO(),
+    "OPD": OPD(k=8),
+    "SCOPE": SCOPE(),
+    "SDPO": SDPO(a=1.0),
+    "TAPO": TAPO(),
+    "TRAPO": TRAPO(),
+    "LUFFY": LUFFY(),
+}
 
 
 def main() -> None:
     task = load_task("arithmetic:style=turned")
-    learner = FrozenLearner(load_policy(ROOT / "data" / "organism" / "3m"), load_policy(ROOT / "data" / "organism" / "teacher"))
+    learner = FrozenLearner(
+        load_policy(ROOT / "data" / "organism" / "3m"),
+        load_policy(ROOT / "data" / "organism" / "teacher"),
+    )
     for number, problem in enumerate(task.problems("validation", 50, 0)):
         found = credit_by_method(learner, task, problem, METHODS, (0, number))
-        if all(any(r.origin != "policy" and r.verdict.correct for r in found[name].rollouts) for name in ("TAPO", "TRAPO")) and any(
-                r.origin == "guided" for r in found["TRAPO"].rollouts):
+        if all(
+            any(r.origin != "policy" and r.verdict.correct for r in found[name].rollouts)
+            for name in ("TAPO", "TRAPO")
+        ) and any(r.origin == "guided" for r in found["TRAPO"].rollouts):
             break
-    figure = columns({name: (group_of(problem, way), way.credit) for name, way in comparable_rollouts(found).items()}, lambda token: learner.policy.tokenizer.decode([token]))
+    figure = columns(
+        {
+            name: (group_of(problem, way), way.credit)
+            for name, way in comparable_rollouts(found).items()
+        },
+        lambda token: learner.policy.tokenizer.decode([token]),
+    )
     out = ROOT / "data" / "examples" / "readme.png"
     figure.savefig(out, dpi=110)
     print(problem.id, out.relative_to(ROOT))

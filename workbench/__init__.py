@@ -1,15 +1,25 @@
 """workbench: see, compare and change how language models learn from their own mistakes.
 
-Start at ``core.py`` (the nouns) and ``training.update`` (the loop). What notebooks use is here by name,
-and is imported when it is first asked for: ``from workbench import GRPO, Learner, fit, load_policy``.
+Start at ``core.py`` (the nouns) and ``training.update`` (the loop). What notebooks use is here by
+name, and is imported when it is first asked for: ``from workbench import GRPO, Learner, fit,
+load_policy``.
 """
 
 from importlib import import_module
 
 _PLACES = {
     "workbench.core": (
-        "Batch", "Credit", "Group", "Loss", "Method", "Problem", "Rollout", "Scores", "Task",
-        "Verdict", "WorkbenchError",
+        "Batch",
+        "Credit",
+        "Group",
+        "Loss",
+        "Method",
+        "Problem",
+        "Rollout",
+        "Scores",
+        "Task",
+        "Verdict",
+        "WorkbenchError",
     ),
     "workbench.paths": ("DATA", "ORGANISM", "RECORDS", "ROOT"),
     "workbench.spans": ("Spans",),
@@ -30,7 +40,12 @@ _PLACES = {
     "workbench.methods.trapo": ("TRAPO",),
     "workbench.app.colab": ("setup",),
     "workbench.training.run": ("TrainConfig", "fit", "update"),
-    "workbench.inspection.readings": ("FrozenLearner", "inspect_group", "realised_credit", "token_stats"),
+    "workbench.inspection.readings": (
+        "FrozenLearner",
+        "inspect_group",
+        "realised_credit",
+        "token_stats",
+    ),
     "workbench.inspection.credit": ("comparable_rollouts", "credit_by_method", "group_of"),
     "workbench.inspection.locators": ("Divergence", "locate"),
     "workbench.corrections.buffer": ("Replay",),

@@ -1,16 +1,19 @@
-"""The nouns of the workbench and the three verbs of a method. Data only: no maths, no model, no I/O.
+"""The nouns of the workbench and the three verbs of a method.
+
+Data only: no maths, no model, no I/O.
 
     problems --sample--> groups of rollouts --credit--> credits --collate--> batch
     batch --score--> scores --loss--> update
 
-``sample``, ``credit`` and ``loss`` are the method's; ``collate``, ``score`` and ``update`` are ours.
-Everything a method says about a token is three numbers, its *channels*:
+``sample``, ``credit`` and ``loss`` are the method's; ``collate``, ``score`` and ``update`` are
+ours. Everything a method says about a token is three numbers, its *channels*:
 
     pg    -pg_t * (clipped) rho_t    policy gradient: GRPO's advantage, OPD's log-ratio, ...
     nll   nll_t * (-log pi(y_t))     imitation: SFT, expert prefixes, ...
     kl    kl_t * D(pi || q)          distillation toward a teacher's next-token distribution
 
-Each channel has its own denominator. A zero leaves the token out of that term and of its denominator.
+Each channel has its own denominator. A zero leaves the token out of that term and of its
+denominator.
 """
 
 from __future__ import annotations
@@ -32,12 +35,18 @@ CHANNELS = ("pg", "nll", "kl")
 
 
 class WorkbenchError(Exception):
-    """Something the user can mend, said in one sentence. The command line prints it and exits with 2."""
+    """Something the user can mend, said in one sentence.
+
+    The command line prints it and exits with 2.
+    """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. ``messages`` is the plain prompt; ``solutions`` are expert solutions, best first."""
+    """One question.
+
+    ``messages`` is the plain prompt; ``solutions`` are expert solutions, best first.
+    """
 
     id: str
     messages: tuple[Message, ...]
@@ -48,7 +57,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the task's grader says of one completion. ``feedback`` is words for the policy ("" when correct)."""
+    """What the task's grader says of one completion.
+
+    ``feedback`` is words for the policy ("" when correct).
+    """
 
     reward: float
     correct: bool
@@ -57,7 +69,9 @@ class Verdict:
 
 
 class Step(NamedTuple):
-    """One written step of a completion: characters ``start:end`` of its text (the line break included)."""
+    """One written step of a completion: characters ``start:end`` of its text (the line break
+    included).
+    """
 
     index: int
     start: int
@@ -68,8 +82,9 @@ class Step(NamedTuple):
 class Rollout:
     """One completion of one prompt.
 
-    ``completion_ids`` ends with the end-of-turn token when ``finished``; ``logprobs`` are the sampler's log-probabilities of
-    those tokens (nats, temperature 1, NaN for the first ``borrowed`` tokens, which the policy did not write).
+    ``completion_ids`` ends with the end-of-turn token when ``finished``; ``logprobs`` are the
+    sampler's log-probabilities of those tokens (nats, temperature 1, NaN for the first ``borrowed``
+    tokens, which the policy did not write).
     """
 
     prompt_ids: tuple[int, ...]
@@ -85,15 +100,23 @@ class Rollout:
         if not self.completion_ids or not self.prompt_ids:
             raise ValueError("a rollout needs at least one prompt token and one completion token")
         if len(self.logprobs) != len(self.completion_ids):
-            raise ValueError(f"{len(self.logprobs)} log-probs for {len(self.completion_ids)} completion tokens")
+            raise ValueError(
+                f"{len(self.logprobs)} log-probs for {len(self.completion_ids)} completion tokens"
+            )
         if not 0 <= self.borrowed <= len(self.completion_ids):
-            raise ValueError(f"borrowed={self.borrowed} is outside the completion of {len(self.completion_ids)} tokens")
+            raise ValueError(
+                f"borrowed={self.borrowed} is outside the completion of "
+                f"{len(self.completion_ids)} tokens"
+            )
 
 
 @dataclass(frozen=True)
 class Group:
-    """One problem with the rollouts sampled for it. ``notes``: counts of what happened while sampling (added up over groups in the metrics);
-    ``generated`` among them are tokens that the policy wrote and that are in no rollout."""
+    """One problem with the rollouts sampled for it.
+
+    ``notes``: counts of what happened while sampling (added up over groups in the metrics);
+    ``generated`` among them are tokens that the policy wrote and that are in no rollout.
+    """
 
     problem: Problem
     rollouts: tuple[Rollout, ...]
@@ -111,15 +134,19 @@ class Group:
 
     @property
     def has_contrast(self) -> bool:
-        """False when all rewards are equal: then a group-relative advantage is 0 and the group teaches nothing."""
+        """False when all rewards are equal: then a group-relative advantage is 0 and the group
+        teaches nothing.
+        """
         return bool(np.ptp(self.rewards) > 0)
 
 
 @dataclass(frozen=True)
 class Credit:
-    """What a method says each completion token of one rollout is worth: [T] per channel, T = len(completion_ids).
+    """What a method says each completion token of one rollout is worth: [T] per channel, T =
+    len(completion_ids).
 
-    ``teacher_prompt_ids`` is the prompt under which a teacher re-scores the same completion (``kl`` channel).
+    ``teacher_prompt_ids`` is the prompt under which a teacher re-scores the same completion (``kl``
+    channel).
     """
 
     rollout: Rollout
@@ -131,23 +158,38 @@ class Credit:
     def __post_init__(self):
         for name in CHANNELS:
             if getattr(self, name).shape != (len(self.rollout.completion_ids),):
-                raise ValueError(f"channel {name} has shape {getattr(self, name).shape}, "
-                                 f"the completion has {len(self.rollout.completion_ids)} tokens")
+                raise ValueError(
+                    f"channel {name} has shape {getattr(self, name).shape}, "
+                    f"the completion has {len(self.rollout.completion_ids)} tokens"
+                )
 
     @classmethod
-    def of(cls, rollout: Rollout, *, pg: Any = 0.0, nll: Any = 0.0, kl: Any = 0.0,
-           teacher_prompt_ids: tuple[int, ...] | None = None) -> Credit:
+    def of(
+        cls,
+        rollout: Rollout,
+        *,
+        pg: Any = 0.0,
+        nll: Any = 0.0,
+        kl: Any = 0.0,
+        teacher_prompt_ids: tuple[int, ...] | None = None,
+    ) -> Credit:
         """Numbers are spread over the completion, arrays of T are taken as they are."""
         size = len(rollout.completion_ids)
-        wide = [np.broadcast_to(np.asarray(value, np.float32), (size,)).copy() for value in (pg, nll, kl)]
+        wide = [
+            np.broadcast_to(np.asarray(value, np.float32), (size,)).copy()
+            for value in (pg, nll, kl)
+        ]
         return cls(rollout, *wide, teacher_prompt_ids)
 
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What one model, under one prompt, says of the completion of one rollout. T completion tokens; arrays of [T] and [T, k].
+    """What one model, under one prompt, says of the completion of one rollout.
 
-    ``top_ids`` are the k likeliest tokens at each place, most likely first, and ``top_logprobs`` their log-probabilities (nats, temperature 1).
+    T completion tokens; arrays of [T] and [T, k].
+
+    ``top_ids`` are the k likeliest tokens at each place, most likely first, and ``top_logprobs``
+    their log-probabilities (nats, temperature 1).
     """
 
     prompt_ids: tuple[int, ...]
@@ -160,10 +202,14 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A group and everything known of its tokens: what the viewer draws and the locators read. Tuples run over the group's rollouts.
+    """A group and everything known of its tokens: what the viewer draws and the locators read.
 
-    ``layers`` are named numbers per token, one [T] array a rollout (NaN where there is none): realised credit of a method, a channel, delta, ...
-    ``teacher`` is the self-teacher's reading of the same tokens, under a prompt that holds a solution or feedback; None where it had nothing to show.
+    Tuples run over the group's rollouts.
+
+    ``layers`` are named numbers per token, one [T] array a rollout (NaN where there is none):
+    realised credit of a method, a channel, delta, ... ``teacher`` is the self-teacher's reading of
+    the same tokens, under a prompt that holds a solution or feedback; None where it had nothing to
+    show.
     """
 
     group: Group
@@ -175,10 +221,13 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts as right-padded tensors. B rows, S = longest prompt + completion, T = longest completion.
+    """Rollouts as right-padded tensors.
 
-    ``gather[b, t]`` is the position in the row whose *next-token* distribution predicts completion token t: the one shift.
-    ``denominators`` and ``sequences`` count over the whole batch of the step, also when this is one of its micro-batches.
+    B rows, S = longest prompt + completion, T = longest completion.
+
+    ``gather[b, t]`` is the position in the row whose *next-token* distribution predicts completion
+    token t: the one shift. ``denominators`` and ``sequences`` count over the whole batch of the
+    step, also when this is one of its micro-batches.
     """
 
     input_ids: Tensor  # [B, S] int64
@@ -188,17 +237,23 @@ class Batch:
     mask: Tensor  # [B, T] bool, a real completion token
     channels: Mapping[str, Tensor]  # pg, nll, kl: [B, T] float
     sampler_logp: Tensor  # [B, T] the sampler's log-probs; NaN where borrowed, 0 where padded
-    old_logp: Tensor | None  # [B, T] log-probs before the first update on this batch; None while that update is this one
-    denominators: Mapping[str, float]  # per channel: tokens with a non-zero entry; "kl_right": those in correct rollouts; "tokens": completion tokens
+    # [B, T] log-probs before the first update on this batch; None while that update is this one
+    old_logp: Tensor | None
+    # per channel: tokens with a non-zero entry; "kl_right": those in correct rollouts; "tokens":
+    # completion tokens
+    denominators: Mapping[str, float]
     sequences: int
     credits: tuple[Credit, ...]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Per completion token, [B, T], 0 where padded. ``logp``, ``entropy`` and ``divergence`` carry gradients.
+    """Per completion token, [B, T], 0 where padded.
 
-    The last five are there for a method with ``distil``, and 0 on rollouts without a teacher's prompt.
+    ``logp``, ``entropy`` and ``divergence`` carry gradients.
+
+    The last five are there for a method with ``distil``, and 0 on rollouts without a teacher's
+    prompt.
     """
 
     logp: Tensor
@@ -206,8 +261,10 @@ class Scores:
     reference: Tensor | None = None  # log-prob under the frozen reference
     teacher: Tensor | None = None  # log-prob under the teacher's context and weights
     divergence: Tensor | None = None  # D_a(policy || teacher), nats
-    divergence_credit: Tensor | None = None  # the divergence's own credit: the coefficient of grad log pi(y_t) in -grad divergence
-    tail_mass: Tensor | None = None  # the policy's probability outside the k tokens that were compared
+    # the divergence's own credit: the coefficient of grad log pi(y_t) in -grad divergence
+    divergence_credit: Tensor | None = None
+    # the policy's probability outside the k tokens that were compared
+    tail_mass: Tensor | None = None
     teacher_entropy: Tensor | None = None  # nats
 
 
@@ -215,8 +272,9 @@ class Scores:
 class Loss:
     """``value`` is the scalar to differentiate and ``per_token`` [B, T] sums to it.
 
-    ``credit`` [B, T] is the realised credit: the coefficient of grad log pi(y_t) in -grad value, times the number of completion tokens in
-    the whole batch, so that a token mean shows the method's own number. Metrics are parts of whole-batch means: those of micro-batches add up.
+    ``credit`` [B, T] is the realised credit: the coefficient of grad log pi(y_t) in -grad value,
+    times the number of completion tokens in the whole batch, so that a token mean shows the
+    method's own number. Metrics are parts of whole-batch means: those of micro-batches add up.
     """
 
     value: Tensor
@@ -227,7 +285,9 @@ class Loss:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one update leaves behind: numbers for the curve, and a few whole groups with their credit."""
+    """What one update leaves behind: numbers for the curve, and a few whole groups with their
+    credit.
+    """
 
     step: int
     metrics: Mapping[str, float]
@@ -237,7 +297,9 @@ class StepRecord:
 
 @runtime_checkable
 class Task(Protocol):
-    """Problems, grading, and the prompts that put a solution, an attempt or feedback in front of the policy."""
+    """Problems, grading, and the prompts that put a solution, an attempt or feedback in front of
+    the policy.
+    """
 
     name: str
     max_new: int  # longest completion, in tokens
@@ -245,18 +307,23 @@ class Task(Protocol):
     def problems(self, split: str, n: int, seed: int) -> list[Problem]: ...
     def grade(self, problem: Problem, text: str) -> Verdict: ...
     def first_error(self, problem: Problem, text: str) -> Step | None: ...
-    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]: ...
+    def reprompt(
+        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+    ) -> tuple[Message, ...]: ...
 
 
 @dataclass(frozen=True)
 class Distil:
-    """What the ``kl`` channel compares with (METHODS: arXiv 2601.20802): D_a(pi || q), q a teacher that re-scores the policy's own tokens.
+    """What the ``kl`` channel compares with (METHODS: arXiv 2601.20802):
 
-    ``alpha`` a = 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m), m = (1-a) pi + a q.
-    ``top_k``: over the policy's k likeliest tokens and one bucket for the rest; 0: over the whole vocabulary.
-    ``teacher``: whose weights read: the EMA teacher's, the frozen reference's, the policy's own as they are now, the learner's expert's (another
-    network with the same vocabulary), or "mixed": log q is (1 - trust) log reference + trust log policy, normalised. ``clip``: largest credit of
-    any token of the vocabulary.
+    D_a(pi || q), q a teacher that re-scores the policy's own tokens.
+
+    ``alpha`` a = 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m)
+    + a KL(q || m), m = (1-a) pi + a q. ``top_k``: over the policy's k likeliest tokens and one
+    bucket for the rest; 0: over the whole vocabulary. ``teacher``: whose weights read: the EMA
+    teacher's, the frozen reference's, the policy's own as they are now, the learner's expert's
+    (another network with the same vocabulary), or "mixed": log q is (1 - trust) log reference +
+    trust log policy, normalised. ``clip``: largest credit of any token of the vocabulary.
     """
 
     alpha: float = 0.5
@@ -267,13 +334,18 @@ class Distil:
 
 
 class Method(Protocol):
-    """A paper: a frozen dataclass of its hyper-parameters, ``class GRPO(Method)``, with three verbs."""
+    """A paper: a frozen dataclass of its hyper-parameters, ``class GRPO(Method)``, with three
+    verbs.
+    """
 
     samples: bool = True  # does the policy write, as much as the task lets it?
     needs_reference: bool = False  # should ``score`` also give the frozen reference's log-probs?
-    distil: Distil | None = None  # should ``score`` also compare with a teacher, where a credit has a teacher's prompt?
+    # should ``score`` also compare with a teacher, where a credit has a teacher's prompt?
+    distil: Distil | None = None
 
-    def sample(self, learner, task: Task, problems: list[Problem], seed: tuple[int, ...]) -> list[Group]: ...
+    def sample(
+        self, learner, task: Task, problems: list[Problem], seed: tuple[int, ...]
+    ) -> list[Group]: ...
     def credit(self, groups: list[Group], learner) -> list[Credit]: ...
     def loss(self, scores: Scores, batch: Batch) -> Loss: ...
 
@@ -283,28 +355,41 @@ class Method(Protocol):
 
 
 def coordinates(*where: int | str) -> int:
-    """A 63-bit seed from coordinates such as (run seed, step, problem id, sample): equal coordinates, equal draw, in any order of calls."""
+    """A 63-bit seed from coordinates such as (run seed, step, problem id, sample): equal
+    coordinates, equal draw, in any order of calls.
+    """
     return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def with_options(kind: type, options: Sequence[str], of: str) -> Any:
-    """Make a frozen dataclass from ``key=value`` strings, each value read as the type of the field's default.
+    """Make a frozen dataclass from ``key=value`` strings, each value read as the type of the
+    field's default.
 
-    Raises WorkbenchError, naming ``of`` and the known keys, for an unknown key or a value that does not parse.
+    Raises WorkbenchError, naming ``of`` and the known keys, for an unknown key or a value that does
+    not parse.
     """
     known, chosen = {f.name: f for f in fields(kind)}, {}
     for option in options:
         key, equals, text = option.partition("=")
         if not equals or key not in known:
-            raise WorkbenchError(f"{of} has no option {key!r}; it has {', '.join(known)} (written key=value)")
+            raise WorkbenchError(
+                f"{of} has no option {key!r}; it has {', '.join(known)} (written key=value)"
+            )
         default = known[key].default
         try:
             if isinstance(default, bool):
                 chosen[key] = {"true": True, "false": False}[text.lower()]
             else:
                 chosen[key] = type(default)(text)
-            if isinstance(default, float) and not math.isfinite(chosen[key]) and math.isfinite(default):
+            if (
+                isinstance(default, float)
+                and not math.isfinite(chosen[key])
+                and math.isfinite(default)
+            ):
                 raise ValueError("not finite")
         except (ValueError, KeyError) as error:
-            raise WorkbenchError(f"{of}: {key}={text} is not a {'finite number' if isinstance(default, float) else type(default).__name__}") from error
+            raise WorkbenchError(
+                f"{of}: {key}={text} is not a "
+                f"{'finite number' if isinstance(default, float) else type(default).__name__}"
+            ) from error
     return kind(**chosen)

@@ -1,4 +1,7 @@
-"""Where a checkout keeps its models and records. (Only an editable install is supported: data/ lies beside the package.)"""
+"""Where a checkout keeps its models and records.
+
+(Only an editable install is supported: data/ lies beside the package.)
+"""
 
 from pathlib import Path
 

@@ -1,11 +1,16 @@
 """A run is a directory of plain files:
 
-    config.json     what was asked for           metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
-    env.json        what it ran on               groups.jsonl    a few whole groups with their credit
-    checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/), Hugging Face format
-                                                 best/           the policy at its best evaluation, if above its start
+    config.json     what was asked for           metrics.jsonl   one line a step:
+                    pandas.read_json(path, lines=True)
+    env.json        what it ran on               groups.jsonl    a few whole groups with their
+                    credit
+    checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/),
+                    Hugging Face format
+                                                 best/           the policy at its best evaluation,
+                                                     if above its start
 
-Every file is either appended to line by line or replaced whole, so a run that is killed at any moment can be read and resumed.
+Every file is either appended to line by line or replaced whole, so a run that is killed at any
+moment can be read and resumed.
 """
 
 from __future__ import annotations
@@ -34,7 +39,8 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     """All of the file or none of it, also when the process or the disk gives up half-way."""
     if path.exists() and not path.is_file():
         raise WorkbenchError(f"could not write {path}: it is no ordinary file")
-    partial = path.with_name(f".{path.name}.partial")  # always the same name, so that a killed process leaves one at most
+    # always the same name, so that a killed process leaves one at most
+    partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
         os.replace(partial, path)
@@ -71,9 +77,20 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = ""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"schema_version": SCHEMA_VERSION, "python": platform.python_version(), "versions": versions, "device": device,
-            "threads": torch.get_num_threads(), "processes": distributed.size(), "system": platform.system()}
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine()
+    )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
+        "system": platform.system(),
+    }
 
 
 def group_to_dict(group: Group) -> dict:
@@ -82,17 +99,31 @@ def group_to_dict(group: Group) -> dict:
 
 def group_from_dict(data: Mapping) -> Group:
     problem = data["problem"]
-    made = Problem(problem["id"], tuple(problem["messages"]), problem["answer"], tuple(problem["solutions"]), problem["meta"])
+    made = Problem(
+        problem["id"],
+        tuple(problem["messages"]),
+        problem["answer"],
+        tuple(problem["solutions"]),
+        problem["meta"],
+    )
     rollouts = []
     for r in data["rollouts"]:
-        r = {**r, "verdict": Verdict(**r["verdict"]), "prompt_ids": tuple(r["prompt_ids"]), "completion_ids": tuple(r["completion_ids"]),
-             "logprobs": tuple(math.nan if x is None else x for x in r["logprobs"])}
+        r = {
+            **r,
+            "verdict": Verdict(**r["verdict"]),
+            "prompt_ids": tuple(r["prompt_ids"]),
+            "completion_ids": tuple(r["completion_ids"]),
+            "logprobs": tuple(math.nan if x is None else x for x in r["logprobs"]),
+        }
         rollouts.append(Rollout(**r))
     return Group(made, tuple(rollouts), data.get("notes", {}))
 
 
 class RunWriter:
-    """Writes a run directory. ``start_step`` > 0: goes on with one, forgetting whatever came after the checkpoint."""
+    """Writes a run directory.
+
+    ``start_step`` > 0: goes on with one, forgetting whatever came after the checkpoint.
+    """
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], start_step: int = 0):
         self.folder = Path(folder)
@@ -102,10 +133,15 @@ class RunWriter:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise WorkbenchError(f"could not write to {self.folder}: {error.strerror or error}") from error
+            raise WorkbenchError(
+                f"could not write to {self.folder}: {error.strerror or error}"
+            ) from error
         if start_step == 0:
             write_atomic(self.folder / "env.json", dumps(environment(), indent=1))
-        write_atomic(self.folder / "config.json", dumps({"schema_version": SCHEMA_VERSION, **config}, indent=1))
+        write_atomic(
+            self.folder / "config.json",
+            dumps({"schema_version": SCHEMA_VERSION, **config}, indent=1),
+        )
         for name in ("metrics.jsonl", "groups.jsonl"):
             kept = [line for line in _lines(self.folder / name) if line["step"] < start_step]
             write_atomic(self.folder / name, "".join(dumps(line) + "\n" for line in kept))
@@ -113,22 +149,29 @@ class RunWriter:
     def write(self, record: StepRecord) -> None:
         self._append("metrics.jsonl", {"step": record.step, **record.metrics})
         for group, credit in zip(record.groups, record.credit):
-            self._append("groups.jsonl", {"step": record.step, **group_to_dict(group), "credit": credit})
+            self._append(
+                "groups.jsonl", {"step": record.step, **group_to_dict(group), "credit": credit}
+            )
 
     def _append(self, name: str, line: Mapping) -> None:
         try:
             with open(self.folder / name, "a", encoding="utf-8") as file:
                 file.write(dumps(line) + "\n")
         except OSError as error:
-            raise WorkbenchError(f"could not write {self.folder / name}: {error.strerror or error}") from error
+            raise WorkbenchError(
+                f"could not write {self.folder / name}: {error.strerror or error}"
+            ) from error
 
 
 def _lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line that a killed process left unfinished is dropped."""
+    """The whole lines of a JSON-lines file; a last line that a killed process left unfinished is
+    dropped.
+    """
     if not path.exists():
         return []
     found = []
-    raw = path.read_bytes().rstrip(b"\n").split(b"\n")  # bytes: only \n ends a line (not U+2028), and a character may be torn, too
+    # bytes: only \n ends a line (not U+2028), and a character may be torn, too
+    raw = path.read_bytes().rstrip(b"\n").split(b"\n")
     for number, line in enumerate(raw, 1):
         try:
             found.append(json.loads(line))
@@ -140,7 +183,10 @@ def _lines(path: Path) -> list[dict]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read. ``metrics`` is a DataFrame with one row a step; ``groups`` are (step, group, credit)."""
+    """A run directory, read.
+
+    ``metrics`` is a DataFrame with one row a step; ``groups`` are (step, group, credit).
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -160,14 +206,21 @@ def read_run(folder: str | Path) -> Run:
         version = config["schema_version"]
         if version == SCHEMA_VERSION:
             env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-            groups = tuple((g["step"], group_from_dict(g), g["credit"]) for g in _lines(folder / "groups.jsonl"))
+            groups = tuple(
+                (g["step"], group_from_dict(g), g["credit"])
+                for g in _lines(folder / "groups.jsonl")
+            )
             metrics = pd.DataFrame(_lines(folder / "metrics.jsonl"))
             if len(metrics) and "step" not in metrics:
                 raise ValueError("metrics.jsonl has other fields than a run's")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorkbenchError(f"the run in {folder} is damaged: {type(error).__name__}: {error}") from error
+        raise WorkbenchError(
+            f"the run in {folder} is damaged: {type(error).__name__}: {error}"
+        ) from error
     if version != SCHEMA_VERSION:
-        raise WorkbenchError(f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}")
+        raise WorkbenchError(
+            f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}"
+        )
     return Run(folder, config, env, metrics, groups)
 
 
@@ -182,7 +235,9 @@ class TensorBoard:
         self._open, self._writer = partial(SummaryWriter, str(Path(folder) / "tensorboard")), None
 
     def write(self, record: StepRecord) -> None:
-        if self._writer is None:  # by now the run directory has been checked; of a resumed run, what came after its checkpoint is made again
+        # by now the run directory has been checked; of a resumed run, what came after its
+        # checkpoint is made again
+        if self._writer is None:
             self._writer = self._open(purge_step=record.step)
         for name, value in record.metrics.items():
             self._writer.add_scalar(name, value, record.step)

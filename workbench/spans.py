@@ -1,4 +1,7 @@
-"""Where the tokens and the steps of a completion are in its text. Nothing here knows a model: only ids and a function that decodes them."""
+"""Where the tokens and the steps of a completion are in its text.
+
+Nothing here knows a model: only ids and a function that decodes them.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,24 @@ from functools import cached_property
 from workbench.core import Rollout, Step
 
 Decode = Callable[[Sequence[int]], str]
-_STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")  # a line with its line breaks; blank lines go with the line before
+# a line with its line breaks; blank lines go with the line before
+_STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
 
 
 def split_steps(text: str) -> list[Step]:
-    """The written steps of a text: its lines, each with the line breaks after it. They cover the text without gaps."""
+    """The written steps of a text: its lines, each with the line breaks after it.
+
+    They cover the text without gaps.
+    """
     spans = [match.span() for match in _STEP.finditer(text) if match.end() > match.start()]
     return [Step(i, start, end) for i, (start, end) in enumerate(spans)]
 
 
 def token_starts(decode: Decode, ids: Sequence[int]) -> list[int]:
-    """[T] the character at which each token begins. A token that holds only a part of a character begins where that character does."""
+    """[T] the character at which each token begins.
+
+    A token that holds only a part of a character begins where that character does.
+    """
     pieces = [decode([token]) for token in ids]
     if "".join(pieces) == decode(ids):
         starts, at = [], 0
@@ -29,7 +39,8 @@ def token_starts(decode: Decode, ids: Sequence[int]) -> list[int]:
             starts.append(at)
             at += len(piece)
         return starts
-    whole = decode(ids)  # pieces of characters, or a tokenizer that decodes a token differently after others
+    # pieces of characters, or a tokenizer that decodes a token differently after others
+    whole = decode(ids)
     return [common_prefix(decode(ids[:t]), whole) for t in range(len(ids))]
 
 
@@ -64,16 +75,21 @@ class Spans:
     @cached_property
     def lines(self) -> list[str]:
         """The text of each step."""
-        return [self.text[step.start: step.end] for step in self.steps]
+        return [self.text[step.start : step.end] for step in self.steps]
 
     @cached_property
     def starts(self) -> list[int]:
         """[T] where each token begins in ``text``; the end-of-turn token begins at its end."""
         ids = self.rollout.completion_ids
-        return token_starts(self.decode, ids[: self.written]) + [len(self.text)] * (len(ids) - self.written)
+        return token_starts(self.decode, ids[: self.written]) + [len(self.text)] * (
+            len(ids) - self.written
+        )
 
     def step_at(self, character: int) -> int:
-        """The step that holds a character. The end of the text belongs to the step that was not written."""
+        """The step that holds a character.
+
+        The end of the text belongs to the step that was not written.
+        """
         return bisect_right([step.end for step in self.steps], character)
 
     def step_of(self, token: int) -> int:
@@ -89,7 +105,11 @@ class Spans:
 
     def first_token(self, step: int) -> int:
         """The token in which a step begins; the last token for the step that was not written."""
-        return self.token_at(self.steps[step].start) if step < len(self.steps) else len(self.starts) - 1
+        return (
+            self.token_at(self.steps[step].start)
+            if step < len(self.steps)
+            else len(self.starts) - 1
+        )
 
     def tokens_through(self, step: int) -> int:
         """How many tokens it takes to have all of a step, its line break included."""

@@ -1,4 +1,7 @@
-"""The command line: a thin face on the package. Bad input is one sentence on stderr and exit code 2."""
+"""The command line: a thin face on the package.
+
+Bad input is one sentence on stderr and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser("workbench", description="See, compare and change how language models learn from their own mistakes.")
+    top = Parser(
+        "workbench",
+        description="See, compare and change how language models learn from their own mistakes.",
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -26,35 +32,101 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    tour = verb("tour", _tour, "Watch the embedded model learn by GRPO, and read the page that it leaves.")
-    tour.add_argument("--out", type=Path, default=Path("tour.html"), help="the page to write (default: tour.html)")
+    tour = verb(
+        "tour", _tour, "Watch the embedded model learn by GRPO, and read the page that it leaves."
+    )
+    tour.add_argument(
+        "--out", type=Path, default=Path("tour.html"), help="the page to write (default: tour.html)"
+    )
     tour.add_argument("--steps", type=_positive, default=60)
     tour.add_argument("--seed", type=int, default=0)
 
     train = verb("train", _train, "Train a model with a method on a task; leaves a run directory.")
-    train.add_argument("method", metavar="METHOD", help="the name of a file in workbench/methods, such as grpo or sft")
+    train.add_argument(
+        "method",
+        metavar="METHOD",
+        help="the name of a file in workbench/methods, such as grpo or sft",
+    )
     _model(train)
     train.add_argument("--steps", type=_positive, default=60)
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--out", type=_folder, required=True, metavar="DIR", help="the run directory")
-    train.add_argument("--lora", type=_positive, default=0, metavar="R", help="train a LoRA adapter of rank R instead of all weights")
-    train.add_argument("--4bit", action="store_true", dest="four_bit", help="keep the frozen weights in 4 bits (QLoRA); with --lora")
-    train.add_argument("--8bit-optimizer", action="store_true", dest="eight_bit", help="keep AdamW's moments in 8 bits")
-    train.add_argument("--unsloth", action="store_true", help="through Unsloth's kernels, on a CUDA GPU; with --lora")
-    train.add_argument("--vllm", action="store_true", help="let vLLM write the rollouts, on a CUDA GPU; with --lora")
-    train.add_argument("--checkpointing", action="store_true", help="make activations again in the backward pass: less memory, a third more time")
-    train.add_argument("--shard", action="store_true", help="under torchrun: split weights, gradients, optimiser and teacher over the processes (FSDP)")
-    train.add_argument("--teacher", type=_named, metavar="PATH_OR_HUB_ID", help="a stronger model with the same tokenizer, for methods that learn from one")
-    train.add_argument("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", dest="options",
-                       help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan (prompts, rows, updates, "
-                            "eval_every, ...); several, or repeated")
-    train.add_argument("--resume", action="store_true", help="go on with the run in DIR from its last checkpoint")
-    train.add_argument("--tensorboard", action="store_true", help="write the metrics for TensorBoard as well")
+    train.add_argument(
+        "--out", type=_folder, required=True, metavar="DIR", help="the run directory"
+    )
+    train.add_argument(
+        "--lora",
+        type=_positive,
+        default=0,
+        metavar="R",
+        help="train a LoRA adapter of rank R instead of all weights",
+    )
+    train.add_argument(
+        "--4bit",
+        action="store_true",
+        dest="four_bit",
+        help="keep the frozen weights in 4 bits (QLoRA); with --lora",
+    )
+    train.add_argument(
+        "--8bit-optimizer",
+        action="store_true",
+        dest="eight_bit",
+        help="keep AdamW's moments in 8 bits",
+    )
+    train.add_argument(
+        "--unsloth",
+        action="store_true",
+        help="through Unsloth's kernels, on a CUDA GPU; with --lora",
+    )
+    train.add_argument(
+        "--vllm",
+        action="store_true",
+        help="let vLLM write the rollouts, on a CUDA GPU; with --lora",
+    )
+    train.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="make activations again in the backward pass: less memory, a third more time",
+    )
+    train.add_argument(
+        "--shard",
+        action="store_true",
+        help="under torchrun: split weights, gradients, optimiser and teacher over the "
+        "processes (FSDP)",
+    )
+    train.add_argument(
+        "--teacher",
+        type=_named,
+        metavar="PATH_OR_HUB_ID",
+        help="a stronger model with the same tokenizer, for methods that learn from one",
+    )
+    train.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="options",
+        help="an option of the method, of the learner (lr, clip, ema, "
+        "weight_decay) or of the plan (prompts, rows, updates, "
+        "eval_every, ...); several, or repeated",
+    )
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run in DIR from its last checkpoint"
+    )
+    train.add_argument(
+        "--tensorboard", action="store_true", help="write the metrics for TensorBoard as well"
+    )
 
-    evaluate = verb("eval", _eval, "Measure avg@k, pass@k, length and an interval on held-out problems.")
+    evaluate = verb(
+        "eval", _eval, "Measure avg@k, pass@k, length and an interval on held-out problems."
+    )
     _model(evaluate)
-    evaluate.add_argument("--adapter", type=Path, metavar="DIR", help="a peft adapter to put on the model")
-    evaluate.add_argument("--4bit", action="store_true", dest="four_bit", help="load the model's weights in 4 bits")
+    evaluate.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a peft adapter to put on the model"
+    )
+    evaluate.add_argument(
+        "--4bit", action="store_true", dest="four_bit", help="load the model's weights in 4 bits"
+    )
     evaluate.add_argument("--split", default="test", choices=("test", "validation", "train"))
     evaluate.add_argument("--problems", type=_positive, default=400)
     evaluate.add_argument("--samples", type=_positive, default=8)
@@ -64,29 +136,74 @@ def parser() -> argparse.ArgumentParser:
 
     compare = verb("compare", _compare, "Put runs side by side.")
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    compare.add_argument("--html", type=Path, metavar="F", help="write a page with the curves as well")
+    compare.add_argument(
+        "--html", type=Path, metavar="F", help="write a page with the curves as well"
+    )
 
-    study = verb("study", _study, "Make the comparison's runs: every method, several seeds; what is there already is kept.")
+    study = verb(
+        "study",
+        _study,
+        "Make the comparison's runs: every method, several seeds; what is there already is kept.",
+    )
     from workbench.studies.grid import arguments
+
     arguments(study)
 
-    doctor = verb("doctor", _doctor, "Report the environment, and which parts will work here; with --model, on which GPU a training step will fit.")
-    doctor.add_argument("--model", type=_named, metavar="MODEL", help="a folder, a hub id (only its configuration is read), a GGUF file, or smollm2")
+    doctor = verb(
+        "doctor",
+        _doctor,
+        "Report the environment, and which parts will work here; with --model, on which "
+        "GPU a training step will fit.",
+    )
+    doctor.add_argument(
+        "--model",
+        type=_named,
+        metavar="MODEL",
+        help="a folder, a hub id (only its configuration is read), a GGUF file, or smollm2",
+    )
     doctor.add_argument("--method", metavar="METHOD", help="one method (default: all)")
-    for flag, value, text in (("--lora", 16, "rank of the adapter"), ("--prompt", 200, "tokens of a prompt"), ("--new", 512, "tokens of a completion"),
-                              ("--rows", 8, "rollouts in a micro-batch"), ("--prompts", 16, "problems in a step")):
+    for flag, value, text in (
+        ("--lora", 16, "rank of the adapter"),
+        ("--prompt", 200, "tokens of a prompt"),
+        ("--new", 512, "tokens of a completion"),
+        ("--rows", 8, "rollouts in a micro-batch"),
+        ("--prompts", 16, "problems in a step"),
+    ):
         doctor.add_argument(flag, type=_positive, default=value, help=f"{text} (default: {value})")
-    doctor.add_argument("--checkpointing", action="store_true", help="with activations made again in the backward pass")
-    doctor.add_argument("--8bit-optimizer", action="store_true", dest="eight_bit", help="with AdamW's moments in 8 bits")
-    doctor.add_argument("--measure", metavar="TASK", help="also make one real step by QLoRA on this GPU, on a task")
+    doctor.add_argument(
+        "--checkpointing",
+        action="store_true",
+        help="with activations made again in the backward pass",
+    )
+    doctor.add_argument(
+        "--8bit-optimizer",
+        action="store_true",
+        dest="eight_bit",
+        help="with AdamW's moments in 8 bits",
+    )
+    doctor.add_argument(
+        "--measure", metavar="TASK", help="also make one real step by QLoRA on this GPU, on a task"
+    )
     return top
 
 
 def _model(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", required=True, metavar="MODEL", help="a folder, a hub id, a GGUF file, or smollm2 (a real model without a download)")
-    verb.add_argument("--task", default="arithmetic", metavar="NAME", help="arithmetic, arithmetic:steps=5,largest=99, "
-                      "math:gsm8k (math500, aime24, aime25, hmmt25, a file, a hub id), code:FILE, mcq:FILE, tools:FILE, gym:chain_sum,min_terms=2, or a file: "
-                      "problems.jsonl, problems.jsonl:max_new=64")
+    verb.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a folder, a hub id, a GGUF file, or smollm2 (a real model without a download)",
+    )
+    verb.add_argument(
+        "--task",
+        default="arithmetic",
+        metavar="NAME",
+        help="arithmetic, arithmetic:steps=5,largest=99, "
+        "math:gsm8k (math500, aime24, aime25, hmmt25, a file, a hub id), "
+        "code:FILE, mcq:FILE, tools:FILE, gym:chain_sum,min_terms=2, or a "
+        "file: "
+        "problems.jsonl, problems.jsonl:max_new=64",
+    )
 
 
 def _positive(text: str) -> int:
@@ -121,19 +238,27 @@ def _tour(args) -> None:
     tour(args.out, steps=args.steps, seed=args.seed)
 
 
-def split_options(options: list[str], method: type, learner_keys: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+def split_options(
+    options: list[str], method: type, learner_keys: tuple[str, ...]
+) -> tuple[list[str], list[str], list[str]]:
     """``--set`` options by whose they are: the method's, the learner's, the plan's."""
     from workbench.training.run import TrainConfig
 
-    owners = {"method": [f.name for f in fields(method)], "learner": learner_keys,
-              "plan": [f.name for f in fields(TrainConfig) if f.name not in ("steps", "seed")]}
+    owners = {
+        "method": [f.name for f in fields(method)],
+        "learner": learner_keys,
+        "plan": [f.name for f in fields(TrainConfig) if f.name not in ("steps", "seed")],
+    }
     found: dict[str, list[str]] = {name: [] for name in owners}
     for option in options:
         key = option.partition("=")[0]
         owner = next((name for name, keys in owners.items() if key in keys), None)
         if owner is None or "=" not in option:
             known = ", ".join(sorted(key for keys in owners.values() for key in keys))
-            raise WorkbenchError(f"--set {option}: {method.__name__} has no such option; write KEY=VALUE with one of {known}")
+            raise WorkbenchError(
+                f"--set {option}: {method.__name__} has no such option; write KEY=VALUE "
+                f"with one of {known}"
+            )
         found[owner].append(option)
     return found["method"], found["learner"], found["plan"]
 
@@ -141,49 +266,85 @@ def split_options(options: list[str], method: type, learner_keys: tuple[str, ...
 def _train(args) -> None:
     from workbench import methods
     from workbench.model import distributed
-    from workbench.rollouts import vllm
     from workbench.model.policy import Learner, OptimConfig, load_policy
+    from workbench.rollouts import vllm
     from workbench.tasks import load_task
     from workbench.training.run import TrainConfig, fit
 
     distributed.start()
     kind = methods.find(args.method)
-    for_method, for_optimizer, for_plan = split_options(args.options, kind, tuple(f.name for f in fields(OptimConfig)))
+    for_method, for_optimizer, for_plan = split_options(
+        args.options, kind, tuple(f.name for f in fields(OptimConfig))
+    )
     method = with_options(kind, for_method, args.method)
-    optimizer = with_options(OptimConfig, [*for_optimizer, *(["eight_bit=true"] if args.eight_bit else [])], "the optimiser")
-    plan = with_options(TrainConfig, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan")
+    optimizer = with_options(
+        OptimConfig,
+        [*for_optimizer, *(["eight_bit=true"] if args.eight_bit else [])],
+        "the optimiser",
+    )
+    plan = with_options(
+        TrainConfig, [*for_plan, f"steps={args.steps}", f"seed={args.seed}"], "the plan"
+    )
     if args.four_bit and not args.lora:
-        raise WorkbenchError("weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train")
+        raise WorkbenchError(
+            "weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train"
+        )
     if args.unsloth and not args.lora:
         raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
     if args.vllm:
-        vllm.names(lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard)  # before anything is loaded
+        # before anything is loaded
+        vllm.names(
+            lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard
+        )
     task = load_task(args.task)
-    expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit) if args.teacher else None
-    learner = Learner(load_policy(args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth), optimizer, lora=args.lora,
-                      seed=args.seed, expert=expert, checkpointing=args.checkpointing, shard=args.shard)
+    expert = (
+        load_policy(args.teacher, frozen=True, four_bit=args.four_bit) if args.teacher else None
+    )
+    learner = Learner(
+        load_policy(
+            args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth
+        ),
+        optimizer,
+        lora=args.lora,
+        seed=args.seed,
+        expert=expert,
+        checkpointing=args.checkpointing,
+        shard=args.shard,
+    )
     if args.vllm:
         learner.policy.engine = vllm.VLLM(learner.policy)
     writers = []
     if args.tensorboard:
         from workbench.records import TensorBoard
+
         writers.append(TensorBoard(args.out))
-    config = {"model": str(args.model), "task": args.task, "lora": args.lora, "four_bit": args.four_bit, "unsloth": args.unsloth,
-              "vllm": args.vllm, "teacher": args.teacher, "optimiser": asdict(optimizer)}
+    config = {
+        "model": str(args.model),
+        "task": args.task,
+        "lora": args.lora,
+        "four_bit": args.four_bit,
+        "unsloth": args.unsloth,
+        "vllm": args.vllm,
+        "teacher": args.teacher,
+        "optimiser": asdict(optimizer),
+    }
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     if distributed.main():
         print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
 
 
 def _eval(args) -> None:
-    from workbench.model import distributed
     from workbench.evaluation.metrics import evaluate
+    from workbench.model import distributed
     from workbench.model.policy import load_policy
     from workbench.tasks import load_task
 
     distributed.start()
     if distributed.fsdp(os.environ):
-        raise WorkbenchError("workbench eval samples with the whole policy on every process: start it with torchrun, or without --use_fsdp")
+        raise WorkbenchError(
+            "workbench eval samples with the whole policy on every process: start it with "
+            "torchrun, or without --use_fsdp"
+        )
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
     policy = load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit)
@@ -218,10 +379,25 @@ def _doctor(args) -> None:
         return
     names = [args.method] if args.method else methods.names()
     kinds = [methods.find(name) for name in names]
-    print(f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU that it fits: {args.prompt} + {args.new} tokens, "
-          f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; frozen weights in bf16 (on a T4 fp32), QLoRA's in 4 bits.\n")
-    print(memory.report(args.model, names, rank=args.lora, prompt=args.prompt, new=args.new, rows=args.rows, prompts=args.prompts,
-                        checkpointing=args.checkpointing, eight_bit=args.eight_bit))
+    print(
+        f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU "
+        f"that it fits: {args.prompt} + {args.new} tokens, "
+        f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; "
+        "frozen weights in bf16 (on a T4 fp32), QLoRA's in 4 bits.\n"
+    )
+    print(
+        memory.report(
+            args.model,
+            names,
+            rank=args.lora,
+            prompt=args.prompt,
+            new=args.new,
+            rows=args.rows,
+            prompts=args.prompts,
+            checkpointing=args.checkpointing,
+            eight_bit=args.eight_bit,
+        )
+    )
     if args.measure:
         print(doctor.measured(args.model, kinds, args.measure, args))
 
@@ -229,18 +405,25 @@ def _doctor(args) -> None:
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    together = os.environ.get("WORLD_SIZE", "1") != "1"  # torch, which distributed.py needs, takes a second to import
+    # torch, which distributed.py needs, takes a second to import
+    together = os.environ.get("WORLD_SIZE", "1") != "1"
     try:
         if together and args.verb not in ("train", "eval"):
-            raise WorkbenchError(f"workbench {args.verb} runs in one process: start it without torchrun")
+            raise WorkbenchError(
+                f"workbench {args.verb} runs in one process: start it without torchrun"
+            )
         args.run(args)
     except WorkbenchError as error:
         from workbench.model import distributed
+
         if not together or distributed.first_to_fail():
             print(f"workbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("workbench: interrupted; a training run goes on from its last checkpoint with --resume", file=sys.stderr)
+        print(
+            "workbench: interrupted; a training run goes on from its last checkpoint with --resume",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -10,18 +10,30 @@ from workbench.records import Run, read_run, write_atomic
 
 
 def summary(run: Run) -> dict[str, object]:
-    """One row: what it was, how far it came, what it cost. Accuracy is avg@k on the validation split, before and after."""
+    """One row: what it was, how far it came, what it cost.
+
+    Accuracy is avg@k on the validation split, before and after.
+    """
     m, config = run.metrics, run.config
-    row = {"run": run.folder.name, "method": config["method"], "model": Path(str(config.get("model", ""))).name, "seed": config["plan"]["seed"],
-           "steps": len(m)}
+    row = {
+        "run": run.folder.name,
+        "method": config["method"],
+        "model": Path(str(config.get("model", ""))).name,
+        "seed": config["plan"]["seed"],
+        "steps": len(m),
+    }
     if "eval_avg" in m and len(m):
         first = m[m.eval_avg.notna()].iloc[0]
         row |= {"before": _with_interval(first, "eval"), "after": "running"}
         if "final_eval_avg" in m and m.final_eval_avg.notna().any():
             row["after"] = _with_interval(m[m.final_eval_avg.notna()].iloc[-1], "final_eval")
     if len(m):
-        row |= {"length": f"{m.length.iloc[-1]:.1f}", "entropy": f"{m.entropy.iloc[-1]:.3f}", "tokens": f"{int(m.generated.sum()):,}",
-                "seconds": f"{m.seconds_sample.sum() + m.seconds_train.sum():.0f}"}
+        row |= {
+            "length": f"{m.length.iloc[-1]:.1f}",
+            "entropy": f"{m.entropy.iloc[-1]:.3f}",
+            "tokens": f"{int(m.generated.sum()):,}",
+            "seconds": f"{m.seconds_sample.sum() + m.seconds_train.sum():.0f}",
+        }
     return row
 
 
@@ -42,9 +54,21 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     frame = _frame(runs)
     rows = [tuple(map(str, row)) for row in frame.itertuples(index=False)]
-    curves = svg(learning_curves({run.folder.name: run.metrics for run in runs}), "Learning curves of the runs")
-    write_atomic(Path(out), page("Runs side by side", "Accuracy is avg@k on the validation split, with a 95 % interval over problems.",
-                                 [Section("Summary", html_table(tuple(frame.columns), rows)), Section("Learning curves", curves)]))
+    curves = svg(
+        learning_curves({run.folder.name: run.metrics for run in runs}),
+        "Learning curves of the runs",
+    )
+    write_atomic(
+        Path(out),
+        page(
+            "Runs side by side",
+            "Accuracy is avg@k on the validation split, with a 95 % interval over problems.",
+            [
+                Section("Summary", html_table(tuple(frame.columns), rows)),
+                Section("Learning curves", curves),
+            ],
+        ),
+    )
 
 
 def _frame(runs: Sequence[Run]):
@@ -55,5 +79,7 @@ def _frame(runs: Sequence[Run]):
         try:
             rows.append(summary(run))
         except (KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
-            raise WorkbenchError(f"the run in {run.folder} is damaged: {type(error).__name__}: {error}") from error
+            raise WorkbenchError(
+                f"the run in {run.folder} is damaged: {type(error).__name__}: {error}"
+            ) from error
     return pd.DataFrame(rows).fillna("")

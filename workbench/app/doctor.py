@@ -31,11 +31,17 @@ def line() -> str:
     import torch
 
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return f"Python {platform.python_version()}, " + ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft")) + f", {place}"
+    return (
+        f"Python {platform.python_version()}, "
+        + ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft"))
+        + f", {place}"
+    )
 
 
 def report() -> str:
-    lines = [f"python        {platform.python_version()} on {platform.system()} {platform.machine()}"]
+    lines = [
+        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}"
+    ]
     cuda = False
     if util.find_spec("torch"):
         import torch
@@ -43,8 +49,13 @@ def report() -> str:
         cuda = torch.cuda.is_available()
         lines.append(f"torch         {torch.__version__}, {torch.get_num_threads()} CPU threads")
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        lines += [f"GPU           {d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices] or ["GPU           none: everything runs on the CPU"]
-    lines.append(f"C++ compiler  {shutil.which('g++') or shutil.which('clang++') or 'none'} (only rebuilding the organism uses one, by torch.compile)")
+        lines += [f"GPU           {d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices] or [
+            "GPU           none: everything runs on the CPU"
+        ]
+    lines.append(
+        f"C++ compiler  {shutil.which('g++') or shutil.which('clang++') or 'none'} (only "
+        "rebuilding the organism uses one, by torch.compile)"
+    )
     lines.append("")
     for part, packages, needs_cuda in PARTS:
         missing = [p for p in packages if version(p) is None]
@@ -57,17 +68,29 @@ def report() -> str:
             lines.append(f"[ ok ] {part}: {have}")
     from workbench.paths import ORGANISM
 
-    found = sorted(folder.name for folder in ORGANISM.glob("[!.]*") if (folder / "config.json").is_file()) if ORGANISM.is_dir() else []
-    lines.append(f"[ ok ] embedded models: {', '.join(found)}" if found else "[ no ] embedded models: none here; make organism builds them")
+    found = (
+        sorted(
+            folder.name for folder in ORGANISM.glob("[!.]*") if (folder / "config.json").is_file()
+        )
+        if ORGANISM.is_dir()
+        else []
+    )
+    lines.append(
+        f"[ ok ] embedded models: {', '.join(found)}"
+        if found
+        else "[ no ] embedded models: none here; make organism builds them"
+    )
     return "\n".join(lines)
 
 
 def measured(model: str, methods: list[type], task: str, args) -> str:
-    """One real step of each method by QLoRA on the GPU that is here, as ``args`` of the command line say."""
+    """One real step of each method by QLoRA on the GPU that is here, as ``args`` of the command
+    line say.
+    """
     import torch
 
-    from workbench.core import WorkbenchError
     from workbench.app.memory import measure
+    from workbench.core import WorkbenchError
     from workbench.model.policy import Learner, OptimConfig, load_policy
     from workbench.tasks import load_task
 
@@ -75,8 +98,20 @@ def measured(model: str, methods: list[type], task: str, args) -> str:
         raise WorkbenchError("there is no GPU here to measure on")
     lines = [f"\nMeasured on {torch.cuda.get_device_name()} with {task}, by QLoRA:"]
     for method in methods:
-        expert = load_policy(model, four_bit=True, frozen=True) if getattr(method(), "teacher", "") == "expert" else None
-        learner = Learner(load_policy(model, four_bit=True, frozen=True), OptimConfig(eight_bit=args.eight_bit), lora=args.lora, expert=expert,
-                          checkpointing=args.checkpointing)
-        lines.append(f"{method.__name__.lower():8} {measure(learner, method(), load_task(task), args.rows, args.prompts) / 2**30:.1f} GiB")
+        expert = (
+            load_policy(model, four_bit=True, frozen=True)
+            if getattr(method(), "teacher", "") == "expert"
+            else None
+        )
+        learner = Learner(
+            load_policy(model, four_bit=True, frozen=True),
+            OptimConfig(eight_bit=args.eight_bit),
+            lora=args.lora,
+            expert=expert,
+            checkpointing=args.checkpointing,
+        )
+        lines.append(
+            f"{method.__name__.lower():8} "
+            f"{measure(learner, method(), load_task(task), args.rows, args.prompts) / 2**30:.1f} GiB"
+        )
     return "\n".join(lines)

@@ -1,11 +1,14 @@
 r"""Compose a correction of a wrong rollout, and see what training on it would do, before training.
 
-    kept tokens of the wrong rollout      +   transition   +   continuation               +   end of turn
+    kept tokens of the wrong rollout      +   transition   +   continuation               +   end of
+                                          turn
     verbatim ids, the mistake included        "Wait, "         a correct sibling's, yours,
-                                                               or the policy's own (TAPO, arXiv 2606.18844)
+                                                               or the policy's own (TAPO, arXiv
+                                                               2606.18844)
 
-The kept part keeps its token ids; only what is new is tokenised. Everything here is a function of plain values: workbench/viz/composer.py binds
-controls to them, and workbench/corrections/buffer.py keeps what was composed.
+The kept part keeps its token ids; only what is new is tokenised. Everything here is a function of
+plain values: workbench/viz/composer.py binds controls to them, and workbench/corrections/buffer.py
+keeps what was composed.
 """
 
 from __future__ import annotations
@@ -19,15 +22,23 @@ from pathlib import Path
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
 from workbench.inspection.locators import shared_steps
 from workbench.model.policy import Policy
+from workbench.rollouts.reconstructions import TRANSITION, Pair, construct
 from workbench.spans import Spans, common_prefix, split_steps
-from workbench.rollouts.reconstructions import Pair, TRANSITION, construct
 
-_ANSWER = re.compile(r"\\boxed\s*\{\s*[^{}\s]|####[ \t]*\S|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]|^A:[ \t]*\S", re.MULTILINE)
+_ANSWER = re.compile(
+    r"\\boxed\s*\{\s*[^{}\s]|####[ \t]*\S|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]|^A:[ "
+    r"\t]*\S",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
 class Composition:
-    """A correction in the making. ``authors``: who wrote prefix, transition and continuation: a policy's name, "sibling", "user", "template"."""
+    """A correction in the making.
+
+    ``authors``: who wrote prefix, transition and continuation: a policy's name, "sibling", "user",
+    "template".
+    """
 
     problem: Problem
     source: Rollout  # the wrong rollout
@@ -50,10 +61,15 @@ def called(policy: Policy) -> str:
 
 
 def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
-    """How many tokens to keep so that the step which holds ``token`` stays whole: the mistake remains, to be taken back, as in TAPO."""
+    """How many tokens to keep so that the step which holds ``token`` stays whole: the mistake
+    remains, to be taken back, as in TAPO.
+    """
     layout = Spans(rollout, policy.decode)
     if not 0 <= token < len(rollout.completion_ids):
-        raise WorkbenchError(f"the point {token} is outside the rollout, whose tokens are 0 to {len(rollout.completion_ids) - 1}")
+        raise WorkbenchError(
+            f"the point {token} is outside the rollout, whose tokens are 0 to "
+            f"{len(rollout.completion_ids) - 1}"
+        )
     step = layout.step_of(token)
     return layout.tokens_through(step) if step < len(layout.steps) else layout.written
 
@@ -63,48 +79,77 @@ def nearest(policy: Policy, group: Group, source: int) -> int:
     own = Spans(group.rollouts[source], policy.decode).lines
     right = [i for i, r in enumerate(group.rollouts) if r.verdict.correct and i != source]
     if not right:
-        raise WorkbenchError("no rollout of this group is correct: write the continuation yourself, or sample more rollouts")
-    return max(right, key=lambda i: shared_steps(own, Spans(group.rollouts[i], policy.decode).lines))
+        raise WorkbenchError(
+            "no rollout of this group is correct: write the continuation yourself, or "
+            "sample more rollouts"
+        )
+    return max(
+        right, key=lambda i: shared_steps(own, Spans(group.rollouts[i], policy.decode).lines)
+    )
 
 
-def compose(policy: Policy, group: Group, source: int, keep: int, *, transition: str = TRANSITION, reference: int | None = None,
-            continuation: str | None = None) -> Composition:
-    """The first ``keep`` tokens of rollout ``source``, the transition, and then ``continuation`` or the rest of a correct sibling's solution.
+def compose(
+    policy: Policy,
+    group: Group,
+    source: int,
+    keep: int,
+    *,
+    transition: str = TRANSITION,
+    reference: int | None = None,
+    continuation: str | None = None,
+) -> Composition:
+    """The first ``keep`` tokens of rollout ``source``, the transition, and then ``continuation`` or
+    the rest of a correct sibling's solution.
 
-    ``reference`` is the sibling (None: the nearest). Its solution is taken up where the kept part leaves it: at that character when the kept part
-    is a beginning of it, else at the first step that the kept part does not have right. After a whole step the transition begins a new line.
-    Raises WorkbenchError for a point outside the rollout or inside a character, a source that is correct, or a reference that is not.
+    ``reference`` is the sibling (None: the nearest). Its solution is taken up where the kept part
+    leaves it: at that character when the kept part is a beginning of it, else at the first step
+    that the kept part does not have right. After a whole step the transition begins a new line.
+    Raises WorkbenchError for a point outside the rollout or inside a character, a source that is
+    correct, or a reference that is not.
     """
     rollout = wrong_rollout(group, source)
     layout = Spans(rollout, policy.decode)
     if not 0 <= keep <= layout.written:
-        raise WorkbenchError(f"the point is outside the rollout: 0 to {layout.written} of its tokens can be kept, not {keep}")
+        raise WorkbenchError(
+            f"the point is outside the rollout: 0 to {layout.written} of its tokens can be "
+            f"kept, not {keep}"
+        )
     prefix = policy.decode(rollout.completion_ids[:keep])
     if not layout.text.startswith(prefix):
-        raise WorkbenchError("the point is inside a character that takes several tokens: move it by one")
+        raise WorkbenchError(
+            "the point is inside a character that takes several tokens: move it by one"
+        )
     authors = {"prefix": called(policy), "transition": "template", "continuation": "user"}
     right = ""
     if continuation is None:
-        right = _right(group, nearest(policy, group, source) if reference is None else reference).text
+        right = _right(
+            group, nearest(policy, group, source) if reference is None else reference
+        ).text
         continuation, authors["continuation"] = rest_of(right, prefix), "sibling"
     if not prefix.strip():
         transition = ""  # there is nothing to take back
     elif transition and keep == layout.written and not prefix.endswith("\n"):
         transition = "\n" + transition
-    return Composition(group.problem, rollout, keep, prefix, transition, continuation, right, authors=authors)
+    return Composition(
+        group.problem, rollout, keep, prefix, transition, continuation, right, authors=authors
+    )
 
 
 def rest_of(solution: str, prefix: str) -> str:
     """What is left of a correct solution for somebody who has written ``prefix``."""
     if solution.startswith(prefix):
-        return solution[len(prefix):]
-    lines = [solution[s.start: s.end] for s in split_steps(solution)]
-    return "".join(lines[shared_steps([prefix[s.start: s.end] for s in split_steps(prefix)], lines):])
+        return solution[len(prefix) :]
+    lines = [solution[s.start : s.end] for s in split_steps(solution)]
+    return "".join(
+        lines[shared_steps([prefix[s.start : s.end] for s in split_steps(prefix)], lines) :]
+    )
 
 
 def wrong_rollout(group: Group, i: int) -> Rollout:
     if not 0 <= i < len(group.rollouts):
-        raise WorkbenchError(f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}")
+        raise WorkbenchError(
+            f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}"
+        )
     if group.rollouts[i].verdict.correct:
         raise WorkbenchError(f"rollout {i} is correct: there is nothing to correct")
     return group.rollouts[i]
@@ -113,80 +158,151 @@ def wrong_rollout(group: Group, i: int) -> Rollout:
 def _right(group: Group, i: int) -> Rollout:
     if not 0 <= i < len(group.rollouts) or not group.rollouts[i].verdict.correct:
         right = [str(j) for j, r in enumerate(group.rollouts) if r.verdict.correct]
-        raise WorkbenchError(f"rollout {i} is no correct reference; {', '.join(right) or 'none'} of this group would be")
+        raise WorkbenchError(
+            f"rollout {i} is no correct reference; {', '.join(right) or 'none'} of this "
+            "group would be"
+        )
     return group.rollouts[i]
 
 
-def reconstruct(policy: Policy, task: Task, group: Group, source: int, *, reference: int | None = None, tries: int = 4,
-                seed: int = 0) -> Composition:
-    """Let the policy write the correction in TAPO's format, from the question, the wrong rollout and a correct sibling, as ``synthesis.construct``
-    does for training.
+def reconstruct(
+    policy: Policy,
+    task: Task,
+    group: Group,
+    source: int,
+    *,
+    reference: int | None = None,
+    tries: int = 4,
+    seed: int = 0,
+) -> Composition:
+    """Let the policy write the correction in TAPO's format, from the question, the wrong rollout
+    and a correct sibling, as ``synthesis.construct`` does for training.
 
-    What it copied of the rollout, token by token, is the kept part; the diagnosis is its analysis. The first of ``tries`` outputs that TAPO would
-    train on counts. Raises WorkbenchError when there is none, saying why they were dropped, and for a task without a synthesis prompt.
+    What it copied of the rollout, token by token, is the kept part; the diagnosis is its analysis.
+    The first of ``tries`` outputs that TAPO would train on counts. Raises WorkbenchError when there
+    is none, saying why they were dropped, and for a task without a synthesis prompt.
     """
     rollout = wrong_rollout(group, source)
     right = _right(group, nearest(policy, group, source) if reference is None else reference)
-    made = construct(policy, task, [Pair(group.problem, rollout, right, j) for j in range(tries)], (seed, "reconstruct", source))
+    made = construct(
+        policy,
+        task,
+        [Pair(group.problem, rollout, right, j) for j in range(tries)],
+        (seed, "reconstruct", source),
+    )
     usable = next((m for m in made if m.rollout is not None), None)
     if usable is None:
         why = ", ".join(f"{n} {reason}" for reason, n in Counter(m.dropped for m in made).items())
-        raise WorkbenchError(f"none of {tries} outputs of the policy is a usable analysis and reconstruction ({why}): "
-                             "try another seed, or write it yourself")
-    composition = of_text(policy, group.problem, rollout, usable.rollout.text, author=called(policy))
+        raise WorkbenchError(
+            f"none of {tries} outputs of the policy is a usable analysis and reconstruction "
+            f"({why}): "
+            "try another seed, or write it yourself"
+        )
+    composition = of_text(
+        policy, group.problem, rollout, usable.rollout.text, author=called(policy)
+    )
     return replace(composition, reference=right.text, diagnosis=usable.analysis)
 
 
-def of_text(policy: Policy, problem: Problem, source: Rollout, text: str, author: str = "user") -> Composition:
-    """A whole corrected text: as much of the source as it begins with is kept with its token ids, the rest is the continuation."""
+def of_text(
+    policy: Policy, problem: Problem, source: Rollout, text: str, author: str = "user"
+) -> Composition:
+    """A whole corrected text: as much of the source as it begins with is kept with its token ids,
+    the rest is the continuation.
+    """
     layout = Spans(source, policy.decode)
     shared = common_prefix(layout.text, text)
     keep = sum(start < shared for start in layout.starts[: layout.written])
-    while not text.startswith(policy.decode(source.completion_ids[:keep])):  # the last token says more than the text does
+    # the last token says more than the text does
+    while not text.startswith(policy.decode(source.completion_ids[:keep])):
         keep -= 1
     prefix = policy.decode(source.completion_ids[:keep])
-    return Composition(problem, source, keep, prefix, "", text[len(prefix):], authors={"prefix": called(policy), "continuation": author})
+    return Composition(
+        problem,
+        source,
+        keep,
+        prefix,
+        "",
+        text[len(prefix) :],
+        authors={"prefix": called(policy), "continuation": author},
+    )
 
 
 def edit(composition: Composition, **parts: str) -> Composition:
-    """Other words for ``transition``, ``continuation`` or ``diagnosis``; they are the user's from then on."""
+    """Other words for ``transition``, ``continuation`` or ``diagnosis``; they are the user's from
+    then on.
+    """
     changed = {name: text for name, text in parts.items() if text != getattr(composition, name)}
-    return replace(composition, **changed, authors={**composition.authors, **dict.fromkeys(changed, "user")})
+    return replace(
+        composition, **changed, authors={**composition.authors, **dict.fromkeys(changed, "user")}
+    )
 
 
 def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
-    """The correction as training would see it: the source's own prompt and kept ids, the tokens of what is new, the end of the turn; graded.
+    """The correction as training would see it: the source's own prompt and kept ids, the tokens of
+    what is new, the end of the turn; graded.
 
-    None of it counts as written by the policy under this prompt (``borrowed``: all), whoever wrote the words: there are no sampler's log-probs.
-    Raises WorkbenchError when there is no reconstruction, no final answer in it, a control token, no way to tokenise it, or no room for it.
+    None of it counts as written by the policy under this prompt (``borrowed``: all), whoever wrote
+    the words: there are no sampler's log-probs. Raises WorkbenchError when there is no
+    reconstruction, no final answer in it, a control token, no way to tokenise it, or no room for
+    it.
     """
     source, new = composition.source, composition.transition + composition.continuation
     if not composition.continuation.strip():
         raise WorkbenchError("the reconstruction is empty: write what comes after the point")
     if not _ends_with_answer(composition):
-        raise WorkbenchError("the reconstruction has no final answer: end it with one, such as \\boxed{18} or Answer 18")
-    ids = _tokens(policy, source.completion_ids[: composition.keep], composition.prefix, new) + (policy.tokenizer.eos_token_id,)
+        raise WorkbenchError(
+            "the reconstruction has no final answer: end it with one, such as \\boxed{18} "
+            "or Answer 18"
+        )
+    ids = _tokens(policy, source.completion_ids[: composition.keep], composition.prefix, new) + (
+        policy.tokenizer.eos_token_id,
+    )
     if len(source.prompt_ids) + len(ids) > policy.context:
-        raise WorkbenchError(f"the prompt and the correction have {len(source.prompt_ids) + len(ids)} tokens, "
-                             f"more than the model's context of {policy.context}")
+        raise WorkbenchError(
+            f"the prompt and the correction have {len(source.prompt_ids) + len(ids)} "
+            "tokens, "
+            f"more than the model's context of {policy.context}"
+        )
     origin = "edited" if "user" in composition.authors.values() else "correction"
-    return Rollout(source.prompt_ids, ids, (float("nan"),) * len(ids), composition.text, task.grade(composition.problem, composition.text),
-                   origin=origin, borrowed=len(ids))
+    return Rollout(
+        source.prompt_ids,
+        ids,
+        (float("nan"),) * len(ids),
+        composition.text,
+        task.grade(composition.problem, composition.text),
+        origin=origin,
+        borrowed=len(ids),
+    )
 
 
 def _ends_with_answer(composition: Composition) -> bool:
-    """Is the last final answer of the text (at least the end of it) in the new part? The kept part may hold a wrong one."""
+    """Is the last final answer of the text (at least the end of it) in the new part?
+
+    The kept part may hold a wrong one.
+    """
     last = next(reversed([*_ANSWER.finditer(composition.text)]), None)
-    return last is not None and len(composition.prefix) < last.end() + len(composition.text[last.end():].partition("\n")[0])
+    return last is not None and len(composition.prefix) < last.end() + len(
+        composition.text[last.end() :].partition("\n")[0]
+    )
 
 
 def _tokens(policy: Policy, kept: tuple[int, ...], prefix: str, new: str) -> tuple[int, ...]:
-    """The kept ids and those of the new text. A tokenizer that puts a space before a text of its own reads the two together."""
+    """The kept ids and those of the new text.
+
+    A tokenizer that puts a space before a text of its own reads the two together.
+    """
     tokenizer = policy.tokenizer
     for known, text in ((kept, new), ((), prefix + new)):
         ids = known + tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if set(ids[len(kept):]) & (set(tokenizer.all_special_ids) | policy.stop_ids):
-            raise WorkbenchError("the reconstruction holds a control token of the tokenizer, or a character that it does not know")
+        if set(ids[len(kept) :]) & (set(tokenizer.all_special_ids) | policy.stop_ids):
+            raise WorkbenchError(
+                "the reconstruction holds a control token of the tokenizer, or a character "
+                "that it does not know"
+            )
         if ids[: len(kept)] == kept and policy.decode(ids) == prefix + new:
             return ids
-    raise WorkbenchError("the tokenizer does not give this text back when it is cut here: keep through the end of a step instead")
+    raise WorkbenchError(
+        "the tokenizer does not give this text back when it is cut here: keep through the "
+        "end of a step instead"
+    )

@@ -1,8 +1,10 @@
-"""The composer's desk: one group, and for every correction composed on it what training would see and what each method would say.
+"""The composer's desk: one group, and for every correction composed on it what training would see
+and what each method would say.
 
     desk = Desk(policy, task, group, {"GRPO": GRPO()})
     draft = desk.draft(desk.compose(source=0, token=10))
-    draft.verdict, draft.table, draft.preview            # or draft.why_not, one sentence, when it cannot be trained on
+    draft.verdict, draft.table, draft.preview            # or draft.why_not, one sentence, when it
+                                                         cannot be trained on
 """
 
 from __future__ import annotations
@@ -16,7 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from workbench.model.batch import collate
+from workbench.core import (
+    Credit,
+    Group,
+    Inspection,
+    Method,
+    Rollout,
+    Task,
+    TokenStats,
+    Verdict,
+    WorkbenchError,
+)
 from workbench.corrections.buffer import Correction, append
 from workbench.corrections.compose import (
     Composition,
@@ -28,10 +40,10 @@ from workbench.corrections.compose import (
     to_rollout,
     wrong_rollout,
 )
-from workbench.core import Credit, Group, Inspection, Method, TokenStats, Rollout, Task, Verdict, WorkbenchError
-from workbench.methods.tapo import suppression
-from workbench.model.policy import Learner, Policy
 from workbench.inspection.readings import inspect_group, token_stats
+from workbench.methods.tapo import suppression
+from workbench.model.batch import collate
+from workbench.model.policy import Learner, Policy
 from workbench.spans import Spans
 
 if TYPE_CHECKING:
@@ -39,9 +51,12 @@ if TYPE_CHECKING:
 
 
 def ood_weights(reading: TokenStats) -> np.ndarray:
-    """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the policy would write there, near 0 where it never
-    would."""
-    return suppression(torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)).numpy()
+    """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the
+    policy would write there, near 0 where it never would.
+    """
+    return suppression(
+        torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)
+    ).numpy()
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,18 @@ class CorrectionEditor:
         """The rollouts that can be corrected."""
         return [i for i, r in enumerate(self.group.rollouts) if not r.verdict.correct]
 
-    def compose(self, source: int, token: int, *, whole_step: bool = True, **options) -> Composition:
-        """``compose`` at a token of a rollout, its step kept whole (so that the mistake is seen and taken back) or cut before the token."""
+    def compose(
+        self, source: int, token: int, *, whole_step: bool = True, **options
+    ) -> Composition:
+        """``compose`` at a token of a rollout, its step kept whole (so that the mistake is seen and
+        taken back) or cut before the token.
+        """
         rollout = wrong_rollout(self.group, source)
         if not 0 <= token < len(rollout.completion_ids):
-            raise WorkbenchError(f"there is no token {token}: rollout {source} has 0 to {len(rollout.completion_ids) - 1}")
+            raise WorkbenchError(
+                f"there is no token {token}: rollout {source} has 0 to "
+                f"{len(rollout.completion_ids) - 1}"
+            )
         keep = keep_through(self.policy, rollout, token) if whole_step else token
         return compose(self.policy, self.group, source, keep, **options)
 
@@ -85,7 +107,10 @@ class CorrectionEditor:
 
 @dataclass(frozen=True)
 class Draft:
-    """A composition and what follows from it. ``rollout`` is None, and ``why_not`` says why, when it cannot be trained on."""
+    """A composition and what follows from it.
+
+    ``rollout`` is None, and ``why_not`` says why, when it cannot be trained on.
+    """
 
     desk: CorrectionEditor
     composition: Composition
@@ -103,24 +128,46 @@ class Draft:
 
     @cached_property
     def preview(self) -> Inspection:
-        """The group with the correction as its last rollout, and the credit that each method gives if this is the whole batch."""
+        """The group with the correction as its last rollout, and the credit that each method gives
+        if this is the whole batch.
+        """
         group = replace(self.desk.group, rollouts=(*self.desk.group.rollouts, self._legal))
         return inspect_group(self.desk.learner, group, self.desk.task, self.desk.methods)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row for every token of prompt and correction, as ``collate`` hands it to training: ``trained`` is its mask. Log-prob (nats), entropy
-        and the OOD weight ``w`` are the policy's under the plain prompt; then the realised credit of each method."""
+        """One row for every token of prompt and correction, as ``collate`` hands it to training:
+
+        ``trained`` is its mask. Log-prob (nats), entropy and the OOD weight ``w`` are the policy's
+        under the plain prompt; then the realised credit of each method.
+        """
         import pandas as pd
 
         rollout, decode = self._legal, self.desk.policy.tokenizer.decode
-        batch, = collate([Credit.of(rollout)], self.desk.policy.pad_id)
+        (batch,) = collate([Credit.of(rollout)], self.desk.policy.pad_id)
         before, ids = len(rollout.prompt_ids), batch.input_ids[0].tolist()
-        new = {"log-prob": self.reading.logprobs, "entropy": self.reading.entropy, "w": ood_weights(self.reading)}
-        new |= {name: layer[-1] for name, layer in self.preview.layers.items() if name.endswith(" credit")}
-        return pd.DataFrame({"token": [decode([i]) for i in ids], "id": ids, "part": ["prompt"] * before + self.parts,
-                             "trained": [False] * before + batch.mask[0].tolist(),
-                             **{name: np.concatenate([np.full(before, np.nan), values]) for name, values in new.items()}})
+        new = {
+            "log-prob": self.reading.logprobs,
+            "entropy": self.reading.entropy,
+            "w": ood_weights(self.reading),
+        }
+        new |= {
+            name: layer[-1]
+            for name, layer in self.preview.layers.items()
+            if name.endswith(" credit")
+        }
+        return pd.DataFrame(
+            {
+                "token": [decode([i]) for i in ids],
+                "id": ids,
+                "part": ["prompt"] * before + self.parts,
+                "trained": [False] * before + batch.mask[0].tolist(),
+                **{
+                    name: np.concatenate([np.full(before, np.nan), values])
+                    for name, values in new.items()
+                },
+            }
+        )
 
     @cached_property
     def parts(self) -> list[str]:
@@ -128,10 +175,14 @@ class Draft:
         ends = np.cumsum([len(self.composition.prefix), len(self.composition.transition)])
         names = ("prefix", "transition", "continuation")
         starts = Spans(self._legal, self.desk.policy.decode).starts[:-1]
-        return [names[int(np.searchsorted(ends, start, side="right"))] for start in starts] + ["end"]
+        return [names[int(np.searchsorted(ends, start, side="right"))] for start in starts] + [
+            "end"
+        ]
 
     def save(self, path: str | Path) -> Correction:
-        """Append the correction, with where it came from, to a buffer (workbench/corrections/buffer.py)."""
+        """Append the correction, with where it came from, to a buffer
+        (workbench/corrections/buffer.py).
+        """
         correction = Correction(self.composition, self._legal, called(self.desk.policy))
         append(path, correction)
         return correction

@@ -1,7 +1,8 @@
-"""One question, seen by every method: the attempts that all of them share, what each adds of its own, and what each says of every token.
+"""One question, seen by every method: the attempts that all of them share, what each adds of its
+own, and what each says of every token.
 
-Samples come from coordinates, so methods that let the policy write alone write the same attempts; TAPO adds its reconstructions, LUFFY, TRAPO and SFT an
-expert's words.
+Samples come from coordinates, so methods that let the policy write alone write the same attempts;
+TAPO adds its reconstructions, LUFFY, TRAPO and SFT an expert's words.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.core import Group, Method, Problem, Rollout, Task
-from workbench.model.policy import Learner
 from workbench.inspection.readings import FrozenLearner, realised_credit
+from workbench.model.policy import Learner
 
 
 class MethodCredit(NamedTuple):
@@ -23,18 +24,28 @@ class MethodCredit(NamedTuple):
     credit: tuple[np.ndarray, ...]
 
 
-def credit_by_method(learner: Learner | FrozenLearner, task: Task, problem: Problem, methods: Mapping[str, Method], seed: tuple[int, ...]) -> dict[str, MethodCredit]:
+def credit_by_method(
+    learner: Learner | FrozenLearner,
+    task: Task,
+    problem: Problem,
+    methods: Mapping[str, Method],
+    seed: tuple[int, ...],
+) -> dict[str, MethodCredit]:
     """Each method's own group for the problem, painted as if it were the whole batch."""
     found = {}
     for name, method in methods.items():
         [group] = method.sample(learner, task, [problem], seed)
-        found[name] = MethodCredit(group.rollouts, realised_credit(learner, group, method)["credit"])
+        found[name] = MethodCredit(
+            group.rollouts, realised_credit(learner, group, method)["credit"]
+        )
     return found
 
 
 def comparable_rollouts(found: Mapping[str, MethodCredit]) -> dict[str, MethodCredit]:
-    """Few enough to draw: of each method one right and one wrong attempt, the same ones for all where they have them, and one of those that
-    the policy did not write alone: a right one where there is one, with the most credit."""
+    """Few enough to draw: of each method one right and one wrong attempt, the same ones for all
+    where they have them, and one of those that the policy did not write alone: a right one where
+    there is one, with the most credit.
+    """
     shared = _common([way.rollouts for way in found.values()])
     return {name: _take(way, shared) for name, way in found.items()}
 
@@ -45,7 +56,10 @@ def _common(groups: list[tuple[Rollout, ...]]) -> list[tuple[int, ...]]:
     for group in groups:
         for key in {(r.verdict.correct, r.completion_ids) for r in group if r.origin == "policy"}:
             counts[key] = counts.get(key, 0) + 1
-    best = (max((key for key in counts if key[0] == right), key=counts.get, default=None) for right in (True, False))
+    best = (
+        max((key for key in counts if key[0] == right), key=counts.get, default=None)
+        for right in (True, False)
+    )
     return [key[1] for key in best if key is not None]
 
 
@@ -53,7 +67,19 @@ def _take(way: MethodCredit, shared: list[tuple[int, ...]]) -> MethodCredit:
     ids = [r.completion_ids for r in way.rollouts]
     own = [ids.index(wanted) for wanted in shared if wanted in ids]
     added = [i for i, r in enumerate(way.rollouts) if r.origin != "policy"]
-    extra = [max(added, key=lambda i: (way.rollouts[i].verdict.correct, float(np.abs(np.nan_to_num(way.credit[i])).sum())))] if added else []
+    extra = (
+        [
+            max(
+                added,
+                key=lambda i: (
+                    way.rollouts[i].verdict.correct,
+                    float(np.abs(np.nan_to_num(way.credit[i])).sum()),
+                ),
+            )
+        ]
+        if added
+        else []
+    )
     kept = [*own, *extra]
     return MethodCredit(tuple(way.rollouts[i] for i in kept), tuple(way.credit[i] for i in kept))
 

@@ -1,13 +1,18 @@
 """Where did it go wrong? Locators of the failure point of a wrong rollout, behind one protocol.
 
-    truth                the task's own checker: the first step that was wrong when written              needs a task that knows
-    steepest drop        the sharpest fall of Delta from one token to the next                            needs the self-teacher's reading
-    sustained negative   the first token from which Delta stays negative (a CUSUM alarm)                  needs the self-teacher's reading
-    divergence           the first step that the nearest correct sibling does not have                    needs a correct sibling, no model
+    truth                the task's own checker: the first step that was wrong when written
+                         needs a task that knows
+    steepest drop        the sharpest fall of Delta from one token to the next
+                         needs the self-teacher's reading
+    sustained negative   the first token from which Delta stays negative (a CUSUM alarm)
+                         needs the self-teacher's reading
+    divergence           the first step that the nearest correct sibling does not have
+                         needs a correct sibling, no model
     chance               a step drawn uniformly: what every locator has to beat
 
-Two more ask the policy to write (workbench/inspection/generative_locators.py): its own diagnosis, and the drop of the success rate over the steps.
-``locate`` runs locators on a group; workbench/studies/locator_table.py scores them against the truth.
+Two more ask the policy to write (workbench/inspection/generative_locators.py): its own diagnosis,
+and the drop of the success rate over the steps. ``locate`` runs locators on a group;
+workbench/studies/locator_table.py scores them against the truth.
 """
 
 from __future__ import annotations
@@ -29,7 +34,9 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class Candidate(NamedTuple):
-    """A possible failure point: a step, the token in it, and a score (larger: more likely; each locator has its own unit)."""
+    """A possible failure point: a step, the token in it, and a score (larger: more likely; each
+    locator has its own unit).
+    """
 
     step: int
     token: int
@@ -37,7 +44,10 @@ class Candidate(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Candidates, best first; none where the locator cannot tell. ``cost``: tokens generated to find them."""
+    """Candidates, best first; none where the locator cannot tell.
+
+    ``cost``: tokens generated to find them.
+    """
 
     candidates: tuple[Candidate, ...] = ()
     cost: int = 0
@@ -61,7 +71,11 @@ class Case:
 
     def siblings(self) -> list[Rollout]:
         """The other rollouts of the group that are correct."""
-        return [r for i, r in enumerate(self.inspection.group.rollouts) if i != self.index and r.verdict.correct]
+        return [
+            r
+            for i, r in enumerate(self.inspection.group.rollouts)
+            if i != self.index and r.verdict.correct
+        ]
 
     def candidate(self, token: int, score: float) -> Candidate:
         return Candidate(self.layout.step_of(token), token, float(score))
@@ -69,7 +83,10 @@ class Case:
     def delta(self, reader: str) -> np.ndarray:
         """[T] Delta, NaN without a teacher."""
         if "delta" not in self.inspection.layers:
-            raise WorkbenchError(f"the locator {reader!r} needs the self-teacher's reading: make the inspection with inspect_group(policy, ...)")
+            raise WorkbenchError(
+                f"the locator {reader!r} needs the self-teacher's reading: make the "
+                "inspection with inspect_group(policy, ...)"
+            )
         return self.inspection.layers["delta"][self.index]
 
 
@@ -79,14 +96,25 @@ class Locator(Protocol):
     def locate(self, cases: Sequence[Case]) -> list[Finding]: ...
 
 
-def locate(group: Group | Inspection, decode: Decode, locators: Iterable[Locator], rollouts: Sequence[int] | None = None
-           ) -> dict[int, dict[str, Finding]]:
-    """What each locator finds in each of ``rollouts`` (None: the wrong ones). ``decode`` turns ids to text: ``policy.decode``.
+def locate(
+    group: Group | Inspection,
+    decode: Decode,
+    locators: Iterable[Locator],
+    rollouts: Sequence[int] | None = None,
+) -> dict[int, dict[str, Finding]]:
+    """What each locator finds in each of ``rollouts`` (None: the wrong ones).
 
-    A bare Group, such as a recorded one, serves the locators that need no model; the others say what they need (WorkbenchError).
+    ``decode`` turns ids to text: ``policy.decode``.
+
+    A bare Group, such as a recorded one, serves the locators that need no model; the others say
+    what they need (WorkbenchError).
     """
     inspection = Inspection(group, {}) if isinstance(group, Group) else group
-    rollouts = [i for i, r in enumerate(inspection.group.rollouts) if not r.verdict.correct] if rollouts is None else rollouts
+    rollouts = (
+        [i for i, r in enumerate(inspection.group.rollouts) if not r.verdict.correct]
+        if rollouts is None
+        else rollouts
+    )
     cases = [Case(inspection, i, decode) for i in rollouts]
     found: dict[int, dict[str, Finding]] = {i: {} for i in rollouts}
     for locator in locators:
@@ -106,14 +134,23 @@ class Truth:
 
     def _one(self, case: Case) -> Finding:
         if not case.inspection.first_errors:
-            raise WorkbenchError("the locator 'truth' needs the task's checker: make the inspection with inspect_group(policy, ...)")
+            raise WorkbenchError(
+                "the locator 'truth' needs the task's checker: make the inspection with "
+                "inspect_group(policy, ...)"
+            )
         wrong = case.inspection.first_errors[case.index]
-        return Finding() if wrong is None else Finding((Candidate(*case.layout.place(wrong.start), 1.0),))
+        return (
+            Finding()
+            if wrong is None
+            else Finding((Candidate(*case.layout.place(wrong.start), 1.0),))
+        )
 
 
 @dataclass(frozen=True)
 class SteepestDrop:
-    """The largest fall Delta_(t-1) - Delta_t (before the first token Delta is 0), the largest of each step. Score: the fall in nats."""
+    """The largest fall Delta_(t-1) - Delta_t (before the first token Delta is 0), the largest of
+    each step. Score: the fall in nats.
+    """
 
     name: str = "steepest drop"
 
@@ -122,14 +159,19 @@ class SteepestDrop:
 
     def _one(self, case: Case, delta: np.ndarray) -> Finding:
         fall = -np.diff(delta, prepend=0.0)
-        return best_of_steps(case.candidate(int(t), fall[t]) for t in np.argsort(-fall, kind="stable") if fall[t] > 0)
+        return best_of_steps(
+            case.candidate(int(t), fall[t]) for t in np.argsort(-fall, kind="stable") if fall[t] > 0
+        )
 
 
 @dataclass(frozen=True)
 class SustainedNegative:
-    """Page's CUSUM on Delta: S_t = max(0, S_(t-1) - Delta_t - drift), an alarm when S reaches ``alarm``. The point is the token at which S last
-    left 0 before the first alarm. One unlikely token (a third as likely to the teacher) suffices, and so do many slightly unlikely ones.
-    Score: the largest S before it is 0 again.
+    """Page's CUSUM on Delta:
+
+    S_t = max(0, S_(t-1) - Delta_t - drift), an alarm when S reaches ``alarm``. The point is the
+    token at which S last left 0 before the first alarm. One unlikely token (a third as likely to
+    the teacher) suffices, and so do many slightly unlikely ones. Score: the largest S before it is
+    0 again.
     """
 
     drift: float = 0.05  # nats a token that are forgiven
@@ -153,17 +195,29 @@ class SustainedNegative:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first step in which the rollout leaves the nearest correct sibling: the one with the most leading steps in common.
+    """The first step in which the rollout leaves the nearest correct sibling: the one with the most
+    leading steps in common.
 
-    Steps are the same when they hold the same numbers (without numbers: the same words). Score: steps in common. The point is
-    the first character in which the two steps differ; in free text the wording differs sooner than the reckoning does.
+    Steps are the same when they hold the same numbers (without numbers: the same words). Score:
+    steps in common. The point is the first character in which the two steps differ; in free text
+    the wording differs sooner than the reckoning does.
     """
 
     name: str = "divergence"
 
     def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [best_of_steps(sorted((self._leaves(case, Spans(sibling, case.decode)) for sibling in case.siblings()),
-                                     key=lambda candidate: -candidate.score)) for case in cases]
+        return [
+            best_of_steps(
+                sorted(
+                    (
+                        self._leaves(case, Spans(sibling, case.decode))
+                        for sibling in case.siblings()
+                    ),
+                    key=lambda candidate: -candidate.score,
+                )
+            )
+            for case in cases
+        ]
 
     def _leaves(self, case: Case, sibling: Spans) -> Candidate:
         layout = case.layout
@@ -171,17 +225,26 @@ class Divergence:
         if shared == len(layout.steps):
             return case.candidate(len(layout.starts) - 1, shared)
         own = layout.steps[shared]
-        same = common_prefix(layout.lines[shared], sibling.lines[shared]) if shared < len(sibling.steps) else 0
+        same = (
+            common_prefix(layout.lines[shared], sibling.lines[shared])
+            if shared < len(sibling.steps)
+            else 0
+        )
         return case.candidate(layout.token_at(min(own.start + same, own.end - 1)), shared)
 
 
 def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:
     """How many leading steps two completions have in common."""
-    return next((i for i, (a, b) in enumerate(zip(own, other)) if says(a) != says(b)), min(len(own), len(other)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(own, other)) if says(a) != says(b)),
+        min(len(own), len(other)),
+    )
 
 
 def says(step: str) -> tuple[str, ...]:
-    """What a step comes down to: its numbers in any order (85+47 is 47+85), or its words where it has none."""
+    """What a step comes down to: its numbers in any order (85+47 is 47+85), or its words where it
+    has none.
+    """
     return tuple(sorted(_NUMBER.findall(step))) or tuple(step.casefold().split())
 
 
@@ -196,7 +259,9 @@ class Chance:
         return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
-        step = Random(coordinates(self.seed, "chance", case.inspection.group.problem.id, case.index)).randrange(max(1, len(case.layout.steps)))
+        step = Random(
+            coordinates(self.seed, "chance", case.inspection.group.problem.id, case.index)
+        ).randrange(max(1, len(case.layout.steps)))
         return Finding((Candidate(step, case.layout.first_token(step), 0.0),))
 
 

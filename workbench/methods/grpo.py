@@ -1,15 +1,19 @@
 r"""GRPO: group-relative policy optimisation.   arXiv 2402.03300 (DeepSeekMath, eqs. 3 and 21), 2503.20783 (Dr.GRPO), 2503.14476 (DAPO)
 
-    A_i  = (r_i - mean_G r) / (std_G r + eps)                                        population std; Dr.GRPO: no division
+    A_i  = (r_i - mean_G r) / (std_G r + eps)                                        population std;
+         Dr.GRPO: no division
     L    = - mean_t min(rho_t A_i, clip(rho_t, 1 - eps_lo, 1 + eps_hi) A_i)  +  beta k3(pi, pi_ref)
     rho_t = pi(y_t) / pi_old(y_t),      k3 = pi_ref/pi - 1 - log(pi_ref/pi)
 
-Realised credit of a token: rho_t A_i where the clip lets the gradient pass, 0 where it does not; plus beta (pi_ref/pi - 1) from k3.
-A group whose rewards are all equal has A = 0: no gradient, loss 0. Its tokens still count in the mean (as in DAPO's released code and TRL).
+Realised credit of a token: rho_t A_i where the clip lets the gradient pass, 0 where it does not;
+plus beta (pi_ref/pi - 1) from k3. A group whose rewards are all equal has A = 0: no gradient, loss
+0. Its tokens still count in the mean (as in DAPO's released code and TRL).
 
 Differs from the papers:
-- the first update on a batch has rho = 1 exactly (pi_old is the policy itself), so the sampler's rounding never enters the ratio;
-- the default mean is DAPO's, over all tokens of the batch; DeepSeekMath's is ``aggregate="sequence"``, Dr.GRPO's ``"constant"``;
+- the first update on a batch has rho = 1 exactly (pi_old is the policy itself), so the sampler's
+  rounding never enters the ratio;
+- the default mean is DAPO's, over all tokens of the batch; DeepSeekMath's is
+  ``aggregate="sequence"``, Dr.GRPO's ``"constant"``;
 - beta is 0 by default, as in DAPO and Dr.GRPO.
 """
 
@@ -37,11 +41,22 @@ class GRPO(Method):
 
     def __post_init__(self):
         if self.k < 2:
-            raise WorkbenchError(f"GRPO compares the rollouts of a group: k must be 2 or more, not {self.k}")
-        if self.scale not in ("std", "none") or self.aggregate not in ("token", "sequence", "constant"):
+            raise WorkbenchError(
+                f"GRPO compares the rollouts of a group: k must be 2 or more, not {self.k}"
+            )
+        if self.scale not in ("std", "none") or self.aggregate not in (
+            "token",
+            "sequence",
+            "constant",
+        ):
             raise WorkbenchError("GRPO takes scale=std|none and aggregate=token|sequence|constant")
-        if not (0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1):
-            raise WorkbenchError("GRPO takes eps_lo from 0 to 1, eps_hi and beta of 0 or more, and constant of 1 or more")
+        if not (
+            0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1
+        ):
+            raise WorkbenchError(
+                "GRPO takes eps_lo from 0 to 1, eps_hi and beta of 0 or more, and constant "
+                "of 1 or more"
+            )
 
     @property
     def needs_reference(self) -> bool:
@@ -55,22 +70,35 @@ class GRPO(Method):
         for group in groups:
             rewards = torch.tensor(group.rewards)
             # Without contrast exactly 0, not the rounding of r - mean(r) over eps.
-            advantages = standardize(rewards, self.scale) if group.has_contrast else torch.zeros_like(rewards)
-            credits += [Credit.of(rollout, pg=float(a)) for rollout, a in zip(group.rollouts, advantages)]
+            advantages = (
+                standardize(rewards, self.scale)
+                if group.has_contrast
+                else torch.zeros_like(rewards)
+            )
+            credits += [
+                Credit.of(rollout, pg=float(a)) for rollout, a in zip(group.rollouts, advantages)
+            ]
         return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         """Metrics, means over the tokens of the batch:
 
-        ratio         rho. 1 on the first update of a batch; later ones move away from it, and far from 1 the clip decides.
-        clipped       share of tokens whose gradient the clip holds back: 0 on the first update. Of the last of several (``last_clipped``) a few
-                      per cent are healthy; much more means too many or too large updates on one batch.
-        kl_reference  nats a token, with beta > 0. Grows from 0 as the policy leaves its reference; a jump is a policy running away.
+        ratio         rho. 1 on the first update of a batch; later ones move away from it, and far
+                      from 1 the clip decides.
+        clipped       share of tokens whose gradient the clip holds back: 0 on the first update. Of
+                      the last of several (``last_clipped``) a few
+                      per cent are healthy; much more means too many or too large updates on one
+                      batch.
+        kl_reference  nats a token, with beta > 0. Grows from 0 as the policy leaves its reference;
+                      a jump is a policy running away.
         """
         old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
-        objective, coefficient = clipped(scores.logp, old, batch.channels["pg"], self.eps_lo, self.eps_hi)
+        objective, coefficient = clipped(
+            scores.logp, old, batch.channels["pg"], self.eps_lo, self.eps_hi
+        )
         per_token, credit = -objective, coefficient
-        metrics, tokens = {}, batch.denominators["tokens"]  # the metrics are token means, whatever the objective's mean is
+        # the metrics are token means, whatever the objective's mean is
+        metrics, tokens = {}, batch.denominators["tokens"]
         weight = self.weights(batch)
         if self.beta:
             penalty = k3(scores.logp, scores.reference)
@@ -84,7 +112,9 @@ class GRPO(Method):
         return Loss(per_token.sum(), per_token.detach(), credit * weight * tokens, metrics)
 
     def weights(self, batch: Batch) -> torch.Tensor:
-        """[B, T] what each token counts in the mean; over the whole batch they sum to 1 (``constant``: to the mean length over the constant)."""
+        """[B, T] what each token counts in the mean; over the whole batch they sum to 1
+        (``constant``: to the mean length over the constant).
+        """
         mask = batch.mask.float()
         if self.aggregate == "token":
             return mask / batch.denominators["tokens"]

@@ -1,15 +1,19 @@
 r"""KD: knowledge distillation on what a stronger model writes, off policy.   Sequence level: Kim and Rush, arXiv 1606.07947
 
-    L = - mean_t log pi(y_t | x, y_<t)          over the tokens of k samples y ~ q of each problem, q: the teacher
+    L = - mean_t log pi(y_t | x, y_<t)          over the tokens of k samples y ~ q of each problem,
+                                                q: the teacher
 
-Realised credit of a token: 1 on every token that the teacher wrote, likely or not. It is SFT on the teacher's samples in place of expert solutions.
-Beside OPD it shows what it is worth that the policy writes and the teacher judges; beside SCOPE and GRPO, that rewards enter.
+Realised credit of a token: 1 on every token that the teacher wrote, likely or not. It is SFT on the
+teacher's samples in place of expert solutions. Beside OPD it shows what it is worth that the policy
+writes and the teacher judges; beside SCOPE and GRPO, that rewards enter.
 
-The teacher's tokens are not the policy's: ``generated`` is 0, they are counted in ``expert_tokens``, also those of samples that are not learned from.
-``reward``, ``correct`` and ``length`` of a step are those of the teacher's samples.
+The teacher's tokens are not the policy's: ``generated`` is 0, they are counted in
+``expert_tokens``, also those of samples that are not learned from. ``reward``, ``correct`` and
+``length`` of a step are those of the teacher's samples.
 
-Differs from the paper: samples at temperature 1 in place of the beam's best sequence, fresh ones in each step, so that steps compare with the other
-methods'; ``correct`` leaves out the wrong ones (rejection sampling).
+Differs from the paper: samples at temperature 1 in place of the beam's best sequence, fresh ones in
+each step, so that steps compare with the other methods'; ``correct`` leaves out the wrong ones
+(rejection sampling).
 """
 
 from __future__ import annotations
@@ -17,7 +21,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Problem, Rollout, Scores, WorkbenchError
+from workbench.core import (
+    Batch,
+    Credit,
+    Group,
+    Loss,
+    Method,
+    Problem,
+    Rollout,
+    Scores,
+    WorkbenchError,
+)
 from workbench.methods.opd import require_teacher
 from workbench.methods.sft import SFT
 from workbench.model.policy import Policy
@@ -39,23 +53,40 @@ class KD(Method):
     def sample(self, learner, task, problems, seed) -> list[Group]:
         require_teacher(learner, self.teacher, "KD")
         groups = sample_groups(learner.expert, task, problems, self.k, seed)
-        return [Group(group.problem, tuple(given(learner.policy, group.problem, r) for r in group.rollouts),
-                      {"expert_tokens": float(sum(len(r.completion_ids) for r in group.rollouts))}) for group in groups]
+        return [
+            Group(
+                group.problem,
+                tuple(given(learner.policy, group.problem, r) for r in group.rollouts),
+                {"expert_tokens": float(sum(len(r.completion_ids) for r in group.rollouts))},
+            )
+            for group in groups
+        ]
 
     def credit(self, groups, learner) -> list[Credit]:
-        return [Credit.of(r, nll=1.0) for group in groups for r in group.rollouts if r.verdict.correct or not self.correct]
+        return [
+            Credit.of(r, nll=1.0)
+            for group in groups
+            for r in group.rollouts
+            if r.verdict.correct or not self.correct
+        ]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         return SFT().loss(scores, batch)
 
 
 def given(policy: Policy, problem: Problem, written: Rollout) -> Rollout:
-    """What another model with the same tokenizer wrote, token by token, after the policy's own prompt: none of it is the policy's.
+    """What another model with the same tokenizer wrote, token by token, after the policy's own
+    prompt: none of it is the policy's.
 
     Raises WorkbenchError when it does not fit the policy's context.
     """
     prompt, size = policy.prompt_ids(problem.messages), len(written.completion_ids)
     if len(prompt) + size > policy.context:
-        raise WorkbenchError(f"problem {problem.id} and the teacher's answer have {len(prompt) + size} tokens, "
-                             f"more than the model's context of {policy.context}")
-    return replace(written, prompt_ids=prompt, logprobs=(float("nan"),) * size, origin="expert", borrowed=size)
+        raise WorkbenchError(
+            f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
+            "tokens, "
+            f"more than the model's context of {policy.context}"
+        )
+    return replace(
+        written, prompt_ids=prompt, logprobs=(float("nan"),) * size, origin="expert", borrowed=size
+    )

@@ -1,15 +1,19 @@
 r"""LUFFY: learning to reason under off-policy guidance.   arXiv 2504.14945 (mixed-policy GRPO with policy shaping)
 
     A_i = r_i - mean_G r                          over k - 1 own rollouts and one whole expert trace
-    L   = [ sum_own - A_i rho_t  +  sum_expert - A_i f(pi(y_t)) ] / (max length * sequences)  -  c mean_t H_t
+    L   = [ sum_own - A_i rho_t  +  sum_expert - A_i f(pi(y_t)) ] / (max length * sequences)  -  c
+        mean_t H_t
     f(p) = p / (p + gamma)                        grad f = gamma p / (p + gamma)^2  grad log p
 
-Realised credit: own token rho_t A_i, expert token A_i gamma p/(p + gamma)^2, both over (max length * sequences). Where every own rollout is
-right, A = 0 and the trace teaches nothing; the expert's probability counts as 1 in its importance ratio, as in the paper.
+Realised credit: own token rho_t A_i, expert token A_i gamma p/(p + gamma)^2, both over (max length
+* sequences). Where every own rollout is right, A = 0 and the trace teaches nothing; the expert's
+probability counts as 1 in its importance ratio, as in the paper.
 
 Differs from the paper:
-- no std and no clip, as in the released script (grpo_use_std=False, loss_remove_clip=True) and not in the paper's equations;
-- divided by the number of sequences as well (see trapo.py); a problem without a solution has k own rollouts, as released.
+- no std and no clip, as in the released script (grpo_use_std=False, loss_remove_clip=True) and not
+  in the paper's equations;
+- divided by the number of sequences as well (see trapo.py); a problem without a solution has k own
+  rollouts, as released.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError, coordinates
-from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout
 from workbench.methods.trapo import centered, mixed, mixed_loss
 from workbench.model.scores import shaped
+from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,42 @@ class LUFFY(Method):
 
     def __post_init__(self):
         if not (self.k >= 2 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1):
-            raise WorkbenchError("LUFFY takes k of 2 or more, gamma above 0, entropy of 0 or more and constant of 1 or more")
+            raise WorkbenchError(
+                "LUFFY takes k of 2 or more, gamma above 0, entropy of 0 or more and "
+                "constant of 1 or more"
+            )
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        experts = [[expert_rollout(learner.policy, task, problem, text, task.max_new) for text in problem.solutions[:1]] for problem in problems]
-        starts = [Prefix(problem, (), [coordinates(*seed, problem.id, j) for j in range(self.k - len(expert))])
-                  for problem, expert in zip(problems, experts)]
-        return [Group(problem, (*own, *expert)) for problem, own, expert in zip(problems, continue_from(learner.policy, task, starts), experts)]
+        experts = [
+            [
+                expert_rollout(learner.policy, task, problem, text, task.max_new)
+                for text in problem.solutions[:1]
+            ]
+            for problem in problems
+        ]
+        starts = [
+            Prefix(
+                problem,
+                (),
+                [coordinates(*seed, problem.id, j) for j in range(self.k - len(expert))],
+            )
+            for problem, expert in zip(problems, experts)
+        ]
+        return [
+            Group(problem, (*own, *expert))
+            for problem, own, expert in zip(
+                problems, continue_from(learner.policy, task, starts), experts
+            )
+        ]
 
     def credit(self, groups, learner) -> list[Credit]:
-        return [mixed(rollout, a, weight=a) for group in groups for rollout, a in zip(group.rollouts, centered(group))]
+        return [
+            mixed(rollout, a, weight=a)
+            for group in groups
+            for rollout, a in zip(group.rollouts, centered(group))
+        ]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        return mixed_loss(scores, batch, lambda logp: shaped(logp, self.gamma), self.constant, self.entropy)
+        return mixed_loss(
+            scores, batch, lambda logp: shaped(logp, self.gamma), self.constant, self.entropy
+        )

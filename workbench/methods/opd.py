@@ -1,19 +1,26 @@
 r"""OPD: on-policy distillation.   The baseline of SCOPE, arXiv 2604.10688; its own teacher as context: OPSD, arXiv 2601.18734
 
     Delta_t = log q(y_t | x, y_<t) - log pi_old(y_t | x, y_<t)          q: the teacher; y ~ pi_old
-    token   : L = - mean_t Delta_t rho_t                                one-sample estimate of the gradient of the next line
-    logit   : L = mean_t KL(pi || sg q)                                 over the policy's top_k tokens and one bucket for the others; 0: over all
+    token   : L = - mean_t Delta_t rho_t                                one-sample estimate of the
+            gradient of the next line
+    logit   : L = mean_t KL(pi || sg q)                                 over the policy's top_k
+            tokens and one bucket for the others; 0: over all
 
-Realised credit of a token: rho_t Delta_t, in logit form without rho_t, and a token of the bucket has the bucket's; below 0 where the teacher would
-write the token more rarely than the policy did. The logit form moves all tokens of the vocabulary, that is its sampled part. No reward enters, no
-baseline and no clip. Any k: SCOPE's paper ran it with k = 1 against k = 8 of its own; matched in rollouts it is k = 8.
+Realised credit of a token: rho_t Delta_t, in logit form without rho_t, and a token of the bucket
+has the bucket's; below 0 where the teacher would write the token more rarely than the policy did.
+The logit form moves all tokens of the vocabulary, that is its sampled part. No reward enters, no
+baseline and no clip. Any k: SCOPE's paper ran it with k = 1 against k = 8 of its own; matched in
+rollouts it is k = 8.
 
-The teacher is the learner's expert, any policy with the same tokenizer, or the policy as it was loaded (with LoRA: the base, its adapter off). OPSD,
-whose teacher is the policy itself under a prompt that holds a solution, is SDPO(teacher="frozen", demonstration="reference"): see sdpo.py.
+The teacher is the learner's expert, any policy with the same tokenizer, or the policy as it was
+loaded (with LoRA: the base, its adapter off). OPSD, whose teacher is the policy itself under a
+prompt that holds a solution, is SDPO(teacher="frozen", demonstration="reference"): see sdpo.py.
 
-Differs from the paper: nothing known. From the released scripts: both are at temperature 1 (they sample and score the student at 0.6, the teacher at 1);
-their top-k form takes the teacher's tokens and forgets the mass outside them on both sides, ours takes the policy's, as SDPO does, and keeps the mass
-in one bucket. As there, log pi_old is scored by the trainer, so that a teacher equal to the policy gives exactly 0.
+Differs from the paper: nothing known. From the released scripts: both are at temperature 1 (they
+sample and score the student at 0.6, the teacher at 1); their top-k form takes the teacher's tokens
+and forgets the mass outside them on both sides, ours takes the policy's, as SDPO does, and keeps
+the mass in one bucket. As there, log pi_old is scored by the trainer, so that a teacher equal to
+the policy gives exactly 0.
 """
 
 from __future__ import annotations
@@ -25,21 +32,30 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.model.batch import rescore
 from workbench.core import Batch, Credit, Distil, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.model.batch import rescore
 from workbench.rollouts.sampling import sample_groups
 
 
 @dataclass(frozen=True)
 class OPD(Method):
     k: int = 1  # rollouts per problem
-    teacher: Literal["expert", "reference"] = "expert"  # the learner's expert, or the policy as it was loaded
+    # the learner's expert, or the policy as it was loaded
+    teacher: Literal["expert", "reference"] = "expert"
     form: Literal["token", "logit"] = "token"
     top_k: int = 100  # tokens compared one by one, in logit form; 0: all
 
     def __post_init__(self):
-        if self.k < 1 or self.top_k < 0 or self.teacher not in ("expert", "reference") or self.form not in ("token", "logit"):
-            raise WorkbenchError("OPD takes k of 1 or more, teacher=expert|reference, form=token|logit and top_k of 0 or more")
+        if (
+            self.k < 1
+            or self.top_k < 0
+            or self.teacher not in ("expert", "reference")
+            or self.form not in ("token", "logit")
+        ):
+            raise WorkbenchError(
+                "OPD takes k of 1 or more, teacher=expert|reference, form=token|logit and "
+                "top_k of 0 or more"
+            )
 
     @property
     def distil(self) -> Distil | None:
@@ -50,47 +66,90 @@ class OPD(Method):
         return sample_groups(learner.policy, task, problems, self.k, seed)
 
     def credit(self, groups, learner) -> list[Credit]:
-        """The teacher is asked here in both forms: what it cannot score is left out before anything is divided by its tokens."""
+        """The teacher is asked here in both forms: what it cannot score is left out before anything
+        is divided by its tokens.
+        """
         require_teacher(learner, self.teacher, "OPD")
         rollouts = [r for group in groups for r in group.rollouts]
-        scored = [(r, logp) for r, logp in zip(rollouts, teacher_logprobs(learner, rollouts, self.teacher)) if logp is not None]
+        scored = [
+            (r, logp)
+            for r, logp in zip(rollouts, teacher_logprobs(learner, rollouts, self.teacher))
+            if logp is not None
+        ]
         if self.form == "logit":
             if self.teacher == "expert" and len(learner.expert.head) < len(learner.policy.head):
-                raise WorkbenchError(f"the teacher {learner.expert.name} has fewer outputs than {learner.policy.name}: form=logit cannot compare them")
+                raise WorkbenchError(
+                    f"the teacher {learner.expert.name} has fewer outputs than "
+                    f"{learner.policy.name}: form=logit cannot compare them"
+                )
             return [Credit.of(r, kl=1.0, teacher_prompt_ids=r.prompt_ids) for r, _ in scored]
         own = rescore(learner.policy, [r for r, _ in scored])
-        return [Credit.of(r, pg=teacher - student) for (r, teacher), (student, _) in zip(scored, own)]
+        return [
+            Credit.of(r, pg=teacher - student) for (r, teacher), (student, _) in zip(scored, own)
+        ]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        """kl_teacher: KL(pi || q) in nats, mean over tokens; in token form its one-sample estimate, which can be below 0. Falls toward 0.
-        tail: the policy's probability outside top_k, in logit form. Below 0.01; more: take a larger top_k."""
+        """kl_teacher:
+
+        KL(pi || q) in nats, mean over tokens; in token form its one-sample estimate, which can be
+        below 0. Falls toward 0. tail: the policy's probability outside top_k, in logit form. Below
+        0.01; more: take a larger top_k.
+        """
         tokens = batch.denominators["tokens"]
         if self.form == "logit":
             weight = batch.channels["kl"] / batch.denominators["kl"]
             per_token = weight * scores.divergence
-            metrics = {"kl_teacher": float(per_token.detach().sum()), "tail": float((weight * scores.tail_mass).sum())}
-            return Loss(per_token.sum(), per_token.detach(), weight * scores.divergence_credit * tokens, metrics)
+            metrics = {
+                "kl_teacher": float(per_token.detach().sum()),
+                "tail": float((weight * scores.tail_mass).sum()),
+            }
+            return Loss(
+                per_token.sum(),
+                per_token.detach(),
+                weight * scores.divergence_credit * tokens,
+                metrics,
+            )
         old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
         pg = batch.channels["pg"]
         objective = pg * (scores.logp - old).exp()
         per_token = -objective / tokens
-        return Loss(per_token.sum(), per_token.detach(), objective.detach(), {"kl_teacher": -float(pg.sum()) / tokens})
+        return Loss(
+            per_token.sum(),
+            per_token.detach(),
+            objective.detach(),
+            {"kl_teacher": -float(pg.sum()) / tokens},
+        )
 
     def diagnose(self, groups, credits) -> dict[str, float]:
-        """teacher_failed: rollouts left out because the teacher could not score them. Anything but 0 wants a look."""
-        return {"teacher_failed": float(sum(len(group.rollouts) for group in groups) - len(credits))}
+        """teacher_failed: rollouts left out because the teacher could not score them.
+
+        Anything but 0 wants a look.
+        """
+        return {
+            "teacher_failed": float(sum(len(group.rollouts) for group in groups) - len(credits))
+        }
 
 
 def require_teacher(learner, which: str, method: str) -> None:
     """Raises WorkbenchError when the teacher is the learner's expert and it has none."""
     if which == "expert" and learner.expert is None:
-        raise WorkbenchError(f"{method} learns from a stronger model with the same tokenizer: name one with --teacher (Learner's expert)")
+        raise WorkbenchError(
+            f"{method} learns from a stronger model with the same tokenizer: name one with "
+            "--teacher (Learner's expert)"
+        )
 
 
 def teacher_logprobs(learner, rollouts: Sequence[Rollout], which: str) -> list[np.ndarray | None]:
-    """[T] log-probs (nats, temperature 1) of each completion under the teacher, without gradient. None where it cannot score one: longer than
-    its context, or a log-prob that is not finite. Such a rollout is left out, never counted as 0."""
-    with nullcontext(learner.expert) if which == "expert" else learner.weights("reference") as teacher:
+    """[T] log-probs (nats, temperature 1) of each completion under the teacher, without gradient.
+
+    None where it cannot score one: longer than its context, or a log-prob that is not finite. Such
+    a rollout is left out, never counted as 0.
+    """
+    with (
+        nullcontext(learner.expert)
+        if which == "expert"
+        else learner.weights("reference") as teacher
+    ):
         fits = [len(r.prompt_ids) + len(r.completion_ids) <= teacher.context for r in rollouts]
         scored = iter(rescore(teacher, [r for r, fit in zip(rollouts, fits) if fit]))
         found = [next(scored)[0] if fit else None for fit in fits]

@@ -1,30 +1,46 @@
 r"""SDPO: self-distillation policy optimisation.   arXiv 2601.20802 v2 (and the authors' code); SRPO routing: 2604.02288; OPSD: 2601.18734
 
-    q      = pi_theta'(. | reprompt(x, demonstration or feedback), y_<t)      theta': weights that follow theta slowly
-    L      = mean_t w_t D_a(pi || sg q)                                       a = 1: KL(pi || q),  a = 0: KL(q || pi),
-             D_a = (1-a) KL(pi || m) + a KL(q || m),  m = (1-a) pi + a q      a = 1/2: Jensen-Shannon
-    token  : L = - mean_t w_t sg(Delta_t) log pi(y_t),   Delta_t = log q(y_t) - log pi(y_t);   sequence: Delta_t's mean over the rollout
-    w_t    = min(pi / pi_old, cap) min(pi_old / pi_sampler, cap)              detached; 1 on the first update with one engine
-    D over the policy's top_k tokens and one bucket for the others (eq. 11);  with GRPO: mix L_GRPO + (1 - mix) L  (eq. 3's lambda)
-    mixed teacher: log q = (1 - trust) log q_ref + trust log q_theta - log Z  (the trust region), both under the reprompt
+    q      = pi_theta'(. | reprompt(x, demonstration or feedback), y_<t)      theta': weights that
+           follow theta slowly
+    L      = mean_t w_t D_a(pi || sg q)                                       a = 1: KL(pi || q),  a
+           = 0: KL(q || pi),
+             D_a = (1-a) KL(pi || m) + a KL(q || m),  m = (1-a) pi + a q      a = 1/2:
+                                                      Jensen-Shannon
+    token  : L = - mean_t w_t sg(Delta_t) log pi(y_t),   Delta_t = log q(y_t) - log pi(y_t);
+           sequence: Delta_t's mean over the rollout
+    w_t    = min(pi / pi_old, cap) min(pi_old / pi_sampler, cap)              detached; 1 on the
+           first update with one engine
+    D over the policy's top_k tokens and one bucket for the others (eq. 11);  with GRPO: mix L_GRPO
+        + (1 - mix) L  (eq. 3's lambda)
+    mixed teacher: log q = (1 - trust) log q_ref + trust log q_theta - log Z  (the trust region),
+        both under the reprompt
 
-The teacher never writes: it re-scores the policy's own tokens, knowing more. A rollout is shown another correct rollout of its group, drawn by
-coordinates (problem, its place, the texts of the group: the same group, the same draw), without its <think> part; if there is none, the
-feedback on itself; if there is neither it is masked. Correct rollouts are distilled too. The failed attempt is not shown.
+The teacher never writes: it re-scores the policy's own tokens, knowing more. A rollout is shown
+another correct rollout of its group, drawn by coordinates (problem, its place, the texts of the
+group: the same group, the same draw), without its <think> part; if there is none, the feedback on
+itself; if there is neither it is masked. Correct rollouts are distilled too. The failed attempt is
+not shown.
 
-Realised credit of a token: w_t c_t with c = Delta_t (a = 1, token), q/pi - 1 (a = 0), (1 - a)(log m - log pi) between; a token of the bucket has
-the bucket's. That is the sampled part: the loss moves all tokens of the vocabulary. mix adds mix times GRPO's.
+Realised credit of a token: w_t c_t with c = Delta_t (a = 1, token), q/pi - 1 (a = 0), (1 - a)(log m
+- log pi) between; a token of the bucket has the bucket's. That is the sampled part: the loss moves
+all tokens of the vocabulary. mix adds mix times GRPO's.
 
 Differs from the paper and its code:
 - the demonstration is drawn uniformly; the code takes the first, which its shuffling makes random;
 - success is the task's ``correct``, not a reward threshold;
-- a prompt that is too long loses the end of the demonstration or feedback, whichever is longer, never the instruction (the code cuts the prompt's end);
-- the EMA teacher stays where it is if any update on the batch was not finite (the code: if all were not);
-- aggregate="sequence" is what the code effectively does, masked rollouts counting in the mean; the default is the paper's mean over distilled tokens;
+- a prompt that is too long loses the end of the demonstration or feedback, whichever is longer,
+  never the instruction (the code cuts the prompt's end);
+- the EMA teacher stays where it is if any update on the batch was not finite (the code: if all were
+  not);
+- aggregate="sequence" is what the code effectively does, masked rollouts counting in the mean; the
+  default is the paper's mean over distilled tokens;
 - sequence form: our reading of the ablation, the mean of Delta_t on every token of the rollout;
-- advantage_clip holds every token's credit c_v in the gradient at this value from above (paper: 5 at test time), and leaves the loss's value alone;
-- a sampler that differs from the trainer is weighed as in the code (truncated at 2) in the GRPO of mix and srpo too, but by training/run.py, for all methods;
-- srpo: one mean over all tokens of the batch, and exp(-H(q_t)) has mean 1 over each rollout, so that micro-batches do not change it.
+- advantage_clip holds every token's credit c_v in the gradient at this value from above (paper: 5
+  at test time), and leaves the loss's value alone;
+- a sampler that differs from the trainer is weighed as in the code (truncated at 2) in the GRPO of
+  mix and srpo too, but by training/run.py, for all methods;
+- srpo: one mean over all tokens of the batch, and exp(-H(q_t)) has mean 1 over each rollout, so
+  that micro-batches do not change it.
 
 OPSD is SDPO(teacher="frozen", demonstration="reference").
 """
@@ -39,7 +55,19 @@ from typing import Literal, get_args
 
 import torch
 
-from workbench.core import Batch, Credit, Distil, Group, Loss, Method, Problem, Rollout, Scores, WorkbenchError, coordinates
+from workbench.core import (
+    Batch,
+    Credit,
+    Distil,
+    Group,
+    Loss,
+    Method,
+    Problem,
+    Rollout,
+    Scores,
+    WorkbenchError,
+    coordinates,
+)
 from workbench.methods.grpo import GRPO
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks.prompts import reprompt
@@ -60,9 +88,11 @@ class SDPO(Method):
     a: float = 0.5  # the divergence, in logit form
     top_k: int = 100  # tokens compared one by one, in logit form; 0: all
     form: Form = "logit"
-    teacher: Teacher = "ema"  # its rate u is the learner's option ema; "live" is the policy itself, and diverges (Table 4)
+    # its rate u is the learner's option ema; "live" is the policy itself, and diverges (Table 4)
+    teacher: Teacher = "ema"
     trust: float = 0.01  # share of the policy in the mixed teacher
-    demonstration: Demonstration = "sibling"  # "any": a success may be shown itself (Table 2); "reference": the problem's own solution
+    # "any": a success may be shown itself (Table 2); "reference": the problem's own solution
+    demonstration: Demonstration = "sibling"
     feedback: Feedback = "fallback"  # "always": also beside a demonstration
     mix: float = 0.0  # lambda, the share of GRPO
     srpo: bool = False  # distil wrong rollouts only, confident teachers more; GRPO for all others
@@ -71,19 +101,32 @@ class SDPO(Method):
     aggregate: Aggregate = "token"
 
     def __post_init__(self):
-        for name, kind in (("form", Form), ("teacher", Teacher), ("demonstration", Demonstration), ("feedback", Feedback), ("aggregate", Aggregate)):
+        for name, kind in (
+            ("form", Form),
+            ("teacher", Teacher),
+            ("demonstration", Demonstration),
+            ("feedback", Feedback),
+            ("aggregate", Aggregate),
+        ):
             if getattr(self, name) not in get_args(kind):
-                raise WorkbenchError(f"SDPO takes {name}={'|'.join(get_args(kind))}, not {getattr(self, name)}")
+                raise WorkbenchError(
+                    f"SDPO takes {name}={'|'.join(get_args(kind))}, not {getattr(self, name)}"
+                )
         if not (self.k >= 1 and self.top_k >= 0 and self.cap > 0 and self.advantage_clip > 0):
-            raise WorkbenchError("SDPO takes k of 1 or more, top_k of 0 or more, and cap and advantage_clip above 0")
+            raise WorkbenchError(
+                "SDPO takes k of 1 or more, top_k of 0 or more, and cap and advantage_clip above 0"
+            )
         if not all(0 <= share <= 1 for share in (self.a, self.mix, self.trust)):
             raise WorkbenchError("SDPO takes a, mix and trust from 0 to 1")
         if self.srpo and self.mix:
-            raise WorkbenchError("SDPO takes srpo or mix, not both: srpo gives each rollout to one of the two losses")
+            raise WorkbenchError(
+                "SDPO takes srpo or mix, not both: srpo gives each rollout to one of the two losses"
+            )
 
     @property
     def distil(self) -> Distil:
-        a, top_k = (self.a, self.top_k) if self.form == "logit" else (1.0, 0)  # whose credit is Delta
+        # whose credit is Delta
+        a, top_k = (self.a, self.top_k) if self.form == "logit" else (1.0, 0)
         return Distil(a, top_k, WEIGHTS[self.teacher], self.trust, self.advantage_clip)
 
     @property
@@ -101,9 +144,16 @@ class SDPO(Method):
         if self.demonstration == "reference":
             texts = group.problem.solutions[:1]
         else:
-            texts = [r.text for j, r in enumerate(group.rollouts)
-                     if r.verdict.correct and self.demonstration != "none" and (j != i or self.demonstration == "any")]
-        draw = Random(coordinates("demonstration", group.problem.id, i, *(r.text for r in group.rollouts)))
+            texts = [
+                r.text
+                for j, r in enumerate(group.rollouts)
+                if r.verdict.correct
+                and self.demonstration != "none"
+                and (j != i or self.demonstration == "any")
+            ]
+        draw = Random(
+            coordinates("demonstration", group.problem.id, i, *(r.text for r in group.rollouts))
+        )
         demonstration = _said(THOUGHT.sub("", draw.choice(texts))) if texts else ""
         wanted = self.feedback == "always" or (self.feedback == "fallback" and not demonstration)
         return demonstration, _said(rollout.verdict.feedback) if wanted else ""
@@ -111,26 +161,45 @@ class SDPO(Method):
     def credit(self, groups, learner) -> list[Credit]:
         credits = []
         for group in groups:
-            prompts: dict[tuple, tuple[int, ...] | None] = {}  # most rollouts of a group are shown what another one is
-            advantages = [c.pg for c in self.grpo.credit([group], learner)] if self.mix or self.srpo else [0.0] * len(group.rollouts)
+            # most rollouts of a group are shown what another one is
+            prompts: dict[tuple, tuple[int, ...] | None] = {}
+            advantages = (
+                [c.pg for c in self.grpo.credit([group], learner)]
+                if self.mix or self.srpo
+                else [0.0] * len(group.rollouts)
+            )
             for i, (rollout, pg) in enumerate(zip(group.rollouts, advantages)):
                 shown = self.shown(group, i)
                 key = (*shown, len(rollout.completion_ids))
                 if key not in prompts:
                     prompts[key] = teacher_prompt(learner.policy, group.problem, rollout, *shown)
                 taught = prompts[key] is not None
-                credits.append(Credit.of(rollout, pg=0.0 if self.srpo and taught else pg, kl=float(taught), teacher_prompt_ids=prompts[key]))
+                credits.append(
+                    Credit.of(
+                        rollout,
+                        pg=0.0 if self.srpo and taught else pg,
+                        kl=float(taught),
+                        teacher_prompt_ids=prompts[key],
+                    )
+                )
         return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         objective, coefficient = self.objective(scores, batch)
         weight = self.weights(scores, batch)
         mine = 1 - self.mix
-        per_token, credit = mine * weight * objective, mine * (weight * coefficient).detach() * batch.denominators["tokens"]
+        per_token, credit = (
+            mine * weight * objective,
+            mine * (weight * coefficient).detach() * batch.denominators["tokens"],
+        )
         value, metrics = per_token.sum(), self.health(scores, batch)
         if self.mix or self.srpo:
             base, theirs = self.grpo.loss(scores, batch), self.mix or 1.0
-            value, credit, metrics = value + theirs * base.value, credit + theirs * base.credit, metrics | base.metrics
+            value, credit, metrics = (
+                value + theirs * base.value,
+                credit + theirs * base.credit,
+                metrics | base.metrics,
+            )
             per_token = per_token + theirs * base.per_token
         return Loss(value, per_token.detach(), credit, metrics)
 
@@ -155,51 +224,85 @@ class SDPO(Method):
             weight = weight * sure * batch.mask.sum(-1, keepdim=True) / sure.sum(-1, keepdim=True)
         if self.aggregate == "sequence":
             return weight / batch.mask.sum(-1, keepdim=True) / batch.sequences
-        return weight / (batch.denominators["tokens"] if self.srpo else max(batch.denominators["kl"], 1.0))
+        return weight / (
+            batch.denominators["tokens"] if self.srpo else max(batch.denominators["kl"], 1.0)
+        )
 
     @torch.no_grad()
     def health(self, scores: Scores, batch: Batch) -> dict[str, float]:
         """Means over the distilled tokens of the whole batch.
 
-        divergence       D_a, nats. Falls as the policy learns; 0 from the start: the teacher sees nothing that the policy does not know.
-        delta_right      mean Delta_t on correct rollouts. Above delta_wrong, near 0 or positive; falling below: the teacher disowns right answers.
-        delta_wrong      the same on wrong rollouts. Negative: the teacher disagrees with mistakes. Not below delta_right: it cannot tell them apart.
-        tail             the policy's probability outside top_k. Below 0.01; more: take a larger top_k.
-        student_entropy  nats. Slowly falling; towards 0: the policy collapses onto its own demonstrations.
-        teacher_entropy  nats, at the same places. Below the policy's; above it: what the teacher reads confuses it.
+        divergence       D_a, nats. Falls as the policy learns; 0 from the start: the teacher sees
+                         nothing that the policy does not know.
+        delta_right      mean Delta_t on correct rollouts. Above delta_wrong, near 0 or positive;
+                         falling below: the teacher disowns right answers.
+        delta_wrong      the same on wrong rollouts. Negative: the teacher disagrees with mistakes.
+                         Not below delta_right: it cannot tell them apart.
+        tail             the policy's probability outside top_k. Below 0.01; more: take a larger
+                         top_k.
+        student_entropy  nats. Slowly falling; towards 0: the policy collapses onto its own
+                         demonstrations.
+        teacher_entropy  nats, at the same places. Below the policy's; above it: what the teacher
+                         reads confuses it.
         """
         on, n = batch.channels["kl"] != 0, batch.denominators["kl"]
         if not n:
             return {}
-        right = on & torch.tensor([[c.rollout.verdict.correct] for c in batch.credits], device=on.device)
+        right = on & torch.tensor(
+            [[c.rollout.verdict.correct] for c in batch.credits], device=on.device
+        )
         delta, n_right = scores.teacher - scores.logp, batch.denominators["kl_right"]
-        columns = {"divergence": scores.divergence, "tail": scores.tail_mass, "student_entropy": scores.entropy, "teacher_entropy": scores.teacher_entropy}
+        columns = {
+            "divergence": scores.divergence,
+            "tail": scores.tail_mass,
+            "student_entropy": scores.entropy,
+            "teacher_entropy": scores.teacher_entropy,
+        }
         metrics = {name: float(column[on].sum()) / n for name, column in columns.items()}
-        for name, where, count in (("delta_right", right, n_right), ("delta_wrong", on & ~right, n - n_right)):
+        for name, where, count in (
+            ("delta_right", right, n_right),
+            ("delta_wrong", on & ~right, n - n_right),
+        ):
             metrics |= {name: float(delta[where].sum()) / count} if count else {}
         return metrics
 
     def diagnose(self, groups, credits) -> dict[str, float]:
         """Shares of the rollouts.
 
-        demonstrated  with a demonstration. Near the share of groups with a success; 0 without feedback: nothing is learned.
+        demonstrated  with a demonstration. Near the share of groups with a success; 0 without
+                      feedback: nothing is learned.
         advised       with feedback on themselves.
-        masked        with neither: not distilled (srpo: left to GRPO). Near 1: the problems are too hard, or nearly all too easy to have company.
-        copied        of the lines of demonstrated rollouts, the share that stands in their demonstration. Rising to 1: the group has one answer left.
+        masked        with neither: not distilled (srpo: left to GRPO). Near 1: the problems are too
+                      hard, or nearly all too easy to have company.
+        copied        of the lines of demonstrated rollouts, the share that stands in their
+                      demonstration. Rising to 1: the group has one answer left.
         """
         shown = [self.shown(group, i) for group in groups for i in range(len(group.rollouts))]
-        lines = [(line in text.split("\n")) for credit, (text, _) in zip(credits, shown) if text for line in credit.rollout.text.split("\n")]
+        lines = [
+            (line in text.split("\n"))
+            for credit, (text, _) in zip(credits, shown)
+            if text
+            for line in credit.rollout.text.split("\n")
+        ]
         n = len(credits)
-        return {"demonstrated": sum(bool(text) for text, _ in shown) / n, "advised": sum(bool(words) for _, words in shown) / n,
-                "masked": sum(credit.teacher_prompt_ids is None for credit in credits) / n, "copied": sum(lines) / max(len(lines), 1)}
+        return {
+            "demonstrated": sum(bool(text) for text, _ in shown) / n,
+            "advised": sum(bool(words) for _, words in shown) / n,
+            "masked": sum(credit.teacher_prompt_ids is None for credit in credits) / n,
+            "copied": sum(lines) / max(len(lines), 1),
+        }
 
 
 def _said(text: str) -> str:
     return text if text.strip() else ""
 
 
-def teacher_prompt(policy, problem: Problem, rollout: Rollout, demonstration: str, feedback: str) -> tuple[int, ...] | None:
-    """The prompt under which the teacher re-scores ``rollout``, short enough for the model's context; None when there is nothing to show."""
+def teacher_prompt(
+    policy, problem: Problem, rollout: Rollout, demonstration: str, feedback: str
+) -> tuple[int, ...] | None:
+    """The prompt under which the teacher re-scores ``rollout``, short enough for the model's
+    context; None when there is nothing to show.
+    """
     room = policy.context - len(rollout.completion_ids)
     texts = {"solution": demonstration, "feedback": feedback}
     while any(texts.values()):
@@ -209,5 +312,6 @@ def teacher_prompt(policy, problem: Problem, rollout: Rollout, demonstration: st
         longer = max(texts, key=lambda name: len(texts[name]))
         kept = policy.completion_ids(texts[longer])[:-1]
         shorter = policy.decode(kept[: max(0, len(kept) - (len(ids) - room))])
-        texts[longer] = _said(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))  # a cut inside a character would come back longer
+        # a cut inside a character would come back longer
+        texts[longer] = _said(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))
     return None

@@ -1,14 +1,17 @@
 r"""SFT: supervised fine-tuning on expert solutions.
 
-    L = - mean_t log pi(y_t | x, y_<t)          over the tokens of one expert solution of each problem
+    L = - mean_t log pi(y_t | x, y_<t)          over the tokens of one expert solution of each
+                                                problem
 
-Realised credit of a token: 1 on every token of the expert solution, right or wrong, likely or not: what reinforcement learning is compared with.
-SFT-then-RL is two runs, the second on the model that the first left:
+Realised credit of a token: 1 on every token of the expert solution, right or wrong, likely or not:
+what reinforcement learning is compared with. SFT-then-RL is two runs, the second on the model that
+the first left:
 
     workbench train sft --model MODEL --out runs/sft ...
     workbench train grpo --model runs/sft/model --out runs/sft-grpo ...
 
-Choice: the mean is over all tokens of the batch; each epoch-free step draws its problems like every other method, so steps compare.
+Choice: the mean is over all tokens of the batch; each epoch-free step draws its problems like every
+other method, so steps compare.
 """
 
 from __future__ import annotations
@@ -29,18 +32,34 @@ class SFT(Method):
             raise WorkbenchError(f"SFT needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        groups = [Group(problem, tuple(expert_rollout(learner.policy, task, problem, text) for text in problem.solutions[: self.k]))
-                  for problem in problems if problem.solutions]
+        groups = [
+            Group(
+                problem,
+                tuple(
+                    expert_rollout(learner.policy, task, problem, text)
+                    for text in problem.solutions[: self.k]
+                ),
+            )
+            for problem in problems
+            if problem.solutions
+        ]
         if not groups:
-            raise WorkbenchError("SFT needs expert solutions, and the problems of this task have none")
+            raise WorkbenchError(
+                "SFT needs expert solutions, and the problems of this task have none"
+            )
         return groups
 
     def credit(self, groups, learner) -> list[Credit]:
         return [Credit.of(rollout, nll=1.0) for group in groups for rollout in group.rollouts]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        """Metric ``nll``: nats a token of the expert. Falling; towards 0 the solutions are known by heart."""
+        """Metric ``nll``: nats a token of the expert.
+
+        Falling; towards 0 the solutions are known by heart.
+        """
         nll = batch.channels["nll"]
         per_token = -scores.logp * nll / batch.denominators["nll"]
         credit = nll * batch.denominators["tokens"] / batch.denominators["nll"]
-        return Loss(per_token.sum(), per_token.detach(), credit, {"nll": float(per_token.detach().sum())})
+        return Loss(
+            per_token.sum(), per_token.detach(), credit, {"nll": float(per_token.detach().sum())}
+        )

@@ -1,15 +1,21 @@
-"""Many processes, one run. torchrun (or accelerate launch) starts N copies of a program; this makes them the *ranks* of one training run.
+"""Many processes, one run. torchrun (or accelerate launch) starts N copies of a program; this makes
+them the *ranks* of one training run.
 
-Every rank goes through the same steps with the same numbers, and holds the whole policy, or a part of it (shard.py). What takes time is shared:
+Every rank goes through the same steps with the same numbers, and holds the whole policy, or a part
+of it (shard.py). What takes time is shared:
 
-    tokens       spread     each rank samples and grades (or re-reads) its share, and all are given everything
-    gradients    share      each rank differentiates its share of the micro-batches, then ``sum_gradients``: the same update everywhere
+    tokens       spread     each rank samples and grades (or re-reads) its share, and all are given
+                 everything
+    gradients    share      each rank differentiates its share of the micro-batches, then
+                 ``sum_gradients``: the same update everywhere
     files        main       one rank writes
 
-So a method sees all groups of a step on every rank: what it counts, divides by or draws over the whole batch is right, and it need not know of
-ranks. Samples come from coordinates, denominators from the whole batch: N processes make the update of one, up to the rounding of sums.
+So a method sees all groups of a step on every rank: what it counts, divides by or draws over the
+whole batch is right, and it need not know of ranks. Samples come from coordinates, denominators
+from the whole batch: N processes make the update of one, up to the rounding of sums.
 
-With one process all of this is the identity. Nobody has to call ``start``: loading a policy or making a learner does.
+With one process all of this is the identity. Nobody has to call ``start``: loading a policy or
+making a learner does.
 """
 
 from __future__ import annotations
@@ -30,11 +36,17 @@ from workbench.core import WorkbenchError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 JOIN = timedelta(minutes=5)  # how long to wait for the others at the start
-TIMEOUT = timedelta(minutes=30)  # how long to wait for one that still runs. One that ended is noticed at once
+# how long to wait for one that still runs. One that ended is noticed at once
+TIMEOUT = timedelta(minutes=30)
 LOST = "another process of this run has ended or hangs; where it said why is above"
-# Of accelerate's settings for FSDP, those that change what is held where. (Others say how to get there: prefetching, wrapping, state dicts.)
-_FSDP = {"FSDP_SHARDING_STRATEGY": ("full_shard", "1"), "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"), "FSDP_OFFLOAD_PARAMS": ("false",),
-         "FSDP_ACTIVATION_CHECKPOINTING": ("false",)}
+# Of accelerate's settings for FSDP, those that change what is held where. (Others say how to get
+# there: prefetching, wrapping, state dicts.)
+_FSDP = {
+    "FSDP_SHARDING_STRATEGY": ("full_shard", "1"),
+    "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"),
+    "FSDP_OFFLOAD_PARAMS": ("false",),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false",),
+}
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _store: dist.Store | None = None
 _alone = False  # inside the work of ``spread``
@@ -54,9 +66,12 @@ def main() -> bool:
 
 
 def start() -> None:
-    """Join the other processes, if the launcher started some: NCCL between GPUs, one for each process, gloo between CPUs.
+    """Join the other processes, if the launcher started some:
 
-    Raises WorkbenchError when what was asked for is not what is there: nothing goes on with fewer processes, or unsharded, without a word.
+    NCCL between GPUs, one for each process, gloo between CPUs.
+
+    Raises WorkbenchError when what was asked for is not what is there: nothing goes on with fewer
+    processes, or unsharded, without a word.
     """
     global _store
     refuse_fallbacks(os.environ)
@@ -65,23 +80,38 @@ def start() -> None:
     cuda, place = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
     if cuda:
         if place >= torch.cuda.device_count():
-            raise WorkbenchError(f"process {place} (counted from 0) has no GPU of its own: this machine has {torch.cuda.device_count()}, "
-                                 "start no more processes on it")
+            raise WorkbenchError(
+                f"process {place} (counted from 0) has no GPU of its own: this machine has "
+                f"{torch.cuda.device_count()}, "
+                "start no more processes on it"
+            )
         torch.cuda.set_device(place)  # from now on "cuda" is this one
     try:
         _store, number, n = next(dist.rendezvous("env://", timeout=JOIN))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=_store, rank=number, world_size=n, timeout=TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=_store,
+            rank=number,
+            world_size=n,
+            timeout=TIMEOUT,
+        )
     except (RuntimeError, ValueError) as error:
-        raise WorkbenchError(f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find each other: "
-                             f"{str(error).strip().splitlines()[0]}") from error
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # accelerate's: transformers would load the weights on the first rank alone
+        raise WorkbenchError(
+            f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find "
+            "each other: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    # accelerate's: transformers would load the weights on the first rank alone
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     atexit.register(_leave)
     if not main():
         warnings.simplefilter("ignore")  # all go through the same steps: one warns for all
 
 
 def _leave() -> None:
-    """After an error the others may be gone, and to part from them could take for ever: then the process only ends."""
+    """After an error the others may be gone, and to part from them could take for ever: then the
+    process only ends.
+    """
     if not hasattr(sys, "last_value"):
         dist.destroy_process_group()
 
@@ -94,30 +124,56 @@ def _count(environment: Mapping[str, str], name: str) -> int:
 
 
 def refuse_fallbacks(environment: Mapping[str, str]) -> None:
-    """Raises WorkbenchError where a launcher was asked for several processes, sharding or another precision, and this process would not have it."""
+    """Raises WorkbenchError where a launcher was asked for several processes, sharding or another
+    precision, and this process would not have it.
+    """
     instead = "start it with torchrun --nproc-per-node N -m workbench train ..."
     if _count(environment, "WORLD_SIZE") > 1:
-        missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        missing = [
+            name
+            for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+            if name not in environment
+        ]
         if missing:
-            raise WorkbenchError(f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but {missing[0]} is not set: {instead}")
+            raise WorkbenchError(
+                f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but "
+                f"{missing[0]} is not set: {instead}"
+            )
     elif "WORLD_SIZE" not in environment:
-        # accelerate launch --num_processes N without GPUs starts one process and gives it an address but no rank; under mpirun and srun
-        # every process would believe that it is the only one.
+        # accelerate launch --num_processes N without GPUs starts one process and gives it an
+        # address but no rank; under mpirun and srun every process would believe that it is the only
+        # one.
         if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
-            raise WorkbenchError(f"accelerate launch was asked for several processes and started one (it does so without GPUs): {instead}")
+            raise WorkbenchError(
+                "accelerate launch was asked for several processes and started one (it "
+                f"does so without GPUs): {instead}"
+            )
         for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
             if _count(environment, name) > 1:
-                raise WorkbenchError(f"{name} says that there are {environment[name]} processes, but not how they find each other: {instead}")
+                raise WorkbenchError(
+                    f"{name} says that there are {environment[name]} processes, but not how "
+                    f"they find each other: {instead}"
+                )
     for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise WorkbenchError(f"accelerate launch was asked for {name}: here every process holds the whole policy, or by FSDP a part of it, so "
-                                 "take --multi_gpu, --use_fsdp or torchrun")
+            raise WorkbenchError(
+                f"accelerate launch was asked for {name}: here every process holds the "
+                "whole policy, or by FSDP a part of it, so "
+                "take --multi_gpu, --use_fsdp or torchrun"
+            )
     for name, done in _FSDP.items():
         if fsdp(environment) and environment.get(name, done[0]).lower() not in done:
-            raise WorkbenchError(f"accelerate launch was asked for {name}={environment[name]}: FSDP is done here with {name}={done[0]} only")
+            raise WorkbenchError(
+                f"accelerate launch was asked for {name}={environment[name]}: FSDP is done "
+                f"here with {name}={done[0]} only"
+            )
     if environment.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
-        raise WorkbenchError(f"accelerate launch was asked for mixed precision ({environment['ACCELERATE_MIXED_PRECISION']}): "
-                             "the policy is trained in the precision that it was loaded in, so take --mixed_precision no")
+        raise WorkbenchError(
+            "accelerate launch was asked for mixed precision "
+            f"({environment['ACCELERATE_MIXED_PRECISION']}): "
+            "the policy is trained in the precision that it was loaded "
+            "in, so take --mixed_precision no"
+        )
 
 
 def fsdp(environment: Mapping[str, str]) -> bool:
@@ -126,6 +182,7 @@ def fsdp(environment: Mapping[str, str]) -> bool:
 
 
 # ---- what ranks tell each other
+
 
 def gather(value: Any) -> list:
     """Every rank's ``value``, in order of rank. Raises WorkbenchError when a rank is gone."""
@@ -140,15 +197,24 @@ def gather(value: Any) -> list:
 
 
 def agree(facts: Callable[[], dict[str, Any]]) -> None:
-    """Raises WorkbenchError, naming the facts, where a rank has other ones. With one process they are not even computed."""
+    """Raises WorkbenchError, naming the facts, where a rank has other ones.
+
+    With one process they are not even computed.
+    """
     first, *others = gather(facts() if size() > 1 else {})
     different = [name for name in first if any(other.get(name) != first[name] for other in others)]
     if different:
-        raise WorkbenchError(f"the {size()} processes have different {' and '.join(different)}: they need the same command, code and files")
+        raise WorkbenchError(
+            f"the {size()} processes have different {' and '.join(different)}: they need "
+            "the same command, code and files"
+        )
 
 
 def first_to_fail() -> bool:
-    """Is this the first rank to end with an error? That one says why; where one fails the others do, too."""
+    """Is this the first rank to end with an error?
+
+    That one says why; where one fails the others do, too.
+    """
     atexit.unregister(_leave)
     try:
         return _store is None or _store.add("failed", 1) == 1
@@ -158,15 +224,18 @@ def first_to_fail() -> bool:
 
 # ---- what they share
 
+
 def share(items: Sequence[Item]) -> list[Item]:
     """This rank's part: every N-th, so that a list in order of size is dealt out evenly."""
-    return list(items[rank():: size()])
+    return list(items[rank() :: size()])
 
 
 def spread(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
-    """``work(items)``, a result for each item, done by all ranks together: each works on its share, and all return all results in order.
+    """``work(items)``, a result for each item, done by all ranks together: each works on its share,
+    and all return all results in order.
 
-    All ranks must call this with the same items. Inside ``work`` there is nothing to share any more. A WorkbenchError of one rank is raised on all.
+    All ranks must call this with the same items. Inside ``work`` there is nothing to share any
+    more. A WorkbenchError of one rank is raised on all.
     """
     global _alone
     if size() == 1 or _alone:
@@ -182,16 +251,28 @@ def spread(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) ->
     for failed in filter(None, failures):
         raise WorkbenchError(failed)
     if len(set(calls)) > 1:
-        raise WorkbenchError(f"the processes have come apart: {' and '.join(f'{n} items in {name}' for name, n in sorted(set(calls)))}")
+        raise WorkbenchError(
+            "the processes have come apart: "
+            f"{' and '.join(f'{n} items in {name}' for name, n in sorted(set(calls)))}"
+        )
     return [parts[i % size()][i // size()] for i in range(len(items))]
 
 
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """The sum over all ranks in every ``grad``. One that no rank has stays None, as it would in one process."""
+    """The sum over all ranks in every ``grad``.
+
+    One that no rank has stays None, as it would in one process.
+    """
     if size() == 1:
         return
     try:
-        there = total(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=parameters[0].device))
+        there = total(
+            torch.tensor(
+                [p.grad is not None for p in parameters],
+                dtype=torch.int32,
+                device=parameters[0].device,
+            )
+        )
         having = [p for p, n in zip(parameters, there.tolist()) if n]
         for p in having:
             if p.grad is None:  # this rank had no micro-batch that touches it
@@ -213,4 +294,9 @@ def total(numbers: Tensor) -> Tensor:
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
     """The sum of each tensor's bits, read as whole numbers: exact, in any order and on any device."""
-    return torch.stack([t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64) for t in tensors]).tolist()
+    return torch.stack(
+        [
+            t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64)
+            for t in tensors
+        ]
+    ).tolist()

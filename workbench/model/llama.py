@@ -1,10 +1,13 @@
-"""The Llama family without the parts of a general implementation that a rollout does not need: decoding, and states for training.
+"""The Llama family without the parts of a general implementation that a rollout does not need:
+decoding, and states for training.
 
-The weights stay in the Hugging Face modules; these functions read them there at every call, with the LoRA adapter that is active. Whatever they
-do not cover (another family, biases, quantised layers, DoRA, ...) goes through the model's own forward pass: see ``supported``.
+The weights stay in the Hugging Face modules; these functions read them there at every call, with
+the LoRA adapter that is active. Whatever they do not cover (another family, biases, quantised
+layers, DoRA, ...) goes through the model's own forward pass: see ``supported``.
 
-What is gained. In both, a group's prompt is computed once and its K completions attend to it, so no row carries a copy of it and nothing is padded
-in the matrix products. Decoding merges adapter, norm and scale into one matrix for query, key and value and one for gate and up: about 20 kernels a
+What is gained. In both, a group's prompt is computed once and its K completions attend to it, so no
+row carries a copy of it and nothing is padded in the matrix products. Decoding merges adapter, norm
+and scale into one matrix for query, key and value and one for gate and up: about 20 kernels a
 layer, where the general path has about 60.
 """
 
@@ -21,30 +24,55 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench.model.policy import Policy
 
-LARGEST = 10**9  # parameters; above, merged copies of the weights cost more memory than the saved kernels are worth
-KEPT = 2**24  # attention weights of all layers together that training keeps for its backward pass (about 200 MB with what goes with them)
+# parameters; above, merged copies of the weights cost more memory than the saved kernels are worth
+LARGEST = 10**9
+# attention weights of all layers together that training keeps for its backward pass (about 200 MB
+# with what goes with them)
+KEPT = 2**24
 
 
 def supported(policy: Policy) -> bool:
     """Whether the functions here compute exactly what the model's own forward pass does."""
     config, base = policy.base.config, policy.base
-    if (not policy.gathered or config.model_type != "llama" or config.hidden_act != "silu" or config.attention_bias or config.mlp_bias
-            or config.rope_parameters["rope_type"] not in ("default", "linear", "llama3") or base.num_parameters() > LARGEST):
+    if (
+        not policy.gathered
+        or config.model_type != "llama"
+        or config.hidden_act != "silu"
+        or config.attention_bias
+        or config.mlp_bias
+        or config.rope_parameters["rope_type"] not in ("default", "linear", "llama3")
+        or base.num_parameters() > LARGEST
+    ):
         return False
     return all(_plain(module) for layer in base.model.layers for module in _projections(layer))
 
 
 def _projections(layer: nn.Module) -> tuple[nn.Module, ...]:
     attention, mlp = layer.self_attn, layer.mlp
-    return (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return (
+        attention.q_proj,
+        attention.k_proj,
+        attention.v_proj,
+        attention.o_proj,
+        mlp.gate_proj,
+        mlp.up_proj,
+        mlp.down_proj,
+    )
 
 
 def _plain(module: nn.Module) -> bool:
-    """A linear layer of plain weights, perhaps with ordinary LoRA adapters that are not merged into them."""
+    """A linear layer of plain weights, perhaps with ordinary LoRA adapters that are not merged into
+    them.
+    """
     if type(module) is nn.Linear:
         return True
-    return (type(getattr(module, "base_layer", None)) is nn.Linear and hasattr(module, "lora_A")
-            and not module.lora_variant and not module.merged and not any(module.lora_bias.values()))
+    return (
+        type(getattr(module, "base_layer", None)) is nn.Linear
+        and hasattr(module, "lora_A")
+        and not module.lora_variant
+        and not module.merged
+        and not any(module.lora_bias.values())
+    )
 
 
 def _weight(module: nn.Module) -> Tensor:
@@ -52,19 +80,28 @@ def _weight(module: nn.Module) -> Tensor:
     if type(module) is nn.Linear:
         return module.weight
     weight = module.base_layer.weight
-    active = [] if module.disable_adapters else [name for name in module.active_adapters if name in module.lora_A]
-    return sum((module.get_delta_weight(name) for name in active), start=weight).to(weight.dtype)  # adapters are fp32 also on bf16 weights
+    active = (
+        []
+        if module.disable_adapters
+        else [name for name in module.active_adapters if name in module.lora_A]
+    )
+    # adapters are fp32 also on bf16 weights
+    return sum((module.get_delta_weight(name) for name in active), start=weight).to(weight.dtype)
 
 
 class _Rotation(NamedTuple):
-    """Rotary position embedding: cos and sin by position, the sin of the first half negated, so that one swap of halves serves both."""
+    """Rotary position embedding: cos and sin by position, the sin of the first half negated, so
+    that one swap of halves serves both.
+    """
 
     cos: Tensor  # [positions, d]
     sin: Tensor
 
     @classmethod
     def table(cls, policy: Policy, positions: int) -> _Rotation:
-        cos, sin = policy.base.model.rotary_emb(policy.head, torch.arange(positions, device=policy.device)[None])
+        cos, sin = policy.base.model.rotary_emb(
+            policy.head, torch.arange(positions, device=policy.device)[None]
+        )
         half = cos.shape[-1] // 2
         return cls(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1))
 
@@ -77,11 +114,12 @@ class _Rotation(NamedTuple):
         return x * self.cos + x.roll(x.shape[-1] // 2, -1) * self.sin
 
 
-# ---- decoding ------------------------------------------------------------------------------------------------------------------------
+# ---- decoding ------------------------------------------------------------------------------------
 
 
 class _Layer(NamedTuple):
-    qkv: Tensor  # [(heads + 2 kv_heads) d, D] with the norm's weight and the attention's scale in it
+    # [(heads + 2 kv_heads) d, D] with the norm's weight and the attention's scale in it
+    qkv: Tensor
     out: Tensor  # [D, heads d]
     gate_up: Tensor  # [2 I, D] with the norm's weight in it
     down: Tensor  # [D, I]
@@ -100,15 +138,30 @@ class Weights:
         layers = []
         for layer in policy.base.model.layers:
             q, k, v, out, gate, up, down = map(_weight, _projections(layer))
-            layers.append(_Layer(torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight, out,
-                                 torch.cat([gate, up]) * layer.post_attention_layernorm.weight, down))
+            layers.append(
+                _Layer(
+                    torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight,
+                    out,
+                    torch.cat([gate, up]) * layer.post_attention_layernorm.weight,
+                    down,
+                )
+            )
         return cls(policy, tuple(layers))
 
 
 class Decoder:
-    """Rows that grow by one token a step. Rows of one prompt share its keys and values; each has its own for what it wrote."""
+    """Rows that grow by one token a step.
 
-    def __init__(self, weights: Weights, prompts: Sequence[Sequence[int]], copies: Sequence[int], max_new: int):
+    Rows of one prompt share its keys and values; each has its own for what it wrote.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        prompts: Sequence[Sequence[int]],
+        copies: Sequence[int],
+        max_new: int,
+    ):
         from transformers import DynamicCache
 
         policy, config = weights.policy, weights.policy.base.config
@@ -118,29 +171,52 @@ class Decoder:
         self.d = policy.base.model.layers[0].self_attn.head_dim
         sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
         width = int(sizes.max())
-        ids = torch.zeros(len(prompts), width, dtype=torch.long, device=device)  # padded on the right: causal attention never looks there
+        # padded on the right: causal attention never looks there
+        ids = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
         cache = DynamicCache(config=config)
-        hidden = policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = policy.decoder(
+            input_ids=ids, past_key_values=cache, use_cache=True
+        ).last_hidden_state
         self.prompt = [(layer.keys, layer.values) for layer in cache.layers]  # [G, kv_heads, P, d]
         pads = torch.arange(width, device=device) >= sizes[:, None]
-        self.bias = torch.zeros(pads.shape, dtype=dtype, device=device).masked_fill(pads, -torch.inf) if bool(pads.any()) else None
-        self.group = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(copies, device=device))
+        self.bias = (
+            torch.zeros(pads.shape, dtype=dtype, device=device).masked_fill(pads, -torch.inf)
+            if bool(pads.any())
+            else None
+        )
+        self.group = torch.repeat_interleave(
+            torch.arange(len(prompts), device=device), torch.tensor(copies, device=device)
+        )
         self.start = sizes[self.group]
         self.rotation = _Rotation.table(policy, width + max_new)
-        self.own = torch.empty(len(weights.layers), 2, len(self.group), self.kv_heads, max_new, self.d, dtype=dtype, device=device)
+        self.own = torch.empty(
+            len(weights.layers),
+            2,
+            len(self.group),
+            self.kv_heads,
+            max_new,
+            self.d,
+            dtype=dtype,
+            device=device,
+        )
         self.written = 0
         self._arrange()
-        self.state = hidden[torch.arange(len(prompts), device=device), sizes - 1][self.group]  # [B, D] predicts the next token
+        # [B, D] predicts the next token
+        self.state = hidden[torch.arange(len(prompts), device=device), sizes - 1][self.group]
 
     def _arrange(self) -> None:
-        """Attention to the prompts is dense over G x (most rows of a group) slots; say which row sits in which slot."""
+        """Attention to the prompts is dense over G x (most rows of a group) slots; say which row
+        sits in which slot.
+        """
         counts = torch.bincount(self.group)
         index = torch.arange(len(self.group), device=self.group.device)
         width = int(counts.max())
         self.slot = self.group * width + index - (counts.cumsum(0) - counts)[self.group]
-        self.row = torch.zeros(len(counts) * width, dtype=torch.long, device=index.device).index_copy(0, self.slot, index)
+        self.row = torch.zeros(
+            len(counts) * width, dtype=torch.long, device=index.device
+        ).index_copy(0, self.slot, index)
         self.dense = len(self.row) == len(self.slot)
 
     def _to_slots(self, x: Tensor) -> Tensor:
@@ -163,12 +239,16 @@ class Decoder:
         x = F.embedding(token, self.policy.base.get_input_embeddings().weight)
         turning = self.heads + self.kv_heads
         for layer, prompt, own in zip(self.weights.layers, self.prompt, self.own):
-            qkv = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.qkv).view(n_rows, -1, self.d)
+            qkv = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.qkv).view(
+                n_rows, -1, self.d
+            )
             turned = rotation(qkv[:, :turning])
-            own[0, :, :, t], own[1, :, :, t] = turned[:, self.heads:], qkv[:, turning:]
+            own[0, :, :, t], own[1, :, :, t] = turned[:, self.heads :], qkv[:, turning:]
             mixed = self._attend(turned[:, : self.heads], prompt, own[:, :, :, : t + 1])
             x = torch.addmm(x, mixed, layer.out.T)
-            gate, up = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.gate_up).chunk(2, dim=-1)
+            gate, up = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.gate_up).chunk(
+                2, dim=-1
+            )
             x = torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
         self.written += 1
         self.state = self.policy.base.model.norm(x)
@@ -197,13 +277,17 @@ class Decoder:
         self._arrange()
 
 
-# ---- states for training -------------------------------------------------------------------------------------------------------------
+# ---- states for training -------------------------------------------------------------------------
 
 
-def completion_states(policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> Tensor:
-    """[sum of completion lengths, D] the last hidden state that predicts each completion token, row after row, with gradient.
+def completion_states(
+    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> Tensor:
+    """[sum of completion lengths, D] the last hidden state that predicts each completion token, row
+    after row, with gradient.
 
-    Tokens are packed, group after group: a prompt, then all but the last token of each of its completions.
+    Tokens are packed, group after group: a prompt, then all but the last token of each of its
+    completions.
     """
     base, config = policy.base, policy.base.config
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -221,9 +305,14 @@ def completion_states(policy: Policy, prompts: Sequence[Sequence[int]], completi
         spans.append(_Span.of(len(prompt), lengths, policy.device))
     send = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
     rotation = _Rotation.table(policy, max(positions) + 1).at(send(positions))
-    heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, base.model.layers[0].self_attn.head_dim
+    heads, kv_heads, d = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        base.model.layers[0].self_attn.head_dim,
+    )
 
     keep = heads * config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
+
     def through(layer: nn.Module, x: Tensor) -> Tensor:
         q, k, v, out, gate, up, down = _projections(layer)
         qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
@@ -235,7 +324,11 @@ def completion_states(policy: Policy, prompts: Sequence[Sequence[int]], completi
 
     x = base.get_input_embeddings()(send(ids))
     for layer in base.model.layers:
-        x = checkpoint(through, layer, x, use_reentrant=False) if policy.checkpointing and torch.is_grad_enabled() else through(layer, x)
+        x = (
+            checkpoint(through, layer, x, use_reentrant=False)
+            if policy.checkpointing and torch.is_grad_enabled()
+            else through(layer, x)
+        )
     return base.model.norm(x[send([place for row in picks for place in row])])
 
 
@@ -251,7 +344,9 @@ class _Span(NamedTuple):
 
     prompt: int
     lengths: list[int]
-    pad: Tensor | None  # [K T] the packed token at each place of the completions padded to T tokens; None: they are equally long
+    # [K T] the packed token at each place of the completions padded to T tokens; None: they are
+    # equally long
+    pad: Tensor | None
     real: Tensor | None  # [sum of lengths] the padded place of each packed token
 
     @property
@@ -275,8 +370,10 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span]) -> Tenso
 
 
 class _Attention(torch.autograd.Function):
-    """``_attention`` that keeps nothing of the size of the attention weights: the backward pass makes them again, span by span. That takes twice
-    the time of a backward pass that finds them, and no memory."""
+    """``_attention`` that keeps nothing of the size of the attention weights: the backward pass
+    makes them again, span by span. That takes twice the time of a backward pass that finds them,
+    and no memory.
+    """
 
     @staticmethod
     def forward(ctx, q, k, v, spans):
@@ -303,10 +400,15 @@ def _by_span(spans: Sequence[_Span], *tensors: Tensor):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:
-    """[n, heads, d] of the span's n tokens. The prompt attends to itself; completions attend to the prompt and each to itself."""
+    """[n, heads, d] of the span's n tokens.
+
+    The prompt attends to itself; completions attend to the prompt and each to itself.
+    """
     kv_heads, d = k.shape[1:]
     q = q.unflatten(1, (kv_heads, -1)) * d**-0.5
-    (qp, qc), (kp, kc), (vp, vc) = (tensor.split([span.prompt, len(tensor) - span.prompt]) for tensor in (q, k, v))
+    (qp, qc), (kp, kc), (vp, vc) = (
+        tensor.split([span.prompt, len(tensor) - span.prompt]) for tensor in (q, k, v)
+    )
     qp, kp, vp = qp.permute(1, 2, 0, 3), kp.transpose(0, 1), vp.transpose(0, 1)
     weights = (_rows(qp, kp.transpose(1, 2)) + _causal(qp)).softmax(-1)  # [kv_heads, r, P, P]
     prompt = _rows(weights, vp).permute(2, 0, 1, 3).flatten(1, 2)
@@ -316,16 +418,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:
         qc, kc, vc = qc[span.pad], kc[span.pad], vc[span.pad]
     n = len(span.lengths)
     qc = qc.unflatten(0, (n, -1)).permute(2, 0, 3, 1, 4).contiguous()  # [kv_heads, K, r, T, d]
-    kc, vc = (tensor.unflatten(0, (n, -1)).permute(2, 0, 1, 3) for tensor in (kc, vc))  # [kv_heads, K, T, d]
+    # [kv_heads, K, T, d]
+    kc, vc = (tensor.unflatten(0, (n, -1)).permute(2, 0, 1, 3) for tensor in (kc, vc))
     own = _rows(qc, kc.transpose(2, 3)) + _causal(qc)
-    weights = torch.cat([_rows(qc, kp.transpose(1, 2)), own], dim=-1).softmax(-1)  # [kv_heads, K, r, T, P + T]
-    mixed = _rows(weights[..., : span.prompt], vp) + _rows(weights[..., span.prompt:], vc)
+    # [kv_heads, K, r, T, P + T]
+    weights = torch.cat([_rows(qc, kp.transpose(1, 2)), own], dim=-1).softmax(-1)
+    mixed = _rows(weights[..., : span.prompt], vp) + _rows(weights[..., span.prompt :], vc)
     mixed = mixed.permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(1, 2)
     return torch.cat([prompt, mixed if span.real is None else mixed[span.real]])
 
 
 def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y for y [*batch, m, n] and x [*batch, *rows, m]: a key serves all heads, or all completions, of its group in one product."""
+    """x @ y for y [*batch, m, n] and x [*batch, *rows, m]: a key serves all heads, or all
+    completions, of its group in one product.
+    """
     batch = y.dim() - 2
     return (x.flatten(batch, -2) @ y).unflatten(batch, x.shape[batch:-1])
 

@@ -1,7 +1,8 @@
 """Pure tensor maths: no models, no batches. Shapes: N tokens, D hidden size, V vocabulary.
 
-Per-token scores come straight from hidden states, a chunk of tokens at a time, so that a [N, V] tensor of logits never exists: not in the
-forward pass (each chunk is reduced and dropped) and not in the backward pass (each chunk is made again).
+Per-token scores come straight from hidden states, a chunk of tokens at a time, so that a [N, V]
+tensor of logits never exists: not in the forward pass (each chunk is reduced and dropped) and not
+in the backward pass (each chunk is made again).
 """
 
 from __future__ import annotations
@@ -35,13 +36,18 @@ class _TokenScores(torch.autograd.Function):
 
     d logp / d logits = onehot(target) - p;   dH / d logits = -p (log p + H)
 
-    A row's d logp / d hidden = (onehot(target) - p) head is made in the forward pass, while its logits are there, and scaled in the backward pass;
-    the logits are made again only for the gradient of a trainable head or of the entropy.
+    A row's d logp / d hidden = (onehot(target) - p) head is made in the forward pass, while its
+    logits are there, and scaled in the backward pass; the logits are made again only for the
+    gradient of a trainable head or of the entropy.
     """
 
     @staticmethod
     def forward(ctx, hidden, head, targets):
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
+        slope = (
+            torch.empty_like(hidden)
+            if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+            else None
+        )
         logp = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         entropy, norm = torch.empty_like(logp), torch.empty_like(logp)
         for rows in _chunks(len(hidden), len(head)):
@@ -70,7 +76,11 @@ class _TokenScores(torch.autograd.Function):
             p = log_p.exp()
             grad = p * -grad_logp[rows, None]
             if use_entropy:
-                grad -= grad_entropy[rows, None] * p * (log_p.nan_to_num_(0.0, neginf=0.0) + entropy[rows, None])
+                grad -= (
+                    grad_entropy[rows, None]
+                    * p
+                    * (log_p.nan_to_num_(0.0, neginf=0.0) + entropy[rows, None])
+                )
             grad.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
             grad = grad.to(hidden.dtype)
             if want_hidden:
@@ -80,54 +90,83 @@ class _TokenScores(torch.autograd.Function):
         return d_hidden, None if d_head is None else d_head.to(head.dtype), None
 
 
-def token_scores(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]
-                 ) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
-    """Log-probability of each target and entropy of each distribution softmax(hidden @ head.T), in nats, fp32, both differentiable."""
+def token_scores(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, N]
+) -> tuple[Float[Tensor, N], Float[Tensor, N]]:
+    """Log-probability of each target and entropy of each distribution softmax(hidden @ head.T), in
+    nats, fp32, both differentiable.
+    """
     return _TokenScores.apply(hidden, head, targets)
 
 
 class Divergence(NamedTuple):
     """What a comparison with a teacher says of each of N tokens. Only ``value`` has a gradient.
 
-    ``credit`` is the coefficient of grad log pi(target) in -grad value: E over target ~ pi of credit * grad log pi(target) is -grad value.
+    ``credit`` is the coefficient of grad log pi(target) in -grad value: E over target ~ pi of
+    credit * grad log pi(target) is -grad value.
     """
 
-    value: Float[Tensor, "N"]  # D_a(pi || q), nats
-    credit: Float[Tensor, "N"]
-    teacher: Float[Tensor, "N"]  # log q(target), nats
-    tail_mass: Float[Tensor, "N"]  # the policy's probability outside its k likeliest tokens; 0 where all are compared
-    entropy: Float[Tensor, "N"]  # of the teacher, nats
+    value: Float[Tensor, N]  # D_a(pi || q), nats
+    credit: Float[Tensor, N]
+    teacher: Float[Tensor, N]  # log q(target), nats
+    # the policy's probability outside its k likeliest tokens; 0 where all are compared
+    tail_mass: Float[Tensor, N]
+    entropy: Float[Tensor, N]  # of the teacher, nats
 
 
-def divergence(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], teacher_hidden: Float[Tensor, "N E"], teacher_head: Float[Tensor, "V E"],
-               targets: Int[Tensor, "N"], a: float, k: int = 0, clip: float = math.inf) -> Divergence:
-    """D_a of the policy pi = softmax(hidden @ head.T) from a teacher q, which is a constant. Differentiable in ``hidden`` and ``head``.
+def divergence(
+    hidden: Float[Tensor, "N D"],
+    head: Float[Tensor, "V D"],
+    teacher_hidden: Float[Tensor, "N E"],
+    teacher_head: Float[Tensor, "V E"],
+    targets: Int[Tensor, N],
+    a: float,
+    k: int = 0,
+    clip: float = math.inf,
+) -> Divergence:
+    """D_a of the policy pi = softmax(hidden @ head.T) from a teacher q, which is a constant.
 
-    a = 1: KL(pi || q); a = 0: KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m) with m = (1-a) pi + a q (arXiv 2601.20802 and its code).
-    ``k`` > 0: over the policy's k likeliest tokens and one bucket for all others (eq. 11); without the bucket it could be negative.
-    ``clip``: largest credit of any token of the vocabulary; it changes the gradient and not the value.
+    Differentiable in ``hidden`` and ``head``.
+
+    a = 1: KL(pi || q); a = 0: KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m) with m = (1-a)
+    pi + a q (arXiv 2601.20802 and its code). ``k`` > 0: over the policy's k likeliest tokens and
+    one bucket for all others (eq. 11); without the bucket it could be negative. ``clip``: largest
+    credit of any token of the vocabulary; it changes the gradient and not the value.
     """
-    return Divergence(*_Divergence.apply(hidden, head, teacher_hidden, teacher_head, targets, a, k, clip))
+    return Divergence(
+        *_Divergence.apply(hidden, head, teacher_hidden, teacher_head, targets, a, k, clip)
+    )
 
 
 class _Divergence(torch.autograd.Function):
-    """With c_v the credit of token v, d D / d logit_v = -pi_v (c_v - sum_u pi_u c_u), for any c up to a constant:
+    """With c_v the credit of token v, d D / d logit_v = -pi_v (c_v - sum_u pi_u c_u), for any c up
+    to a constant:
 
-        a = 1: c = log q - log pi      a = 0: c = q / pi - 1      between: c = (1 - a) (log m - log pi)
+        a = 1: c = log q - log pi      a = 0: c = q / pi - 1      between: c = (1 - a) (log m - log
+                                       pi)
 
-    All tokens of the bucket have the bucket's credit. Chunks are made again in the backward pass, or, where the head is not trained, reduced
-    to d D / d hidden in the forward pass.
+    All tokens of the bucket have the bucket's credit. Chunks are made again in the backward pass,
+    or, where the head is not trained, reduced to d D / d hidden in the forward pass.
     """
 
     @staticmethod
     def forward(ctx, hidden, head, teacher_hidden, teacher_head, targets, a, k, clip):
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1] else None
+        slope = (
+            torch.empty_like(hidden)
+            if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+            else None
+        )
         value = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         credit, teacher, tail, entropy = (torch.empty_like(value) for _ in range(4))
         for rows in _chunks(len(hidden), len(head)):
-            log_p, log_q = _logits(hidden[rows], head).log_softmax(-1), _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
+            log_p, log_q = (
+                _logits(hidden[rows], head).log_softmax(-1),
+                _logits(teacher_hidden[rows], teacher_head).log_softmax(-1),
+            )
             value[rows], credits, tail[rows] = _credits(log_p, log_q, a, k, clip)
-            credit[rows], teacher[rows] = (x.gather(-1, targets[rows, None])[:, 0] for x in (credits, log_q))
+            credit[rows], teacher[rows] = (
+                x.gather(-1, targets[rows, None])[:, 0] for x in (credits, log_q)
+            )
             entropy[rows] = -(log_q.exp() * log_q).sum(-1)
             if slope is not None:
                 slope[rows] = _slope(log_p, credits).to(hidden.dtype) @ head.to(hidden.dtype)
@@ -144,8 +183,13 @@ class _Divergence(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_head = torch.zeros_like(head, dtype=_wide(head))
         for rows in _chunks(len(hidden), len(head)):
-            log_p, log_q = _logits(hidden[rows], head).log_softmax(-1), _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
-            grad = (_slope(log_p, _credits(log_p, log_q, *ctx.options)[1]) * grad_value[rows, None]).to(hidden.dtype)
+            log_p, log_q = (
+                _logits(hidden[rows], head).log_softmax(-1),
+                _logits(teacher_hidden[rows], teacher_head).log_softmax(-1),
+            )
+            grad = (
+                _slope(log_p, _credits(log_p, log_q, *ctx.options)[1]) * grad_value[rows, None]
+            ).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = grad @ head.to(hidden.dtype)
             d_head += grad.T @ hidden[rows]
@@ -157,8 +201,12 @@ def _slope(log_p: Tensor, credits: Tensor) -> Tensor:
     return p * ((p * credits).sum(-1, keepdim=True) - credits)
 
 
-def _credits(log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-    """[C] divergences, [C, V] credits, [C] tail masses of distributions given as [C, V] log-probabilities."""
+def _credits(
+    log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[C] divergences, [C, V] credits, [C] tail masses of distributions given as [C, V]
+    log-probabilities.
+    """
     vocabulary = log_p.shape[-1]
     ids = log_p.topk(k, sorted=False).indices if 0 < k < vocabulary else None
     if ids is not None:
@@ -169,8 +217,13 @@ def _credits(log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float) -> tup
     elif a == 0:
         value, credits = (q * delta).sum(-1), delta.expm1()
     else:  # log m - log pi, from the larger of the two; exactly 0 where delta is
-        above = torch.where(delta <= 0, (a * delta.expm1()).log1p(), delta + ((1 - a) * (-delta).expm1()).log1p())
-        value, credits = a * (q * (delta - above)).sum(-1) - (1 - a) * (p * above).sum(-1), (1 - a) * above
+        above = torch.where(
+            delta <= 0, (a * delta.expm1()).log1p(), delta + ((1 - a) * (-delta).expm1()).log1p()
+        )
+        value, credits = (
+            a * (q * (delta - above)).sum(-1) - (1 - a) * (p * above).sum(-1),
+            (1 - a) * above,
+        )
     credits = credits.clamp(max=clip)
     if ids is None:
         return value, credits, torch.zeros_like(value)
@@ -178,14 +231,22 @@ def _credits(log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float) -> tup
 
 
 def _bucketed(log_p: Tensor, ids: Tensor) -> Tensor:
-    """[C, k + 1] the log-probabilities at ``ids`` and that of all others together; a k that holds everything leaves 1e-7, as in the authors' code."""
+    """[C, k + 1] the log-probabilities at ``ids`` and that of all others together; a k that holds
+    everything leaves 1e-7, as in the authors' code.
+    """
     kept = log_p.gather(-1, ids)
-    return torch.cat([kept, (-kept.logsumexp(-1, keepdim=True).clamp(max=-1e-7).expm1()).log()], dim=-1)
+    return torch.cat(
+        [kept, (-kept.logsumexp(-1, keepdim=True).clamp(max=-1e-7).expm1()).log()], dim=-1
+    )
 
 
 @torch.no_grad()
-def top_k(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
-    """The k most likely tokens of each row: log-probabilities (normalised over the whole vocabulary) and ids, most likely first."""
+def top_k(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int
+) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
+    """The k most likely tokens of each row: log-probabilities (normalised over the whole
+    vocabulary) and ids, most likely first.
+    """
     k = min(k, len(head))
     parts = []
     for rows in _chunks(len(hidden), len(head)):
@@ -196,7 +257,9 @@ def top_k(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int) -> t
 
 
 @torch.no_grad()
-def ranks(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
+def ranks(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, N]
+) -> Int[Tensor, N]:
     """1 + the number of tokens more likely than the target: 1 where it is the first choice."""
     parts = []
     for rows in _chunks(len(hidden), len(head)):
@@ -206,20 +269,27 @@ def ranks(hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int
 
 
 def k3(logp: Tensor, reference: Tensor) -> Tensor:
-    """Schulman's k3 estimator of KL(pi || reference) from y ~ pi: r - 1 - log r with r = reference/pi. Its expectation under pi is the KL."""
+    """Schulman's k3 estimator of KL(pi || reference) from y ~ pi: r - 1 - log r with r =
+    reference/pi. Its expectation under pi is the KL.
+    """
     log_ratio = reference - logp
     return log_ratio.exp() - 1 - log_ratio
 
 
 def standardize(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
-    """Group-relative advantages of [K] rewards: minus the mean, over the population standard deviation (``scale="std"``) or not (``"none"``)."""
+    """Group-relative advantages of [K] rewards: minus the mean, over the population standard
+    deviation (``scale="std"``) or not (``"none"``).
+    """
     centered = rewards - rewards.mean()
     return centered / (rewards.std(correction=0) + eps) if scale == "std" else centered
 
 
-def clipped(logp: Tensor, old: Tensor, advantage: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """PPO's per-token objective min(rho A, clip(rho, 1 - low, 1 + high) A), and the coefficient of grad logp in it: rho A, or 0 where
-    the clip holds the gradient back."""
+def clipped(
+    logp: Tensor, old: Tensor, advantage: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """PPO's per-token objective min(rho A, clip(rho, 1 - low, 1 + high) A), and the coefficient of
+    grad logp in it: rho A, or 0 where the clip holds the gradient back.
+    """
     ratio = (logp - old).exp()
     plain, held = ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage
     passes = ((ratio >= 1 - low) | (advantage >= 0)) & ((ratio <= 1 + high) | (advantage <= 0))
@@ -227,18 +297,24 @@ def clipped(logp: Tensor, old: Tensor, advantage: Tensor, low: float, high: floa
 
 
 def trsft(logp: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Trust-region SFT (arXiv 2512.17636, eq. 3): the loss l(p) and the weight min(1, p/alpha) with which grad logp enters -grad l.
+    """Trust-region SFT (arXiv 2512.17636, eq. 3): the loss l(p) and the weight min(1, p/alpha) with
+    which grad logp enters -grad l.
 
-    l(p) = -log p where p >= alpha, else -log alpha + 1 - p/alpha: value and slope agree at alpha. 0 is SFT, 1 weights by p.
+    l(p) = -log p where p >= alpha, else -log alpha + 1 - p/alpha: value and slope agree at alpha. 0
+    is SFT, 1 weights by p.
     """
     p = logp.exp()
     if alpha == 0:
         return -logp, torch.ones_like(p)
     inside = p >= alpha
-    return torch.where(inside, -logp, 1 - math.log(alpha) - p / alpha), torch.where(inside, 1.0, p / alpha).detach()
+    return torch.where(inside, -logp, 1 - math.log(alpha) - p / alpha), torch.where(
+        inside, 1.0, p / alpha
+    ).detach()
 
 
 def shaped(logp: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """LUFFY's policy shaping (arXiv 2504.14945): the loss -p/(p + gamma) and the weight gamma p/(p + gamma)^2 of grad logp in its negative gradient."""
+    """LUFFY's policy shaping (arXiv 2504.14945): the loss -p/(p + gamma) and the weight gamma p/(p
+    + gamma)^2 of grad logp in its negative gradient.
+    """
     p = logp.exp()
     return -p / (p + gamma), (gamma * p / (p + gamma).square()).detach()

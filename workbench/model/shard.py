@@ -1,16 +1,23 @@
-"""How the ranks of a run hold what is trained: each all of it (``Replicated``), or each an N-th (``Sharded``, PyTorch's FSDP2).
+"""How the ranks of a run hold what is trained: each all of it (``Replicated``), or each an N-th
+(``Sharded``, PyTorch's FSDP2).
 
-Sharded are the weights, also those of a frozen base under an adapter, gradients, the optimiser's moments, the copy of the start (the reference) and
-the EMA teacher. An expert, which is another frozen model, is not. What a rank has beyond its N-th:
+Sharded are the weights, also those of a frozen base under an adapter, gradients, the optimiser's
+moments, the copy of the start (the reference) and the EMA teacher. An expert, which is another
+frozen model, is not. What a rank has beyond its N-th:
 
-    sampling, re-reading, evaluation    the whole weights, inside ``gathered``: ranks have unequal amounts of this work and cannot wait for each other
-    training                            one layer's weights at a time, and the embeddings', gathered by all ranks together for each pass
-    a checkpoint, the saved policy      on rank 0 one whole copy in the CPU's memory: any number of processes can go on with it, sharded or not
+    sampling, re-reading, evaluation    the whole weights, inside ``gathered``: ranks have unequal
+                                        amounts of this work and cannot wait for each other
+    training                            one layer's weights at a time, and the embeddings', gathered
+                                        by all ranks together for each pass
+    a checkpoint, the saved policy      on rank 0 one whole copy in the CPU's memory: any number of
+                                        processes can go on with it, sharded or not
 
-So a GPU must have room for the weights once (loading takes it, too), not for gradients, moments and copies.
+So a GPU must have room for the weights once (loading takes it, too), not for gradients, moments and
+copies.
 
-In training all ranks go through the same passes: one with fewer micro-batches makes idle ones, and whether there is a teacher to read or a gradient
-to make is decided by all (``any``). Gradients are added up and not averaged, because the denominators are already those of the whole batch.
+In training all ranks go through the same passes: one with fewer micro-batches makes idle ones, and
+whether there is a teacher to read or a gradient to make is decided by all (``any``). Gradients are
+added up and not averaged, because the denominators are already those of the whole batch.
 """
 
 from __future__ import annotations
@@ -23,11 +30,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from workbench.model import distributed
 from workbench.core import WorkbenchError
-
+from workbench.model import distributed
 
 # ---- tensors of which this rank may hold a part. Of all others these are the identity
+
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part, sharing its memory."""
@@ -38,11 +45,16 @@ def part(whole: Tensor, like: Tensor) -> Tensor:
     """``whole`` shared out as ``like`` is, if it is one number for each of its."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(
+        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
 
 
 def gather_tree(tree: Any) -> Any:
-    """The tensors of nested dicts, whole, on rank 0's CPU; elsewhere nothing in their place. All ranks call this together."""
+    """The tensors of nested dicts, whole, on rank 0's CPU; elsewhere nothing in their place.
+
+    All ranks call this together.
+    """
     if isinstance(tree, dict):
         return {name: gather_tree(value) for name, value in tree.items()}
     if not isinstance(tree, DTensor):
@@ -52,6 +64,7 @@ def gather_tree(tree: Any) -> Any:
 
 
 # ---- who holds what
+
 
 class Replicated:
     """Every rank holds the whole policy."""
@@ -78,7 +91,9 @@ class Replicated:
                 p.data = held[name]
 
     def share(self, batches: list) -> tuple[list, list]:
-        """This rank's micro-batches, and those that it goes through only to keep step with the others."""
+        """This rank's micro-batches, and those that it goes through only to keep step with the
+        others.
+        """
         return distributed.share(batches), []
 
     def any(self, here: bool) -> bool:
@@ -94,7 +109,10 @@ class Replicated:
 
 
 class Sharded(Replicated):
-    """Every rank holds an N-th of each weight of the policy. Raises WorkbenchError where that cannot be had."""
+    """Every rank holds an N-th of each weight of the policy.
+
+    Raises WorkbenchError where that cannot be had.
+    """
 
     def __init__(self, policy):
         from torch.distributed.device_mesh import init_device_mesh
@@ -102,19 +120,34 @@ class Sharded(Replicated):
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         if policy.unsloth or getattr(policy.base, "is_quantized", False):
-            raise WorkbenchError(f"{policy.name} cannot be sharded in {'Unsloth' if policy.unsloth else '4 bits'}: load it without")
+            raise WorkbenchError(
+                f"{policy.name} cannot be sharded in "
+                f"{'Unsloth' if policy.unsloth else '4 bits'}: load it without"
+            )
         root, head = policy.decoder, policy.base.get_output_embeddings()
-        layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+        layers = [
+            module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)
+        ]
         inside = {id(p) for module in (root, head) for p in module.parameters()}
         if not layers or any(id(p) not in inside for p in policy.model.parameters()):
-            raise WorkbenchError(f"{policy.name} cannot be sharded: it is not layers between embeddings and an output embedding")
+            raise WorkbenchError(
+                f"{policy.name} cannot be sharded: it is not layers between embeddings and "
+                "an output embedding"
+            )
         if distributed.size() == 1:
-            raise WorkbenchError("sharding splits the policy over several processes, and there is one: start them with torchrun --nproc-per-node N")
-        distributed.agree(lambda: {"weights": distributed.fingerprint(list(policy.model.parameters()))})  # from now on each of them is there once
+            raise WorkbenchError(
+                "sharding splits the policy over several processes, and there is one: "
+                "start them with torchrun --nproc-per-node N"
+            )
+        # from now on each of them is there once
+        distributed.agree(
+            lambda: {"weights": distributed.fingerprint(list(policy.model.parameters()))}
+        )
         mesh = init_device_mesh(policy.device.type, (distributed.size(),))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
-        # The head is used as a matrix and not called, so it goes with the decoder (whose embeddings it may be): there until the backward pass ends.
+        # The head is used as a matrix and not called, so it goes with the decoder (whose embeddings
+        # it may be): there until the backward pass ends.
         root.add_module("sharded_head", head)
         fully_shard(root, mesh=mesh, reshard_after_forward=False)
         del root.sharded_head
@@ -149,7 +182,11 @@ class Sharded(Replicated):
 
     @contextmanager
     def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
-        """In place, because FSDP gathers from where the parts are: ``other`` holds the policy's own weights meanwhile."""
+        """In place, because FSDP gathers from where the parts are:
+
+        ``other`` holds the policy's own weights meanwhile.
+        """
+
         @torch.no_grad()
         def exchange() -> None:
             self._reshard()
@@ -165,7 +202,8 @@ class Sharded(Replicated):
             yield
         finally:
             exchange()
-        if self.policy.gathered:  # not after an error: one that only this rank has must not wait for the others
+        # not after an error: one that only this rank has must not wait for the others
+        if self.policy.gathered:
             self._gather()
 
     def share(self, batches: list) -> tuple[list, list]:

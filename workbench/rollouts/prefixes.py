@@ -1,12 +1,14 @@
-"""Completions that somebody else began: an expert's whole trace, where to cut it, and rollouts that go on from a given prefix."""
+"""Completions that somebody else began: an expert's whole trace, where to cut it, and rollouts that
+go on from a given prefix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from workbench.model import distributed
 from workbench.core import Problem, Rollout, Task, WorkbenchError
+from workbench.model import distributed
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
 from workbench.spans import Spans
@@ -14,22 +16,42 @@ from workbench.spans import Spans
 NAN = float("nan")
 
 
-def expert_rollout(policy: Policy, task: Task, problem: Problem, text: str, longest: int | None = None) -> Rollout:
-    """An expert's solution with its end-of-turn token, none of whose tokens the policy wrote. What is over ``longest`` tokens is cut off.
+def expert_rollout(
+    policy: Policy, task: Task, problem: Problem, text: str, longest: int | None = None
+) -> Rollout:
+    """An expert's solution with its end-of-turn token, none of whose tokens the policy wrote.
+
+    What is over ``longest`` tokens is cut off.
 
     Raises WorkbenchError when it does not fit the model's context.
     """
     prompt, ids = policy.prompt_ids(problem.messages), policy.completion_ids(text)
     kept = ids[:longest]
     if len(prompt) + len(kept) > policy.context:
-        raise WorkbenchError(f"problem {problem.id} and its solution have {len(prompt) + len(kept)} tokens, "
-                             f"more than the model's context of {policy.context}")
+        raise WorkbenchError(
+            f"problem {problem.id} and its solution have {len(prompt) + len(kept)} tokens, "
+            f"more than the model's context of {policy.context}"
+        )
     text = text if kept == ids else policy.decode(kept)
-    return Rollout(prompt, kept, (NAN,) * len(kept), text, task.grade(problem, text), "expert", len(kept), finished=kept == ids)
+    return Rollout(
+        prompt,
+        kept,
+        (NAN,) * len(kept),
+        text,
+        task.grade(problem, text),
+        "expert",
+        len(kept),
+        finished=kept == ids,
+    )
 
 
-def prefix_length(whole: Rollout, decode: Callable[[Sequence[int]], str], ratio: float, reach: float = 0.3) -> int:
-    """How many tokens of an expert's trace to give: ``ratio`` of them, or more up to the end of a line within ``reach`` of the length."""
+def prefix_length(
+    whole: Rollout, decode: Callable[[Sequence[int]], str], ratio: float, reach: float = 0.3
+) -> int:
+    """How many tokens of an expert's trace to give:
+
+    ``ratio`` of them, or more up to the end of a line within ``reach`` of the length.
+    """
     size = len(whole.completion_ids)
     exact, layout = int(ratio * size), Spans(whole, decode)
     if not 0 < exact < size:
@@ -39,7 +61,9 @@ def prefix_length(whole: Rollout, decode: Callable[[Sequence[int]], str], ratio:
 
 
 class Prefix(NamedTuple):
-    """What to go on from: a problem's plain prompt and the first tokens of a completion; one rollout for each seed."""
+    """What to go on from: a problem's plain prompt and the first tokens of a completion; one
+    rollout for each seed.
+    """
 
     problem: Problem
     prefix: tuple[int, ...]
@@ -47,8 +71,11 @@ class Prefix(NamedTuple):
 
 
 def continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list[list[Rollout]]:
-    """Graded rollouts from each start, all in one batched generation. The prefix counts in the task's response budget: it is cut to it, and
-    nothing is written where it fills it."""
+    """Graded rollouts from each start, all in one batched generation.
+
+    The prefix counts in the task's response budget: it is cut to it, and nothing is written where
+    it fills it.
+    """
     return distributed.spread(starts, lambda mine: _continue_from(policy, task, mine))
 
 
@@ -56,17 +83,33 @@ def _continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list
     prompts = [policy.prompt_ids(start.problem.messages) for start in starts]
     prefixes = [start.prefix[: task.max_new] for start in starts]
     rooms = [task.max_new - len(prefix) for prefix in prefixes]
-    written = generate(policy, [prompt + prefix for prompt, prefix in zip(prompts, prefixes)],
-                       [start.seeds if room else () for start, room in zip(starts, rooms)], max_new=rooms)
+    written = generate(
+        policy,
+        [prompt + prefix for prompt, prefix in zip(prompts, prefixes)],
+        [start.seeds if room else () for start, room in zip(starts, rooms)],
+        max_new=rooms,
+    )
     found = []
     for start, prompt, prefix, samples in zip(starts, prompts, prefixes, written):
-        tails = [(s.ids, s.logprobs, s.finished) for s in samples] or [((), (), False)] * len(start.seeds)
-        found.append([_graded(policy, task, start.problem, prompt, prefix, *tail) for tail in tails])
+        tails = [(s.ids, s.logprobs, s.finished) for s in samples] or [((), (), False)] * len(
+            start.seeds
+        )
+        found.append(
+            [_graded(policy, task, start.problem, prompt, prefix, *tail) for tail in tails]
+        )
     return found
 
 
 def _graded(policy, task, problem, prompt, prefix, ids, logprobs, finished) -> Rollout:
     completion = prefix + ids
     text = policy.decode(completion)
-    return Rollout(prompt, completion, (NAN,) * len(prefix) + logprobs, text, task.grade(problem, text),
-                   "guided" if prefix else "policy", len(prefix), finished)
+    return Rollout(
+        prompt,
+        completion,
+        (NAN,) * len(prefix) + logprobs,
+        text,
+        task.grade(problem, text),
+        "guided" if prefix else "policy",
+        len(prefix),
+        finished,
+    )

@@ -1,9 +1,12 @@
-"""Who writes the tokens: generation engines behind one call, and groups of graded rollouts made with them.
+"""Who writes the tokens: generation engines behind one call, and groups of graded rollouts made
+with them.
 
-``generate(policy, prompts, seeds)`` computes each prompt once for all of its samples, decodes all rows together and drops rows that finished.
-Every row draws from its own stream of uniforms, seeded by its coordinates, so a sample does not depend on what ran beside it. What a row's next
-state is, an engine says: ``llama.Decoder`` for that family, ``Decoder`` here (the model's own forward pass) for all others. A policy whose ``engine``
-is set (vllm.py) is not decoded here at all: the call goes there.
+``generate(policy, prompts, seeds)`` computes each prompt once for all of its samples, decodes all
+rows together and drops rows that finished. Every row draws from its own stream of uniforms, seeded
+by its coordinates, so a sample does not depend on what ran beside it. What a row's next state is,
+an engine says: ``llama.Decoder`` for that family, ``Decoder`` here (the model's own forward pass)
+for all others. A policy whose ``engine`` is set (vllm.py) is not decoded here at all: the call goes
+there.
 """
 
 from __future__ import annotations
@@ -14,18 +17,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workbench.model import distributed, llama
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.model import distributed, llama
 from workbench.model.policy import Policy
 
 ROWS = 256  # most rows decoded together
 CHECK = 8  # tokens between looks for rows that ended
-WORTHWHILE = 7 / 8  # ended rows are dropped when at most this share goes on: dropping copies the cache of the others
+# ended rows are dropped when at most this share goes on: dropping copies the cache of the others
+WORTHWHILE = 7 / 8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the engine wrote: token ids (with the end-of-turn token if ``finished``) and their log-probs at temperature 1."""
+    """What the engine wrote: token ids (with the end-of-turn token if ``finished``) and their
+    log-probs at temperature 1.
+    """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -33,29 +39,46 @@ class Sample:
 
 
 @torch.no_grad()
-def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence[Sequence[int]], *, max_new: int | Sequence[int],
-             temperature: float = 1.0) -> list[list[Sample]]:
-    """For prompt i, one sample for each seed in ``seeds[i]``. ``temperature`` 0 is greedy. ``max_new``: one for all prompts, or one for each.
+def generate(
+    policy: Policy,
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[Sequence[int]],
+    *,
+    max_new: int | Sequence[int],
+    temperature: float = 1.0,
+) -> list[list[Sample]]:
+    """For prompt i, one sample for each seed in ``seeds[i]``.
 
-    Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's context, or the policy's weights are not all here.
+    ``temperature`` 0 is greedy. ``max_new``: one for all prompts, or one for each.
+
+    Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's
+    context, or the policy's weights are not all here.
     """
     policy.need_gathered()
     budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
     if longest + most > policy.context:
-        raise WorkbenchError(f"a prompt of {longest} tokens and {most} new ones do not fit the model's context of {policy.context}: "
-                             "lower max_new, or leave long problems out")
+        raise WorkbenchError(
+            f"a prompt of {longest} tokens and {most} new ones do not fit the model's "
+            f"context of {policy.context}: "
+            "lower max_new, or leave long problems out"
+        )
     if policy.engine is not None:
         return policy.engine.generate(prompts, seeds, budgets, temperature)
     weights = llama.Weights.of(policy) if llama.supported(policy) else None
-    order = sorted((i for i in range(len(prompts)) if seeds[i]), key=lambda i: len(prompts[i]))  # like lengths together: less padding
+    # like lengths together: less padding
+    order = sorted((i for i in range(len(prompts)) if seeds[i]), key=lambda i: len(prompts[i]))
     done: dict[int, list[Sample]] = {i: [] for i in range(len(prompts))}
     while order:
         n, rows = 1, len(seeds[order[0]])
         while n < len(order) and rows + len(seeds[order[n]]) <= ROWS:
             rows, n = rows + len(seeds[order[n]]), n + 1
         part, order = order[:n], order[n:]
-        begin = ([prompts[i] for i in part], [len(seeds[i]) for i in part], max(budgets[i] for i in part))
+        begin = (
+            [prompts[i] for i in part],
+            [len(seeds[i]) for i in part],
+            max(budgets[i] for i in part),
+        )
         engine = Decoder(policy, *begin) if weights is None else llama.Decoder(weights, *begin)
         rows = [(seed, budgets[i]) for i in part for seed in seeds[i]]
         samples = iter(_decode(policy, engine, *zip(*rows), temperature))
@@ -64,12 +87,25 @@ def generate(policy: Policy, prompts: Sequence[tuple[int, ...]], seeds: Sequence
     return [done[i] for i in range(len(prompts))]
 
 
-def _decode(policy: Policy, engine, seeds: Sequence[int], budgets: Sequence[int], temperature: float) -> list[Sample]:
-    """One batch, a sample for each seed. Rows that ended are looked for now and then, and write on until they are dropped; that is cut off.
-    Rows whose budget is spent are dropped at once: there may be no room for more in the model's context."""
+def _decode(
+    policy: Policy, engine, seeds: Sequence[int], budgets: Sequence[int], temperature: float
+) -> list[Sample]:
+    """One batch, a sample for each seed.
+
+    Rows that ended are looked for now and then, and write on until they are dropped; that is cut
+    off. Rows whose budget is spent are dropped at once: there may be no room for more in the
+    model's context.
+    """
     device, head, max_new, spent = policy.device, policy.head, max(budgets), frozenset(budgets)
     budget = torch.tensor(budgets, device=device)
-    uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(seed)).random(max_new, np.float32) for seed in seeds])).to(device)
+    uniforms = torch.from_numpy(
+        np.stack(
+            [
+                np.random.Generator(np.random.Philox(seed)).random(max_new, np.float32)
+                for seed in seeds
+            ]
+        )
+    ).to(device)
     stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=device)
     tokens = torch.zeros(len(seeds), max_new, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(seeds), max_new, device=device)
@@ -101,25 +137,39 @@ def _decode(policy: Policy, engine, seeds: Sequence[int], budgets: Sequence[int]
 class Decoder:
     """Any causal LM, by its own forward pass and cache: rows that grow by one token a step."""
 
-    def __init__(self, policy: Policy, prompts: Sequence[Sequence[int]], copies: Sequence[int], max_new: int):
+    def __init__(
+        self, policy: Policy, prompts: Sequence[Sequence[int]], copies: Sequence[int], max_new: int
+    ):
         from transformers import DynamicCache
 
         device = policy.device
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), policy.pad_id, device=device)
         real = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):  # padded on the left, so that every row's next token is at the same place
-            ids[row, width - len(prompt):] = torch.tensor(prompt, device=device)
-            real[row, width - len(prompt):] = 1
-        self.policy, self.padded, self.cache = policy, not bool(real.all()), DynamicCache(config=policy.base.config)
+        # padded on the left, so that every row's next token is at the same place
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+            real[row, width - len(prompt) :] = 1
+        self.policy, self.padded, self.cache = (
+            policy,
+            not bool(real.all()),
+            DynamicCache(config=policy.base.config),
+        )
         state = self._forward(ids, real, (real.cumsum(-1) - 1).clamp(min=0))
-        spread = torch.repeat_interleave(torch.arange(len(prompts), device=device), torch.tensor(copies, device=device))
+        spread = torch.repeat_interleave(
+            torch.arange(len(prompts), device=device), torch.tensor(copies, device=device)
+        )
         self.state, self.real = state[spread], real[spread]
         self.cache.batch_select_indices(spread)
 
     def _forward(self, ids, real, positions) -> torch.Tensor:
-        return self.policy.decoder(input_ids=ids, attention_mask=real if self.padded else None, position_ids=positions,
-                                   past_key_values=self.cache, use_cache=True).last_hidden_state[:, -1]
+        return self.policy.decoder(
+            input_ids=ids,
+            attention_mask=real if self.padded else None,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
 
     def step(self, token: torch.Tensor) -> None:
         """Append one token to each row."""
@@ -133,26 +183,55 @@ class Decoder:
 
 
 def pick(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
-    """[B] tokens by inverse transform: the first token whose cumulative probability exceeds the row's uniform number."""
+    """[B] tokens by inverse transform: the first token whose cumulative probability exceeds the
+    row's uniform number.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     mass = (logits / temperature).softmax(-1).cumsum(-1)
     total = mass[:, -1:]
-    below = torch.nextafter(total, torch.zeros_like(total))  # rounding must not carry the target up to the whole mass
-    return torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)[:, 0]
+    # rounding must not carry the target up to the whole mass
+    below = torch.nextafter(total, torch.zeros_like(total))
+    return torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)[
+        :, 0
+    ]
 
 
-def sample_groups(policy: Policy, task: Task, problems: Sequence[Problem], k: int, seed: tuple[int | str, ...], *,
-                  temperature: float = 1.0) -> list[Group]:
-    """K graded rollouts for each problem. ``seed`` are the coordinates of the call, such as (run seed, step)."""
+def sample_groups(
+    policy: Policy,
+    task: Task,
+    problems: Sequence[Problem],
+    k: int,
+    seed: tuple[int | str, ...],
+    *,
+    temperature: float = 1.0,
+) -> list[Group]:
+    """K graded rollouts for each problem.
+
+    ``seed`` are the coordinates of the call, such as (run seed, step).
+    """
+
     def work(mine: list[Problem]) -> list[tuple[Rollout, ...]]:
         prompts = [policy.prompt_ids(problem.messages) for problem in mine]
         seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in mine]
         written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
-        return [tuple(graded(*parts, sample) for sample in samples) for *parts, samples in zip(mine, prompts, written)]
+        return [
+            tuple(graded(*parts, sample) for sample in samples)
+            for *parts, samples in zip(mine, prompts, written)
+        ]
 
     def graded(problem: Problem, prompt: tuple[int, ...], sample: Sample) -> Rollout:
         text = policy.decode(sample.ids)
-        return Rollout(prompt, sample.ids, sample.logprobs, text, task.grade(problem, text), finished=sample.finished)
+        return Rollout(
+            prompt,
+            sample.ids,
+            sample.logprobs,
+            text,
+            task.grade(problem, text),
+            finished=sample.finished,
+        )
 
-    return [Group(problem, rollouts) for problem, rollouts in zip(problems, distributed.spread(problems, work))]
+    return [
+        Group(problem, rollouts)
+        for problem, rollouts in zip(problems, distributed.spread(problems, work))
+    ]

@@ -1,20 +1,28 @@
-"""Who writes the tokens, on a CUDA GPU: vLLM, a second engine behind ``rollout.generate``, for a policy with LoRA adapters.
+"""Who writes the tokens, on a CUDA GPU: vLLM, a second engine behind ``rollout.generate``, for a
+policy with LoRA adapters.
 
-    learner.policy.engine = VLLM(learner.policy)        or: workbench train METHOD --lora 16 --vllm ...
+    learner.policy.engine = VLLM(learner.policy)        or: workbench train METHOD --lora 16 --vllm
+                                                        ...
 
-The base weights are loaded once and never move. Before it samples, the engine looks whether the adapter in force has changed, and only then saves it
-in peft's format and sends the folder. Each change has a new number, name and path: vLLM holds adapters by number, and what it keeps of prompts by
-name and path, so nothing of an older policy is left. The EMA teacher is one more adapter; the reference is the base with none.
+The base weights are loaded once and never move. Before it samples, the engine looks whether the
+adapter in force has changed, and only then saves it in peft's format and sends the folder. Each
+change has a new number, name and path: vLLM holds adapters by number, and what it keeps of prompts
+by name and path, so nothing of an older policy is left. The EMA teacher is one more adapter; the
+reference is the base with none.
 
-vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So ``Policy.trains_in_fp32`` is false, and every update weighs the policy gradient
-by min(pi_trainer / pi_sampler, 2) (training/run.py); ``gap_mean`` and ``gap_max`` show how far apart the two are.
+vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So
+``Policy.trains_in_fp32`` is false, and every update weighs the policy gradient by min(pi_trainer /
+pi_sampler, 2) (training/run.py); ``gap_mean`` and ``gap_max`` show how far apart the two are.
 
-What it cannot promise: a sample draws from its own seed whatever runs beside it, but the last bits of its logits depend on that, and where one token
-tips, all after it differ. A run made twice, resumed, or on another number of processes therefore has other tokens here and there.
+What it cannot promise: a sample draws from its own seed whatever runs beside it, but the last bits
+of its logits depend on that, and where one token tips, all after it differ. A run made twice,
+resumed, or on another number of processes therefore has other tokens here and there.
 
-Under torchrun each process has an engine of its own on its own GPU. They agree on the size of their caches and then sample without each other.
+Under torchrun each process has an engine of its own on its own GPU. They agree on the size of their
+caches and then sample without each other.
 
-Written from the sources of vLLM 0.33.0 and tested with a stand-in for it (tests/test_vllm_engine.py): not yet run on a GPU.
+Written from the sources of vLLM 0.33.0 and tested with a stand-in for it
+(tests/test_vllm_engine.py): not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -27,34 +35,55 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from workbench.model import distributed
 from workbench.core import WorkbenchError
+from workbench.model import distributed
 from workbench.model.policy import Policy, source_of
 from workbench.rollouts.sampling import Sample
 
 MEMORY = 0.4  # vLLM's share of the GPU
-ROOMS = (8, 16, 32, 64, 128, 256, 320, 512)  # LoRA ranks that vLLM reserves room for; a smaller adapter fits as well
+# LoRA ranks that vLLM reserves room for; a smaller adapter fits as well
+ROOMS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def names(*, lora: bool, four_bit: bool, unsloth: bool, sharded: bool):
-    """What is used of vLLM: LLM, SamplingParams, LoRARequest. Raises WorkbenchError where it cannot run, or not for such a policy."""
+    """What is used of vLLM:
+
+    LLM, SamplingParams, LoRARequest. Raises WorkbenchError where it cannot run, or not for such a
+    policy.
+    """
     if not lora:
-        raise WorkbenchError("vLLM is sent adapters, not all weights: add --lora R, the rank of the adapter to train")
+        raise WorkbenchError(
+            "vLLM is sent adapters, not all weights: add --lora R, the rank of the adapter to train"
+        )
     if four_bit:
-        raise WorkbenchError("vLLM does not load bitsandbytes' 4-bit weights, and others are not those that are trained: leave out --4bit or --vllm")
+        raise WorkbenchError(
+            "vLLM does not load bitsandbytes' 4-bit weights, and others are not those that "
+            "are trained: leave out --4bit or --vllm"
+        )
     if unsloth:
-        raise WorkbenchError("Unsloth and vLLM want different versions of torch: leave out --unsloth or --vllm")
+        raise WorkbenchError(
+            "Unsloth and vLLM want different versions of torch: leave out --unsloth or --vllm"
+        )
     if sharded:
-        raise WorkbenchError("vLLM holds all weights on every GPU, which sharding is to avoid: leave out --shard or --vllm")
+        raise WorkbenchError(
+            "vLLM holds all weights on every GPU, which sharding is to avoid: leave out "
+            "--shard or --vllm"
+        )
     if not torch.cuda.is_available():
-        raise WorkbenchError("vLLM needs an NVIDIA GPU: leave --vllm out, and the workbench writes the tokens itself")
-    # Else vLLM starts a process of its own, which runs a script without a __main__ guard once more, and under torchrun would not know its GPU.
+        raise WorkbenchError(
+            "vLLM needs an NVIDIA GPU: leave --vllm out, and the workbench writes the tokens itself"
+        )
+    # Else vLLM starts a process of its own, which runs a script without a __main__ guard once more,
+    # and under torchrun would not know its GPU.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
     except Exception as error:  # not installed, or built for another torch or CUDA
-        raise WorkbenchError(f"vLLM cannot be imported here (it wants an environment of its own: README.md): {_line(error)}") from error
+        raise WorkbenchError(
+            "vLLM cannot be imported here (it wants an environment of its own: README.md): "
+            f"{_line(error)}"
+        ) from error
     return LLM, SamplingParams, LoRARequest
 
 
@@ -65,42 +94,90 @@ def _line(error: Exception) -> str:
 class VLLM:
     """vLLM on this process's GPU, for ``policy`` with whichever adapter is in force.
 
-    ``memory``: vLLM's share of the GPU, for a second copy of the base weights and for its cache. It is held while the policy trains: the trainer has
-    the rest. A GGUF file and smollm2 it loads from the folders that they are converted to. Raises WorkbenchError as ``names`` does, and where vLLM
+    ``memory``: vLLM's share of the GPU, for a second copy of the base weights and for its cache. It
+    is held while the policy trains: the trainer has the rest. A GGUF file and smollm2 it loads from
+    the folders that they are converted to. Raises WorkbenchError as ``names`` does, and where vLLM
     does not load the model or take the adapter's rank.
     """
 
     def __init__(self, policy: Policy, memory: float = MEMORY):
         adapters = getattr(policy.model, "peft_config", {})
-        LLM, self._params, self._request = names(lora=bool(adapters), four_bit=getattr(policy.base, "is_quantized", False), unsloth=policy.unsloth,
-                                                           sharded=not policy.gathered)
+        LLM, self._params, self._request = names(
+            lora=bool(adapters),
+            four_bit=getattr(policy.base, "is_quantized", False),
+            unsloth=policy.unsloth,
+            sharded=not policy.gathered,
+        )
         rank = max(config.r for config in adapters.values())
         try:
-            self._llm = LLM(model=str(source_of(policy.name)), enable_lora=True, max_lora_rank=next((n for n in ROOMS if n >= rank), rank),
-                            dtype=torch.bfloat16 if policy.head.dtype == torch.bfloat16 else torch.float16,  # its LoRA kernels know no other
-                            gpu_memory_utilization=memory, max_model_len=-1,  # as long as fits
-                            logprobs_mode="raw_logprobs",  # before the temperature
-                            # The first takes its rank and its GPU from torchrun.
-                            distributed_executor_backend="external_launcher" if distributed.size() > 1 else "uni")
+            self._llm = LLM(
+                model=str(source_of(policy.name)),
+                enable_lora=True,
+                max_lora_rank=next((n for n in ROOMS if n >= rank), rank),
+                # its LoRA kernels know no other
+                dtype=torch.bfloat16 if policy.head.dtype == torch.bfloat16 else torch.float16,
+                gpu_memory_utilization=memory,
+                max_model_len=-1,  # as long as fits
+                logprobs_mode="raw_logprobs",  # before the temperature
+                # The first takes its rank and its GPU from torchrun.
+                distributed_executor_backend="external_launcher"
+                if distributed.size() > 1
+                else "uni",
+            )
         except Exception as error:  # a model fails in as many ways as there are files in it
-            raise WorkbenchError(f"vLLM could not load {policy.name} with {memory:g} of the GPU's memory: {_line(error)}") from error
+            raise WorkbenchError(
+                f"vLLM could not load {policy.name} with {memory:g} of the GPU's memory: "
+                f"{_line(error)}"
+            ) from error
         self.policy, self._folder = policy, TemporaryDirectory(prefix="workbench-adapters-")
         self._sent: dict[str, tuple] = {}  # adapter: (its weights' fingerprint, vLLM's handle)
         self._number = 0
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[Sequence[int]], budgets: Sequence[int],
-                 temperature: float) -> list[list[Sample]]:
-        """What ``rollout.generate`` returns. ``budgets``: most new tokens, for each prompt. Raises WorkbenchError when they do not fit the cache."""
-        rows = [(list(prompt), seed, budget) for prompt, own, budget in zip(prompts, seeds, budgets) for seed in own]
+    def generate(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        seeds: Sequence[Sequence[int]],
+        budgets: Sequence[int],
+        temperature: float,
+    ) -> list[list[Sample]]:
+        """What ``rollout.generate`` returns.
+
+        ``budgets``: most new tokens, for each prompt. Raises WorkbenchError when they do not fit
+        the cache.
+        """
+        rows = [
+            (list(prompt), seed, budget)
+            for prompt, own, budget in zip(prompts, seeds, budgets)
+            for seed in own
+        ]
         room = self._llm.model_config.max_model_len
         for prompt, _, budget in rows:
             if len(prompt) + budget > room:
-                raise WorkbenchError(f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the {room} that vLLM has room for")
-        # A request for each sample, with its own seed. Only the policy's stop tokens end a turn; ignore_eos leaves out what else vLLM knows.
-        params = [self._params(temperature=temperature, seed=seed, max_tokens=budget, stop_token_ids=sorted(self.policy.stop_ids),
-                               ignore_eos=True, logprobs=0, detokenize=False) for _, seed, budget in rows]
+                raise WorkbenchError(
+                    f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the "
+                    f"{room} that vLLM has room for"
+                )
+        # A request for each sample, with its own seed. Only the policy's stop tokens end a turn;
+        # ignore_eos leaves out what else vLLM knows.
+        params = [
+            self._params(
+                temperature=temperature,
+                seed=seed,
+                max_tokens=budget,
+                stop_token_ids=sorted(self.policy.stop_ids),
+                ignore_eos=True,
+                logprobs=0,
+                detokenize=False,
+            )
+            for _, seed, budget in rows
+        ]
         try:
-            outputs = self._llm.generate([{"prompt_token_ids": prompt} for prompt, *_ in rows], params, use_tqdm=False, lora_request=self._adapter())
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": prompt} for prompt, *_ in rows],
+                params,
+                use_tqdm=False,
+                lora_request=self._adapter(),
+            )
         except ValueError as error:  # it is on layers where vLLM has none
             raise WorkbenchError(f"vLLM does not take the adapter: {_line(error)}") from error
         written = iter(outputs)  # in the order of the prompts
@@ -108,10 +185,16 @@ class VLLM:
 
     def _sample(self, output) -> Sample:
         ids = tuple(output.token_ids)
-        return Sample(ids, tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)), ids[-1] in self.policy.stop_ids)
+        return Sample(
+            ids,
+            tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True)),
+            ids[-1] in self.policy.stop_ids,
+        )
 
     def _adapter(self):
-        """vLLM's handle of the adapter in force, which is sent if it has changed; None where adapters are off."""
+        """vLLM's handle of the adapter in force, which is sent if it has changed; None where
+        adapters are off.
+        """
         from peft import get_peft_model_state_dict
 
         model = self.policy.model
@@ -119,14 +202,21 @@ class VLLM:
             return None
         [name] = model.active_adapters
         plain = {"save_embedding_layers": False}  # else peft asks the hub about them each time
-        now = distributed.fingerprint(list(get_peft_model_state_dict(model, adapter_name=name, **plain).values()))
+        now = distributed.fingerprint(
+            list(get_peft_model_state_dict(model, adapter_name=name, **plain).values())
+        )
         was, handle = self._sent.get(name, (None, None))
         if now != was:
             self._number += 1
             folder = Path(self._folder.name) / str(self._number)
             model.save_pretrained(folder, selected_adapters=[name], **plain)
             if handle is not None:
-                shutil.rmtree(folder.with_name(str(handle.lora_int_id)))  # nobody samples from it again
-            handle = self._request(f"{name}-{self._number}", self._number, str(folder if name == "default" else folder / name))
+                # nobody samples from it again
+                shutil.rmtree(folder.with_name(str(handle.lora_int_id)))
+            handle = self._request(
+                f"{name}-{self._number}",
+                self._number,
+                str(folder if name == "default" else folder / name),
+            )
             self._sent[name] = now, handle
         return handle

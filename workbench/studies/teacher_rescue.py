@@ -1,17 +1,24 @@
-"""Can a teacher complete a wrong path, and does its perplexity say so? The motivating experiment of SCOPE (arXiv 2604.10688).
+"""Can a teacher complete a wrong path, and does its perplexity say so?
 
-    python -m workbench.studies.teacher_rescue --model data/organism/3m --teacher data/organism/teacher --out data/study/rescue.json
+The motivating experiment of SCOPE (arXiv 2604.10688).
 
-Wrong completions are cut at a share of their tokens, the teacher goes on from there, and the task grades the whole. If teacher perplexity is a good
-signal, paths in the lowest quartile are rescued most often, and the weights of ``workbench.methods.scope`` point the right way. (The script that the
-authors released asks for the opposite order: there a low perplexity would be a teacher that believes the mistake.)
+    python -m workbench.studies.teacher_rescue --model data/organism/3m --teacher
+    data/organism/teacher --out data/study/rescue.json
 
-A task that knows the first wrong step of a path tells two things apart that the paper cannot: the teacher mends a mistake that it was given, or
-it was not given the mistake and makes none of its own. A path with a late mistake is less surprising and is cut before it more often, so perplexity
+Wrong completions are cut at a share of their tokens, the teacher goes on from there, and the task
+grades the whole. If teacher perplexity is a good signal, paths in the lowest quartile are rescued
+most often, and the weights of ``workbench.methods.scope`` point the right way. (The script that the
+authors released asks for the opposite order: there a low perplexity would be a teacher that
+believes the mistake.)
+
+A task that knows the first wrong step of a path tells two things apart that the paper cannot: the
+teacher mends a mistake that it was given, or it was not given the mistake and makes none of its
+own. A path with a late mistake is less surprising and is cut before it more often, so perplexity
 can be related to rescue without any power to mend.
 
-Differs from the released script: cut after that share of the tokens, not at the line break before it; temperature 1, not 0.6; one attempt a problem
-in the command above, so that the paths are independent and the intervals say what they seem to.
+Differs from the released script: cut after that share of the tokens, not at the line break before
+it; temperature 1, not 0.6; one attempt a problem in the command above, so that the paths are
+independent and the intervals say what they seem to.
 """
 
 from __future__ import annotations
@@ -25,13 +32,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from workbench.model.batch import rescore
 from workbench.core import Group, Problem, Task, WorkbenchError, coordinates
 from workbench.evaluation.metrics import bootstrap
-from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.methods.scope import perplexity
+from workbench.model.batch import rescore
 from workbench.model.policy import Policy
 from workbench.records import dumps, write_atomic
+from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.rollouts.sampling import sample_groups
 from workbench.spans import Spans
 
@@ -51,7 +58,10 @@ class Cell(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Rescued in the lowest quartile minus rescued in the highest, at one prefix ratio. Above 0: perplexity says whom the teacher can help."""
+    """Rescued in the lowest quartile minus rescued in the highest, at one prefix ratio.
+
+    Above 0: perplexity says whom the teacher can help.
+    """
 
     ratio: float
     paths: int
@@ -67,26 +77,54 @@ class Paths:
     ratios: tuple[float, ...]
     perplexity: np.ndarray  # [n] the teacher's, of the whole path
     rescued: np.ndarray  # [n, R] share of the teacher's continuations that end correct
-    mistake: np.ndarray  # [n] the share of the path at which its first wrong step ends; NaN where the task does not know
+    # [n] the share of the path at which its first wrong step ends; NaN where the task does not know
+    mistake: np.ndarray
 
     def cells(self) -> list[Cell]:
         quarter = quartiles(self.perplexity)
-        return [Cell(q, ratio, int((quarter == q).sum()), float(np.median(self.perplexity[quarter == q])), float(row[quarter == q].mean()),
-                     *bootstrap(row[quarter == q])) for q in (1, 2, 3, 4) for ratio, row in zip(self.ratios, self.rescued.T)]
+        return [
+            Cell(
+                q,
+                ratio,
+                int((quarter == q).sum()),
+                float(np.median(self.perplexity[quarter == q])),
+                float(row[quarter == q].mean()),
+                *bootstrap(row[quarter == q]),
+            )
+            for q in (1, 2, 3, 4)
+            for ratio, row in zip(self.ratios, self.rescued.T)
+        ]
 
     def gaps(self, mistake: Literal["any", "given", "ahead"] = "any") -> list[Gap]:
-        """Of all paths; of those whose first mistake the teacher was given, which it must mend; or of those where it was still ahead. The quartiles are
-        theirs; a ratio with fewer than eight of them has no gap."""
+        """Of all paths; of those whose first mistake the teacher was given, which it must mend; or
+        of those where it was still ahead. The quartiles are theirs; a ratio with fewer than eight
+        of them has no gap.
+        """
         found, rng = [], np.random.default_rng(0)
         for ratio, row in zip(self.ratios, self.rescued.T):
-            among = {"any": np.full(len(row), True), "given": self.mistake <= ratio, "ahead": self.mistake > ratio}[mistake]
+            among = {
+                "any": np.full(len(row), True),
+                "given": self.mistake <= ratio,
+                "ahead": self.mistake > ratio,
+            }[mistake]
             if among.sum() < 8:
                 continue
             quarter = quartiles(self.perplexity[among])
             sure, unsure = row[among][quarter == 1], row[among][quarter == 4]
-            draws = [values[rng.integers(0, len(values), (2000, len(values)))].mean(1) for values in (sure, unsure)]
+            draws = [
+                values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
+                for values in (sure, unsure)
+            ]
             low, high = np.quantile(draws[0] - draws[1], (0.025, 0.975))
-            found.append(Gap(ratio, int(among.sum()), float(sure.mean() - unsure.mean()), float(low), float(high)))
+            found.append(
+                Gap(
+                    ratio,
+                    int(among.sum()),
+                    float(sure.mean() - unsure.mean()),
+                    float(low),
+                    float(high),
+                )
+            )
         return found
 
 
@@ -95,65 +133,127 @@ def quartiles(values: Sequence[float]) -> np.ndarray:
     return 1 + np.argsort(np.argsort(values, kind="stable")) * 4 // len(values)
 
 
-def teacher_prefix_completion(teacher: Policy, task: Task, groups: Sequence[Group], ratios: Sequence[float] = RATIOS, samples: int = 4,
-           seed: tuple[int | str, ...] = (0,)) -> Paths:
+def teacher_prefix_completion(
+    teacher: Policy,
+    task: Task,
+    groups: Sequence[Group],
+    ratios: Sequence[float] = RATIOS,
+    samples: int = 4,
+    seed: tuple[int | str, ...] = (0,),
+) -> Paths:
     """``samples`` continuations by the teacher of every wrong rollout in ``groups`` at each ratio.
 
     Raises WorkbenchError when there are fewer than four wrong rollouts.
     """
-    paths = [(group.problem, r, j) for group in groups for j, r in enumerate(group.rollouts) if not r.verdict.correct]
+    paths = [
+        (group.problem, r, j)
+        for group in groups
+        for j, r in enumerate(group.rollouts)
+        if not r.verdict.correct
+    ]
     if len(paths) < 4:
         raise WorkbenchError(f"quartiles need four wrong rollouts or more, there are {len(paths)}")
     rescued = []
     for ratio in ratios:
-        starts = [Prefix(problem, r.completion_ids[: int(ratio * (len(r.completion_ids) - r.finished))],
-                        [coordinates(*seed, problem.id, j, ratio, s) for s in range(samples)]) for problem, r, j in paths]
-        rescued.append([np.mean([r.verdict.correct for r in row]) for row in continue_from(teacher, task, starts)])
+        starts = [
+            Prefix(
+                problem,
+                r.completion_ids[: int(ratio * (len(r.completion_ids) - r.finished))],
+                [coordinates(*seed, problem.id, j, ratio, s) for s in range(samples)],
+            )
+            for problem, r, j in paths
+        ]
+        rescued.append(
+            [
+                np.mean([r.verdict.correct for r in row])
+                for row in continue_from(teacher, task, starts)
+            ]
+        )
     found = [perplexity(logp) for logp, _ in rescore(teacher, [r for _, r, _ in paths])]
     mistake = [first_mistake(task, problem, Spans(r, teacher.decode)) for problem, r, _ in paths]
     return Paths(tuple(ratios), np.array(found), np.array(rescued).T, np.array(mistake))
 
 
 def first_mistake(task: Task, problem: Problem, layout: Spans) -> float:
-    """The share of a path's tokens after which its first wrong step stands there whole; NaN where the task does not know it."""
+    """The share of a path's tokens after which its first wrong step stands there whole; NaN where
+    the task does not know it.
+    """
     wrong = task.first_error(problem, layout.text)
     if wrong is None:
         return float("nan")
-    return layout.tokens_through(wrong.index) / layout.written if wrong.index < len(layout.steps) else 1.0
+    return (
+        layout.tokens_through(wrong.index) / layout.written
+        if wrong.index < len(layout.steps)
+        else 1.0
+    )
 
 
 def main() -> None:
     from workbench.model.policy import load_policy
     from workbench.tasks import load_task
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="whose wrong attempts")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="PATH_OR_HUB_ID", help="whose wrong attempts"
+    )
     parser.add_argument("--teacher", required=True, metavar="PATH_OR_HUB_ID")
     parser.add_argument("--task", default="arithmetic")
-    parser.add_argument("--problems", type=int, default=600, help="held-out problems, one attempt each")
-    parser.add_argument("--samples", type=int, default=4, help="continuations of each path at each ratio")
+    parser.add_argument(
+        "--problems", type=int, default=600, help="held-out problems, one attempt each"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=4, help="continuations of each path at each ratio"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args()
     try:
         task, teacher = load_task(args.task), load_policy(args.teacher)
-        groups = sample_groups(load_policy(args.model), task, task.problems("test", args.problems, args.seed), 1, (args.seed, "rescue"))
-        found = teacher_prefix_completion(teacher, task, groups, samples=args.samples, seed=(args.seed, "rescue"))
+        groups = sample_groups(
+            load_policy(args.model),
+            task,
+            task.problems("test", args.problems, args.seed),
+            1,
+            (args.seed, "rescue"),
+        )
+        found = teacher_prefix_completion(
+            teacher, task, groups, samples=args.samples, seed=(args.seed, "rescue")
+        )
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out, record(found, {name: getattr(args, name) for name in ("model", "teacher", "task", "problems", "samples", "seed")}))
+        write_atomic(
+            args.out,
+            record(
+                found,
+                {
+                    name: getattr(args, name)
+                    for name in ("model", "teacher", "task", "problems", "samples", "seed")
+                },
+            ),
+        )
     except WorkbenchError as error:
         parser.exit(2, f"workbench: {error}\n")
     for cell in found.cells():
-        print(f"quartile {cell.quartile}, {cell.ratio:.0%} given: {cell.rescued:.3f} [{cell.low:.3f}, {cell.high:.3f}]  "
-              f"({cell.paths} paths, perplexity {cell.perplexity:.3f})")
+        print(
+            f"quartile {cell.quartile}, {cell.ratio:.0%} given: {cell.rescued:.3f} "
+            f"[{cell.low:.3f}, {cell.high:.3f}]  "
+            f"({cell.paths} paths, perplexity {cell.perplexity:.3f})"
+        )
     for mistake in ("any", "given", "ahead"):
         for gap in found.gaps(mistake):
-            print(f"lowest - highest, mistake {mistake:5}, {gap.ratio:.0%} given: {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]  ({gap.paths} paths)")
+            print(
+                f"lowest - highest, mistake {mistake:5}, {gap.ratio:.0%} given: "
+                f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]  ({gap.paths} paths)"
+            )
 
 
 def record(found: Paths, asked: dict) -> str:
     """JSON: what was asked for, and the numbers of every path, from which cells and gaps follow."""
-    numbers = {name: getattr(found, name).round(4).tolist() for name in ("perplexity", "mistake", "rescued")}
+    numbers = {
+        name: getattr(found, name).round(4).tolist()
+        for name in ("perplexity", "mistake", "rescued")
+    }
     return dumps(asked | {"ratios": found.ratios} | numbers) + "\n"
 
 
@@ -161,7 +261,10 @@ def read_record(path: Path) -> Paths:
     """Raises WorkbenchError when the file is missing or no record of this module."""
     try:
         row = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Paths(tuple(row["ratios"]), *(np.array(row[name], float) for name in ("perplexity", "rescued", "mistake")))
+        return Paths(
+            tuple(row["ratios"]),
+            *(np.array(row[name], float) for name in ("perplexity", "rescued", "mistake")),
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkbenchError(f"{path} holds no record of a rescue experiment") from error
 

@@ -1,4 +1,5 @@
-"""The embedded default task: chains of + and - with every step written out, checked exactly, step by step.
+"""The embedded default task: chains of + and - with every step written out, checked exactly, step
+by step.
 
     question    47+85-29+6
     solution    47+85=132
@@ -6,11 +7,13 @@
                 103+6=109
                 Answer 109
 
-The ``turned`` style writes the same steps with the operation first (85+47=132, -29+132=103, 6+103=109): what an expert from elsewhere would
-write, unlikely under a policy that learned the plain one, though it can go on from there. Each line may be in either style.
+The ``turned`` style writes the same steps with the operation first (85+47=132, -29+132=103,
+6+103=109): what an expert from elsewhere would write, unlikely under a policy that learned the
+plain one, though it can go on from there. Each line may be in either style.
 
-A line ``Wait, <step>`` takes back what was written since that step was due, and puts the step in its place. So for any attempt the
-task knows which line was wrong first, whether it was mended, and what should have stood there.
+A line ``Wait, <step>`` takes back what was written since that step was due, and puts the step in
+its place. So for any attempt the task knows which line was wrong first, whether it was mended, and
+what should have stood there.
 """
 
 from __future__ import annotations
@@ -28,15 +31,19 @@ WAIT = "Wait, "
 ANSWER = "Answer "
 SPLITS = ("train", "validation", "test")
 
-PHRASES = (*prompts.PHRASES, WAIT, ANSWER, "Step ", " should be ")  # the fixed words of the task: one token each for the organism
+# the fixed words of the task: one token each for the organism
+PHRASES = (*prompts.PHRASES, WAIT, ANSWER, "Step ", " should be ")
 
 Style = Literal["plain", "turned"]
-Chain = tuple[int, tuple[str, ...]]  # running value and the operations still to do, such as (132, ("-29", "+6"))
+# running value and the operations still to do, such as (132, ("-29", "+6"))
+Chain = tuple[int, tuple[str, ...]]
 
 
 class Check(NamedTuple):
-    """``first_error``: index of the first line that was wrong when written (their number if one is missing), mended or not; None if none.
-    ``unmended``: the (1-based) step of the solution that is still wrong, and what it should be; None when the attempt is correct."""
+    """``first_error``: index of the first line that was wrong when written (their number if one is
+    missing), mended or not; None if none. ``unmended``: the (1-based) step of the solution that is
+    still wrong, and what it should be; None when the attempt is correct.
+    """
 
     correct: bool
     first_error: int | None
@@ -85,12 +92,17 @@ def steps(text: str) -> list[Step]:
 
 
 def lines(text: str) -> list[str]:
-    """Only \\n ends a line: other line breaks that Python knows are characters like any other, and never right."""
+    """Only \\n ends a line: other line breaks that Python knows are characters like any other, and
+    never right.
+    """
     return text.rstrip("\n").split("\n")
 
 
 def check(expression: str, text: str) -> Check:
-    """Follow the attempt line by line. ``states[i]`` is the chain after i right steps, so its top says which line is due."""
+    """Follow the attempt line by line.
+
+    ``states[i]`` is the chain after i right steps, so its top says which line is due.
+    """
     total = len(parse(expression)[1]) + 1
     states: list[Chain | None] = [parse(expression)]  # None: the answer has been given
     wrong_since: int | None = None  # number of right steps when the unmended error was made
@@ -100,7 +112,15 @@ def check(expression: str, text: str) -> Check:
         if body != line:
             reflections += 1
             open_states = [i for i in reversed(range(len(states))) if states[i] is not None]
-            back = next((i for style in ("plain", "turned") for i in open_states if due(states[i], style) == body), None)
+            back = next(
+                (
+                    i
+                    for style in ("plain", "turned")
+                    for i in open_states
+                    if due(states[i], style) == body
+                ),
+                None,
+            )
             if back is not None:
                 states, wrong_since = states[: back + 1], None
         if wrong_since is None:
@@ -121,7 +141,9 @@ def check(expression: str, text: str) -> Check:
 
 
 def draw(rng: Random, n_steps: int, largest: int) -> str:
-    """A chain with ``n_steps`` operations on numbers 1..largest whose running value never goes below zero."""
+    """A chain with ``n_steps`` operations on numbers 1..largest whose running value never goes
+    below zero.
+    """
     value = rng.randint(1, largest)
     parts = [str(value)]
     for _ in range(n_steps):
@@ -133,15 +155,21 @@ def draw(rng: Random, n_steps: int, largest: int) -> str:
 
 
 def split_of(expression: str) -> str:
-    """By the expression's own hash, so that no held-out problem can occur in training, whoever draws it: 5 % test, 5 % validation."""
+    """By the expression's own hash, so that no held-out problem can occur in training, whoever
+    draws it: 5 % test, 5 % validation.
+    """
     bucket = hashlib.blake2b(expression.encode(), digest_size=2).digest()[0]
     return "test" if bucket < 13 else "validation" if bucket < 26 else "train"
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Difficulty dials: ``steps`` operations on numbers 1..``largest``. ``style``: how the expert solutions are written; nothing else.
-    ``shown`` "solution": the prompt holds one, to be read and not worked out; what a policy could do before it was trained on the plain prompt."""
+    """Difficulty dials:
+
+    ``steps`` operations on numbers 1..``largest``. ``style``: how the expert solutions are written;
+    nothing else. ``shown`` "solution": the prompt holds one, to be read and not worked out; what a
+    policy could do before it was trained on the plain prompt.
+    """
 
     steps: int = 4
     largest: int = 20
@@ -152,11 +180,18 @@ class Arithmetic:
 
     def __post_init__(self):
         if not 1 <= self.steps <= 12 or not 9 <= self.largest <= 999:
-            raise WorkbenchError(f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, largest={self.largest}")
+            raise WorkbenchError(
+                f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, "
+                f"largest={self.largest}"
+            )
         if self.style not in ("plain", "turned"):
-            raise WorkbenchError(f"arithmetic takes style=plain or style=turned, not style={self.style}")
+            raise WorkbenchError(
+                f"arithmetic takes style=plain or style=turned, not style={self.style}"
+            )
         if self.shown not in ("nothing", "solution"):
-            raise WorkbenchError(f"arithmetic takes shown=nothing or shown=solution, not shown={self.shown}")
+            raise WorkbenchError(
+                f"arithmetic takes shown=nothing or shown=solution, not shown={self.shown}"
+            )
 
     @property
     def max_new(self) -> int:
@@ -165,12 +200,23 @@ class Arithmetic:
 
     def problem(self, expression: str) -> Problem:
         answer = solve(expression).rsplit(ANSWER, 1)[1]
-        made = Problem(expression, ({"role": "user", "content": expression},), answer, (solve(expression, self.style),),
-                       {"split": split_of(expression), "steps": self.steps, "largest": self.largest})
-        return replace(made, messages=self.reprompt(made, solution=solve(expression))) if self.shown == "solution" else made
+        made = Problem(
+            expression,
+            ({"role": "user", "content": expression},),
+            answer,
+            (solve(expression, self.style),),
+            {"split": split_of(expression), "steps": self.steps, "largest": self.largest},
+        )
+        return (
+            replace(made, messages=self.reprompt(made, solution=solve(expression)))
+            if self.shown == "solution"
+            else made
+        )
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """``n`` different problems of ``split`` (train, validation, test), the same for the same seed."""
+        """``n`` different problems of ``split`` (train, validation, test), the same for the same
+        seed.
+        """
         if split not in SPLITS:
             raise WorkbenchError(f"the splits of arithmetic are {', '.join(SPLITS)}, not {split!r}")
         rng, found = Random(coordinates("arithmetic", self.steps, self.largest, split, seed)), {}
@@ -181,15 +227,20 @@ class Arithmetic:
             if split_of(expression) == split:
                 found[expression] = None
         if len(found) < n:
-            raise WorkbenchError(f"arithmetic with steps={self.steps}, largest={self.largest} has too few {split} problems: "
-                                 f"{len(found)} found, {n} wanted")
+            raise WorkbenchError(
+                f"arithmetic with steps={self.steps}, largest={self.largest} has too few "
+                f"{split} problems: "
+                f"{len(found)} found, {n} wanted"
+            )
         return [self.problem(expression) for expression in found]
 
     def check(self, problem: Problem, text: str) -> Check:
         return check(problem.id, text)
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
-        """The true first wrong step of an attempt, mended later or not; an empty span at the end when a step is missing."""
+        """The true first wrong step of an attempt, mended later or not; an empty span at the end
+        when a step is missing.
+        """
         index = check(problem.id, text).first_error
         spans = steps(text)
         if index is None:
@@ -197,13 +248,21 @@ class Arithmetic:
         return spans[index] if index < len(spans) else Step(index, len(text), len(text))
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        """Reward 1 only if every step that still stands is right and the answer is right: a right answer under wrong steps is wrong."""
+        """Reward 1 only if every step that still stands is right and the answer is right: a right
+        answer under wrong steps is wrong.
+        """
         result = check(problem.id, text)
         feedback = "" if result.correct else "Step {} should be {}".format(*result.unmended)
-        return Verdict(float(result.correct), result.correct, feedback,
-                       {"right_steps": result.right_steps, "reflections": result.reflections})
+        return Verdict(
+            float(result.correct),
+            result.correct,
+            feedback,
+            {"right_steps": result.right_steps, "reflections": result.reflections},
+        )
 
-    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
+    def reprompt(
+        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+    ) -> tuple[Message, ...]:
         return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
 
     def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:

@@ -1,13 +1,17 @@
-"""Programs, run against tests in the sandbox: ``code:problems.jsonl,max_new=4096`` or ``code:livecodebench_v6,split=test``.
+"""Programs, run against tests in the sandbox:
 
-Each line of the file (plain or .gz) is a record of LiveCodeBench (``question_content``, ``public_test_cases``, ``private_test_cases``, ...) or
-of HumanEval (``prompt``, ``test``, ``entry_point``, ...); a line may name its ``split``. The program is the last fenced block of the
-completion, else all of it. Reward 1 only if every test passes; the feedback tells of the *training tests* alone, which are LiveCodeBench's
-public tests and the ``>>>`` examples in HumanEval's prompt.
+``code:problems.jsonl,max_new=4096`` or ``code:livecodebench_v6,split=test``.
 
-Differs from LiveCodeBench's own grader: every standard-input test gets a real process state (open(0), threads, exit handlers), and functions
-may return what a test wants in any plain type that is equal to it. From HumanEval's: ``check`` runs in another process than the program, and
-only plain values pass between them, so that no object of the program's can call itself equal.
+Each line of the file (plain or .gz) is a record of LiveCodeBench (``question_content``,
+``public_test_cases``, ``private_test_cases``, ...) or of HumanEval (``prompt``, ``test``,
+``entry_point``, ...); a line may name its ``split``. The program is the last fenced block of the
+completion, else all of it. Reward 1 only if every test passes; the feedback tells of the *training
+tests* alone, which are LiveCodeBench's public tests and the ``>>>`` examples in HumanEval's prompt.
+
+Differs from LiveCodeBench's own grader: every standard-input test gets a real process state
+(open(0), threads, exit handlers), and functions may return what a test wants in any plain type that
+is equal to it. From HumanEval's: ``check`` runs in another process than the program, and only plain
+values pass between them, so that no object of the program's can call itself equal.
 """
 
 from __future__ import annotations
@@ -25,23 +29,69 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError
-from workbench.tasks.sandbox.outside import Call, Program, Result
 from workbench.tasks import prompts
 from workbench.tasks.loading import SPLITS, check_dials, draw, read, split_of
+from workbench.tasks.sandbox.outside import Call, Program, Result
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
 
-# Read as files: livecodebench/code_generation_lite comes with a loading script, which datasets runs no longer. v6 is what its last release added:
-# 175 questions of January to April 2025 (the file's size and count as others report them; it was not downloaded here).
+# Read as files: livecodebench/code_generation_lite comes with a loading script, which datasets runs
+# no longer. v6 is what its last release added: 175 questions of January to April 2025 (the file's
+# size and count as others report them; it was not downloaded here).
 SETS = {"livecodebench_v6": "hf://datasets/livecodebench/code_generation_lite/test6.jsonl"}
 
 # What LiveCodeBench puts before every program, in its order.
-_STARRED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json builtins typing".split()
-_IMPORTED = "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json".split()
-PRELUDE = "\n".join([*(f"from {name} import *" for name in _STARRED), f"import {', '.join(_IMPORTED)}", "sys.setrecursionlimit(50000)"])
+_STARRED = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+    "builtins",
+    "typing",
+]
+_IMPORTED = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+]
+PRELUDE = "\n".join(
+    [
+        *(f"from {name} import *" for name in _STARRED),
+        f"import {', '.join(_IMPORTED)}",
+        "sys.setrecursionlimit(50000)",
+    ]
+)
 
-ASK = ("Write a correct Python program for the problem below; it must pass all tests. Think first if you like, and end with the complete program in one "
-       "```python block.")
+ASK = (
+    "Write a correct Python program for the problem below; it must pass all tests. Think "
+    "first if you like, and end with the complete program in one "
+    "```python block."
+)
 STDIN = "The program reads standard input and prints the answer to standard output."
 STARTER = "Use this starter code:"
 COMPLETE = "Complete this function, and give all of it:"
@@ -49,7 +99,10 @@ FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
 
 
 class Test(NamedTuple):
-    """``input`` is the input as the record writes it, for the feedback. A whole program's output is compared as text, a function's as a value."""
+    """``input`` is the input as the record writes it, for the feedback.
+
+    A whole program's output is compared as text, a function's as a value.
+    """
 
     call: Call
     expected: Any
@@ -58,11 +111,18 @@ class Test(NamedTuple):
     def passed(self, result: Result) -> bool:
         if not result.ok:
             return False
-        return same_value(result.value, self.expected) if self.call.function else same_output(result.stdout, self.expected)
+        return (
+            same_value(result.value, self.expected)
+            if self.call.function
+            else same_output(result.stdout, self.expected)
+        )
 
 
 class Suite(NamedTuple):
-    """What one problem's programs are graded by. ``check``: HumanEval's own, a program with a function check_program(candidate)."""
+    """What one problem's programs are graded by.
+
+    ``check``: HumanEval's own, a program with a function check_program(candidate).
+    """
 
     public: tuple[Test, ...]
     private: tuple[Test, ...] = ()
@@ -71,13 +131,17 @@ class Suite(NamedTuple):
     prelude: str = PRELUDE
 
 
-# --- comparing, as LiveCodeBench does -----------------------------------------------------------------------------------------------------
+# --- comparing, as LiveCodeBench does -------------------------------------------------------------
 
 
 def same_output(given: str, expected: str) -> bool:
-    """Line by line without outer blanks; lines that differ as text must be equal, number for number, as exact decimals (1.50 is 1.5; no tolerance)."""
+    """Line by line without outer blanks; lines that differ as text must be equal, number for
+    number, as exact decimals (1.50 is 1.5; no tolerance).
+    """
     lines = [[line.strip() for line in text.strip().split("\n")] for text in (given, expected)]
-    return len(lines[0]) == len(lines[1]) and all(a == b or _same_numbers(a, b) for a, b in zip(*lines))
+    return len(lines[0]) == len(lines[1]) and all(
+        a == b or _same_numbers(a, b) for a, b in zip(*lines)
+    )
 
 
 def _same_numbers(a: str, b: str) -> bool:
@@ -90,41 +154,58 @@ def _same_numbers(a: str, b: str) -> bool:
 def same_value(value: Any, expected: Any) -> bool:
     """Equal as Python has it, a tuple as a list; numbers exactly, NaN to nothing."""
     try:
-        return (list(value) if isinstance(value, tuple) else value) == (list(expected) if isinstance(expected, tuple) else expected)
+        return (list(value) if isinstance(value, tuple) else value) == (
+            list(expected) if isinstance(expected, tuple) else expected
+        )
     except RecursionError:
         return False
 
 
-# --- feedback (arXiv 2601.20802, in the style of LeetCode) --------------------------------------------------------------------------------
+# --- feedback (arXiv 2601.20802, in the style of LeetCode) ----------------------------------------
 
 
 def feedback(tests: Sequence[Test], results: Sequence[Result]) -> str:
-    """The first error; else the first time-out; else up to two wrong answers, shortest first; "" when all pass. At most 2,000 characters."""
+    """The first error; else the first time-out; else up to two wrong answers, shortest first; ""
+    when all pass. At most 2,000 characters.
+    """
     pairs = list(zip(tests, results))
     for test, result in pairs:
         if result.error:
             trace = [f"Line {line} in {name}" for line, name in result.error.frames]
             message = _clip(f"{result.error.type}: {result.error.message}".rstrip(": "))
-            return "\n".join(["Runtime Error", message, *trace, "", "Last Executed Input", _input(test)])[:2000]
+            return "\n".join(
+                ["Runtime Error", message, *trace, "", "Last Executed Input", _input(test)]
+            )[:2000]
     for test, result in pairs:
         if result.timed_out:
-            return "\n".join(["Time Limit Exceeded", "", "Last Executed Input", _input(test)])[:2000]
-    wrong = [(number, test, _output(test, result)) for number, (test, result) in enumerate(pairs, 1) if not test.passed(result)]
+            return "\n".join(["Time Limit Exceeded", "", "Last Executed Input", _input(test)])[
+                :2000
+            ]
+    wrong = [
+        (number, test, _output(test, result))
+        for number, (test, result) in enumerate(pairs, 1)
+        if not test.passed(result)
+    ]
     wrong.sort(key=lambda case: len(case[1].input) + len(case[2]))
-    parts = [f"Test Case {number}: Wrong Answer\n\nInput\n{_input(test)}\n\nOutput\n{_clip(output)}\n\nExpected\n{_clip(_text(test.expected))}"
-             for number, test, output in wrong[:2]]
+    parts = [
+        f"Test Case {number}: Wrong "
+        f"Answer\n\nInput\n{_input(test)}\n\nOutput\n{_clip(output)}\n\nExpected\n{_clip(_text(test.expected))}"
+        for number, test, output in wrong[:2]
+    ]
     return "\n\n".join(parts)[:2000]
 
 
 def _clip(text: str, longest: int = 250) -> str:
     """Also makes it text that can be written anywhere: a program can return half a character."""
     text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= longest else text[:longest - 3] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def _input(test: Test) -> str:
     lines = test.input.rstrip("\n").split("\n")
-    return _clip("\n".join(lines[:8])) + (f"\n... ({len(lines) - 8} more lines)" if len(lines) > 8 else "")
+    return _clip("\n".join(lines[:8])) + (
+        f"\n... ({len(lines) - 8} more lines)" if len(lines) > 8 else ""
+    )
 
 
 def _text(value: Any) -> str:
@@ -135,7 +216,7 @@ def _output(test: Test, result: Result) -> str:
     return repr(result.value) if test.call.function else result.stdout.strip()
 
 
-# --- the task -----------------------------------------------------------------------------------------------------------------------------
+# --- the task -------------------------------------------------------------------------------------
 
 
 def extract(text: str) -> tuple[str, bool]:
@@ -146,8 +227,12 @@ def extract(text: str) -> tuple[str, bool]:
 
 @dataclass(frozen=True)
 class Code:
-    """Problems read from ``path``, a file or a name in ``SETS``. A tenth each is held out for validation and test, by the question's hash, unless lines name a split
-    or ``split`` puts all of them into one. ``seconds`` and ``memory_mb`` are for each test, and for HumanEval's check as a whole."""
+    """Problems read from ``path``, a file or a name in ``SETS``.
+
+    A tenth each is held out for validation and test, by the question's hash, unless lines name a
+    split or ``split`` puts all of them into one. ``seconds`` and ``memory_mb`` are for each test,
+    and for HumanEval's check as a whole.
+    """
 
     path: str = ""
     split: str = ""
@@ -186,39 +271,78 @@ class Code:
             return Verdict(0.0, False, FORMAT, {"training_tests": 0.0})
         suite = self._rows[problem.id][1]
         count = len(suite.public) + len(suite.private) + 100 * bool(suite.check)
-        with Program(program, seconds=self.seconds, memory_mb=self.memory_mb, prelude=suite.prelude, calls=count) as running:
+        with Program(
+            program,
+            seconds=self.seconds,
+            memory_mb=self.memory_mb,
+            prelude=suite.prelude,
+            calls=count,
+        ) as running:
             results = [running.call(test.call) for test in suite.public]
             passed = [test.passed(result) for test, result in zip(suite.public, results)]
-            if suite.check:  # the docstring's examples are for the feedback; what counts is the check
+            # the docstring's examples are for the feedback; what counts is the check
+            if suite.check:
                 results.append(self._check(suite, running))
                 correct = results[-1].ok
             else:
-                correct = all(passed) and all(test.passed(running.call(test.call)) for test in suite.private)
-        no_python = any(r.error and r.error.type in ("SyntaxError", "IndentationError", "TabError") and not r.error.frames for r in results)
-        words = "" if correct else FORMAT if no_python and not fenced else feedback(suite.public, results)
-        return Verdict(float(correct), correct, words, {"training_tests": sum(passed) / len(passed) if passed else float(correct)})
+                correct = all(passed) and all(
+                    test.passed(running.call(test.call)) for test in suite.private
+                )
+        no_python = any(
+            r.error
+            and r.error.type in ("SyntaxError", "IndentationError", "TabError")
+            and not r.error.frames
+            for r in results
+        )
+        words = (
+            ""
+            if correct
+            else FORMAT
+            if no_python and not fenced
+            else feedback(suite.public, results)
+        )
+        return Verdict(
+            float(correct),
+            correct,
+            words,
+            {"training_tests": sum(passed) / len(passed) if passed else float(correct)},
+        )
 
     def _check(self, suite: Suite, running: Program) -> Result:
         """HumanEval's check, in a process of its own, asks ``running`` for every value."""
         with Program(suite.check, seconds=self.seconds, memory_mb=self.memory_mb) as checker:
-            return checker.call(Call("check_program"), lambda args: running.call(Call(suite.function, args)))
+            return checker.call(
+                Call("check_program"), lambda args: running.call(Call(suite.function, args))
+            )
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """Not known: a failing test does not say which line is to blame."""
         return None
 
-    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
+    def reprompt(
+        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+    ) -> tuple[Message, ...]:
         return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
 
 
-# --- records ------------------------------------------------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def _row(where: str, row: Any, split: str) -> tuple[Problem, Suite]:
     """Raises WorkbenchError, naming the line, for a record of neither form."""
-    form = next((form for key, form in (("question_content", livecodebench), ("entry_point", humaneval)) if isinstance(row, dict) and key in row), None)
+    form = next(
+        (
+            form
+            for key, form in (("question_content", livecodebench), ("entry_point", humaneval))
+            if isinstance(row, dict) and key in row
+        ),
+        None,
+    )
     if form is None:
-        raise WorkbenchError(f"{where} is no record of LiveCodeBench (question_content, ...) or HumanEval (entry_point, ...)")
+        raise WorkbenchError(
+            f"{where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
+            "(entry_point, ...)"
+        )
     try:
         problem, suite = form(row)
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
@@ -226,13 +350,18 @@ def _row(where: str, row: Any, split: str) -> tuple[Problem, Suite]:
         raise WorkbenchError(f"{where} {what}") from error
     chosen = split or row.get("split") or split_of(problem.messages[-1]["content"])
     if chosen not in SPLITS:
-        raise WorkbenchError(f"{where} has the split {chosen!r}; it must be one of {', '.join(SPLITS)}")
+        raise WorkbenchError(
+            f"{where} has the split {chosen!r}; it must be one of {', '.join(SPLITS)}"
+        )
     problem.meta["split"] = chosen
     return problem, suite
 
 
 def livecodebench(row: dict) -> tuple[Problem, Suite]:
-    """A record of LiveCodeBench's code generation set. Raises KeyError, TypeError or ValueError for another form."""
+    """A record of LiveCodeBench's code generation set.
+
+    Raises KeyError, TypeError or ValueError for another form.
+    """
     function = json.loads(row.get("metadata") or "{}").get("func_name") or ""
     public = [_test(case, function) for case in json.loads(row["public_test_cases"])]
     private = [_test(case, function) for case in private_tests(row["private_test_cases"])]
@@ -242,7 +371,9 @@ def livecodebench(row: dict) -> tuple[Problem, Suite]:
     form = f"{STARTER}\n\n```python\n{starter.rstrip()}\n```" if starter.strip() else STDIN
     content = f"{ASK}\n\n{row['question_content'].strip()}\n\n{form}"
     meta = {key: str(row[key]) for key in ("platform", "difficulty", "contest_date") if key in row}
-    return Problem(str(row["question_id"]), ({"role": "user", "content": content},), "", (), meta), Suite(tuple(public), tuple(private))
+    return Problem(
+        str(row["question_id"]), ({"role": "user", "content": content},), "", (), meta
+    ), Suite(tuple(public), tuple(private))
 
 
 def _test(case: dict, function: str) -> Test:
@@ -251,11 +382,18 @@ def _test(case: dict, function: str) -> Test:
         return Test(Call(stdin=given), expected.strip(), given)
     if not function:
         raise ValueError("a functional test needs metadata with a func_name")
-    return Test(Call(function, tuple(json.loads(line) for line in given.split("\n"))), json.loads(expected), given)
+    return Test(
+        Call(function, tuple(json.loads(line) for line in given.split("\n"))),
+        json.loads(expected),
+        given,
+    )
 
 
 def private_tests(text: str) -> list[dict]:
-    """Private tests: JSON, or base64 of zlib of a pickle of JSON text, which is read without running it."""
+    """Private tests:
+
+    JSON, or base64 of zlib of a pickle of JSON text, which is read without running it.
+    """
     if text.lstrip().startswith("["):
         return json.loads(text)
     unpacker = zlib.decompressobj()
@@ -266,14 +404,25 @@ def private_tests(text: str) -> list[dict]:
 
 
 def pickled_text(data: bytes) -> str:
-    """The text in a pickle of one text. Nothing is executed; raises ValueError for a pickle with anything else in it."""
+    """The text in a pickle of one text.
+
+    Nothing is executed; raises ValueError for a pickle with anything else in it.
+    """
     import pickletools  # a fifth of a second's worth of module on a slow disk, and used only here
 
     found = []
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"):
             found.append(argument)
-        elif opcode.name not in ("PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"):
+        elif opcode.name not in (
+            "PROTO",
+            "FRAME",
+            "MEMOIZE",
+            "BINPUT",
+            "LONG_BINPUT",
+            "PUT",
+            "STOP",
+        ):
             raise ValueError(f"the pickle is more than one text: it has {opcode.name}")
     if len(found) != 1:
         raise ValueError(f"the pickle holds {len(found)} texts")
@@ -289,21 +438,36 @@ def humaneval(row: dict) -> tuple[Problem, Suite]:
     if not function.isidentifier():
         raise ValueError(f"{function!r} is no function's name")
     # Some checks call the function by its own name as well: there too it is the program's.
-    check = f"{prompt}\n{row['test']}\n\ndef check_program(candidate):\n    global {function}\n    {function} = candidate\n    check(candidate)\n"
+    check = (
+        f"{prompt}\n{row['test']}\n\ndef check_program(candidate):\n    global {function}\n "
+        f"   {function} = candidate\n    check(candidate)\n"
+    )
     suite = Suite(tuple(examples(prompt, function)), check=check, function=function, prelude=prompt)
-    return Problem(str(row["task_id"]), ({"role": "user", "content": content},), "", solutions, {}), suite
+    return Problem(
+        str(row["task_id"]), ({"role": "user", "content": content},), "", solutions, {}
+    ), suite
 
 
 def examples(prompt: str, function: str) -> list[Test]:
     """The examples ``>>> function(...)`` of a docstring whose arguments and value are written out."""
     found = []
-    for source, expected in re.findall(r"^[ \t]*>>> (.+)\n[ \t]*(?!>>>)(\S.*)$", prompt, re.MULTILINE):
+    for source, expected in re.findall(
+        r"^[ \t]*>>> (.+)\n[ \t]*(?!>>>)(\S.*)$", prompt, re.MULTILINE
+    ):
         try:
             call = ast.parse(source.strip(), mode="eval").body
-            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function and not call.keywords):
+            if not (
+                isinstance(call, ast.Call)
+                and isinstance(call.func, ast.Name)
+                and call.func.id == function
+                and not call.keywords
+            ):
                 continue
             arguments = tuple(ast.literal_eval(argument) for argument in call.args)
-            found.append(Test(Call(function, arguments), ast.literal_eval(expected.strip()), source.strip()))
-        except (ValueError, SyntaxError):  # an expression around the call, a comment instead of a value
+            found.append(
+                Test(Call(function, arguments), ast.literal_eval(expected.strip()), source.strip())
+            )
+        # an expression around the call, a comment instead of a value
+        except (ValueError, SyntaxError):
             continue
     return found

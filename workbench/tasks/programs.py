@@ -1,4 +1,5 @@
-"""Tiny programs: a chain of operations on one number, told in words, to be written as a Python function. Graded by running it in the sandbox.
+"""Tiny programs: a chain of operations on one number, told in words, to be written as a Python
+function. Graded by running it in the sandbox.
 
     add 3, at most 20, halve        ->        def f(x):
                                                   x=x+3
@@ -6,7 +7,8 @@
                                                   x=x//2
                                                   return x
 
-Three inputs are public: what goes wrong on them is told to the policy, as the code task tells it. Four more decide with them whether it is right.
+Three inputs are public: what goes wrong on them is told to the policy, as the code task tells it.
+Four more decide with them whether it is right.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from random import Random
 from typing import NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
-from workbench.tasks.sandbox.outside import Call, run
 from workbench.tasks import prompts
 from workbench.tasks.arithmetic import SPLITS, lines, split_of, steps
 from workbench.tasks.code import Test, feedback
+from workbench.tasks.sandbox.outside import Call, run
 
 HEAD, LINE, LAST = "def f(x):\n", "    x=", "    return x"
 SECONDS = 4.0  # of wall clock for one input
@@ -46,9 +48,22 @@ OPERATIONS = (
     Operation("at most {n}", "min(x,{n})", lambda x, n: min(x, n)),
 )
 WORDS = tuple(operation.words.replace("{n}", "") for operation in OPERATIONS)
-SAID = ("Runtime Error\n", "Test Case ", ": Wrong Answer\n\nInput\n", "\n\nOutput\n", "\n\nExpected\n", "\nLine ", " in f", "\n\nLast Executed Input\n",
-        "NameError: name 'y' is not defined", "TypeError: 'int' object is not iterable", "SyntaxError: '(' was never closed")  # by the feedback
-PHRASES = (*WORDS, HEAD, LINE, LAST, "max(", "min(", "//", *SAID)  # the fixed words of the task: one token each for the organism
+SAID = (
+    "Runtime Error\n",
+    "Test Case ",
+    ": Wrong Answer\n\nInput\n",
+    "\n\nOutput\n",
+    "\n\nExpected\n",
+    "\nLine ",
+    " in f",
+    "\n\nLast Executed Input\n",
+    # by the feedback
+    "NameError: name 'y' is not defined",
+    "TypeError: 'int' object is not iterable",
+    "SyntaxError: '(' was never closed",
+)
+# the fixed words of the task: one token each for the organism
+PHRASES = (*WORDS, HEAD, LINE, LAST, "max(", "min(", "//", *SAID)
 
 Chain = tuple[tuple[Operation, int], ...]
 
@@ -59,7 +74,14 @@ def parse(text: str) -> Chain:
     for part in text.split(", "):
         number = re.search(r"[0-9]+$", part)
         words = part[: number.start()] if number else part
-        found = next((o for o in OPERATIONS if o.words.replace("{n}", "") == words and ("{n}" in o.words) == bool(number)), None)
+        found = next(
+            (
+                o
+                for o in OPERATIONS
+                if o.words.replace("{n}", "") == words and ("{n}" in o.words) == bool(number)
+            ),
+            None,
+        )
         if found is None:
             raise WorkbenchError(f"not an operation of the programs task: {part!r}")
         chain.append((found, int(number[0]) if number else 0))
@@ -68,7 +90,11 @@ def parse(text: str) -> Chain:
 
 def right_lines(text: str) -> list[str]:
     """The program, line by line."""
-    return [HEAD.rstrip("\n"), *(LINE + operation.code.format(n=n) for operation, n in parse(text)), LAST]
+    return [
+        HEAD.rstrip("\n"),
+        *(LINE + operation.code.format(n=n) for operation, n in parse(text)),
+        LAST,
+    ]
 
 
 def value(text: str, x: int) -> int:
@@ -79,7 +105,10 @@ def value(text: str, x: int) -> int:
 
 
 def draw(rng: Random, n_steps: int) -> str:
-    chain = [(operation, rng.randint(*operation.numbers)) for operation in rng.choices(OPERATIONS, k=n_steps)]
+    chain = [
+        (operation, rng.randint(*operation.numbers))
+        for operation in rng.choices(OPERATIONS, k=n_steps)
+    ]
     return ", ".join(operation.words.format(n=n) for operation, n in chain)
 
 
@@ -95,7 +124,12 @@ def _graded(question: str, text: str) -> Verdict:
     tests = [Test(Call("f", (x,)), value(question, x), str(x)) for x in (*public, *hidden)]
     results = run(text, [test.call for test in tests], seconds=SECONDS, memory_mb=256).results
     passed = [test.passed(result) for test, result in zip(tests, results)]
-    return Verdict(float(all(passed)), all(passed), feedback(tests[: len(public)], results[: len(public)]), {"passed": sum(passed) / len(passed)})
+    return Verdict(
+        float(all(passed)),
+        all(passed),
+        feedback(tests[: len(public)], results[: len(public)]),
+        {"passed": sum(passed) / len(passed)},
+    )
 
 
 @dataclass(frozen=True)
@@ -116,10 +150,18 @@ class Programs:
         return 12 * self.steps + 12
 
     def problem(self, question: str) -> Problem:
-        return Problem(question, ({"role": "user", "content": question},), "", ("\n".join(right_lines(question)),), {"split": split_of(question)})
+        return Problem(
+            question,
+            ({"role": "user", "content": question},),
+            "",
+            ("\n".join(right_lines(question)),),
+            {"split": split_of(question)},
+        )
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """``n`` different problems of ``split`` (train, validation, test), the same for the same seed."""
+        """``n`` different problems of ``split`` (train, validation, test), the same for the same
+        seed.
+        """
         if split not in SPLITS:
             raise WorkbenchError(f"the splits of programs are {', '.join(SPLITS)}, not {split!r}")
         rng, found = Random(coordinates("programs", self.steps, split, seed)), {}
@@ -130,21 +172,31 @@ class Programs:
             if split_of(question) == split:
                 found[question] = None
         if len(found) < n:
-            raise WorkbenchError(f"programs with steps={self.steps} has too few {split} problems: {len(found)} found, {n} wanted")
+            raise WorkbenchError(
+                f"programs with steps={self.steps} has too few {split} problems: "
+                f"{len(found)} found, {n} wanted"
+            )
         return [self.problem(question) for question in found]
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
-        """The first line that is not the one due, in a wrong program; an empty span at the end where lines are missing. (A line that is written in
-        another way than the task's may be right: of a model that writes freely this is no truth.)"""
+        """The first line that is not the one due, in a wrong program; an empty span at the end
+        where lines are missing. (A line that is written in another way than the task's may be
+        right: of a model that writes freely this is no truth.)
+        """
         if self.grade(problem, text).correct:
             return None
         due, spans = right_lines(problem.id), steps(text)
-        index = next((i for i, (line, right) in enumerate(zip_longest(lines(text), due)) if line != right), len(due))
+        index = next(
+            (i for i, (line, right) in enumerate(zip_longest(lines(text), due)) if line != right),
+            len(due),
+        )
         return spans[index] if index < len(spans) else Step(index, len(text), len(text))
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """Reward 1 only if every input gives the right value. ``parts``: the share that does."""
         return _graded(problem.id, text)
 
-    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
+    def reprompt(
+        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+    ) -> tuple[Message, ...]:
         return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)

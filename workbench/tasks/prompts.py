@@ -1,8 +1,9 @@
 """Prompts that put a solution, an attempt or feedback in front of the policy.
 
-``reprompt`` is SDPO's teacher prompt (arXiv 2601.20802; the strings of the released code). The released code never shows the attempt, and
-neither does SDPO here; the part exists because a policy that reads its own attempt is a thing to study. The organism's tokenizer
-holds each fixed phrase as one token, so the tiny model goes through the same code as a large one.
+``reprompt`` is SDPO's teacher prompt (arXiv 2601.20802; the strings of the released code). The
+released code never shows the attempt, and neither does SDPO here; the part exists because a policy
+that reads its own attempt is a thing to study. The organism's tokenizer holds each fixed phrase as
+one token, so the tiny model goes through the same code as a large one.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ the step of the first critical mistake, its kind, and why it is wrong
 the error response up to and including the mistake, the moment of doubt, the correction, and the rest of the solution
 Final Answer: \\boxed{the answer}
 </reconstruction>"""
-LEAKS = (*PHRASES, "\n## Error response", "\n## Correct response")  # words of the prompts themselves, which no reply to the plain prompt should hold
+# words of the prompts themselves, which no reply to the plain prompt should hold
+LEAKS = (*PHRASES, "\n## Error response", "\n## Correct response")
 
 _BODY = r"((?:(?!</?(?:analysis|reconstruction)>).)+)"  # anything but another tag
-_SYNTHESIS = re.compile(rf"\s*<analysis>{_BODY}</analysis>\s*<reconstruction>{_BODY}</reconstruction>\s*", re.DOTALL)
+_SYNTHESIS = re.compile(
+    rf"\s*<analysis>{_BODY}</analysis>\s*<reconstruction>{_BODY}</reconstruction>\s*", re.DOTALL
+)
 
 
 def _append(problem: Problem, extra: str) -> tuple[Message, ...]:
@@ -51,21 +55,34 @@ def _append(problem: Problem, extra: str) -> tuple[Message, ...]:
     return (*before, {**last, "content": last["content"] + extra})
 
 
-def reprompt(problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
-    """The plain prompt with a solution, an attempt and feedback on it; each may be left out, and with none it is the plain prompt."""
-    extra = "".join(head + text for head, text in ((SOLUTION, solution), (ATTEMPT, attempt), (FEEDBACK, feedback)) if text)
+def reprompt(
+    problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+) -> tuple[Message, ...]:
+    """The plain prompt with a solution, an attempt and feedback on it; each may be left out, and
+    with none it is the plain prompt.
+    """
+    extra = "".join(
+        head + text
+        for head, text in ((SOLUTION, solution), (ATTEMPT, attempt), (FEEDBACK, feedback))
+        if text
+    )
     return _append(problem, extra + (AGAIN if extra else ""))
 
 
 def synthesis(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-    """TAPO's synthesis prompt (arXiv 2606.18844, Fig. 2) in the organism's short form. ``right`` may be "": then no correct response is shown."""
+    """TAPO's synthesis prompt (arXiv 2606.18844, Fig.
+
+    2) in the organism's short form. ``right`` may be "": then no correct response is shown.
+    """
     return _append(problem, WRONG + wrong + (RIGHT + right if right else "") + REFLECT)
 
 
 def audit(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-    """TAPO's synthesis prompt for real models: the role, the four goals and the format of the paper's Fig. 2, in our words.
+    """TAPO's synthesis prompt for real models: the role, the four goals and the format of the
+    paper's Fig. 2, in our words.
 
-    System messages stay; the last user message becomes the question inside it. ``right`` may be "": then no correct response is shown.
+    System messages stay; the last user message becomes the question inside it. ``right`` may be "":
+    then no correct response is shown.
     """
     *before, last = problem.messages
     parts = [AUDITOR, f"## Question\n\n{last['content']}", f"## Error response\n\n{wrong}"]
@@ -74,7 +91,9 @@ def audit(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
 
 
 def parse_synthesis(text: str) -> tuple[str, str] | None:
-    """(analysis, reconstruction) of a synthesis output; None unless it is exactly one non-empty pair, in this order."""
+    """(analysis, reconstruction) of a synthesis output; None unless it is exactly one non-empty
+    pair, in this order.
+    """
     found = _SYNTHESIS.fullmatch(text)
     if not found or not found[1].strip() or not found[2].strip():
         return None
@@ -82,13 +101,17 @@ def parse_synthesis(text: str) -> tuple[str, str] | None:
 
 
 class FreeText:
-    """What the tasks have in common whose attempts are any text: no known first error, and the prompts for real models."""
+    """What the tasks have in common whose attempts are any text: no known first error, and the
+    prompts for real models.
+    """
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """Not known for free text."""
         return None
 
-    def reprompt(self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = "") -> tuple[Message, ...]:
+    def reprompt(
+        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+    ) -> tuple[Message, ...]:
         return reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
 
     def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:

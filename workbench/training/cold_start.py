@@ -1,13 +1,22 @@
-"""TAPO's cold start (arXiv 2606.18844, section 4.1): before reinforcement learning, SFT teaches the format, on what the policy itself wrote.
+"""TAPO's cold start (arXiv 2606.18844, section 4.1): before reinforcement learning, SFT teaches the
+format, on what the policy itself wrote.
 
-    rollouts of the policy -> pairs (y-, y+) -> reconstructions that end right -> lessons   plain x -> y_ref
-                                                                                            synthesis prompt -> whole output, for half of them
+    rollouts of the policy -> pairs (y-, y+) -> reconstructions that end right -> lessons   plain x
+        -> y_ref
+                                                                                            synthesis
+                                                                                            prompt
+                                                                                            -> whole
+                                                                                            output,
+                                                                                            for half
+                                                                                            of them
 
-The paper has 30,000 of the first and 15,000 of the second kind, 3 epochs, learning rate 5e-6. With ``share`` 0 only the first kind is left: the
-paper's "SFT on the same trajectories".
+The paper has 30,000 of the first and 15,000 of the second kind, 3 epochs, learning rate 5e-6. With
+``share`` 0 only the first kind is left: the paper's "SFT on the same trajectories".
 
-A reflecting lesson begins with a mistake, so too many of them teach the policy to err first and mend then. ``eval_avg`` of the run does not show that
-(it may even rise); ``first_pass`` of workbench/evaluation/reflection.py does. The organism takes a learning rate of 1e-5 and one epoch (data/LOG.md).
+A reflecting lesson begins with a mistake, so too many of them teach the policy to err first and
+mend then. ``eval_avg`` of the run does not show that (it may even rise); ``first_pass`` of
+workbench/evaluation/reflection.py does. The organism takes a learning rate of 1e-5 and one epoch
+(data/LOG.md).
 
     python -m workbench.training.cold_start --model MODEL --task arithmetic --out runs/cold
     workbench train tapo --model runs/cold/model --task arithmetic --out runs/cold-tapo
@@ -26,8 +35,8 @@ from random import Random
 from workbench.core import Message, Problem, Step, Task, Verdict, WorkbenchError, coordinates
 from workbench.methods.sft import SFT
 from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
-from workbench.rollouts.sampling import sample_groups
 from workbench.rollouts.reconstructions import construct, eligible, pairs
+from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
 from workbench.tasks.prompts import parse_synthesis
 from workbench.training.run import TrainConfig, fit
@@ -35,10 +44,12 @@ from workbench.training.run import TrainConfig, fit
 
 @dataclass(frozen=True)
 class Lessons:
-    """A task whose training problems are the lessons, for SFT, and whose held-out problems are those of ``task``, so that a run is measured on them.
+    """A task whose training problems are the lessons, for SFT, and whose held-out problems are
+    those of ``task``, so that a run is measured on them.
 
-    A lesson is the problem with another prompt and one solution; ``meta["lesson"]`` is "reflect" or "synthesis". ``generated``: tokens that were
-    written to get them, rollouts and outputs, also those of which no lesson came.
+    A lesson is the problem with another prompt and one solution; ``meta["lesson"]`` is "reflect" or
+    "synthesis". ``generated``: tokens that were written to get them, rollouts and outputs, also
+    those of which no lesson came.
     """
 
     task: Task
@@ -63,7 +74,11 @@ class Lessons:
         if problem.meta.get("lesson") != "synthesis":
             return self.task.grade(problem, text)
         parsed = parse_synthesis(text)
-        return self.task.grade(problem, parsed[1]) if parsed else Verdict(0.0, False, "It is not one analysis and one reconstruction.")
+        return (
+            self.task.grade(problem, parsed[1])
+            if parsed
+            else Verdict(0.0, False, "It is not one analysis and one reconstruction.")
+        )
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         return self.task.first_error(problem, text)
@@ -72,36 +87,71 @@ class Lessons:
         return self.task.reprompt(problem, **parts)
 
 
-def lessons(policy: Policy, task: Task, problems: Sequence[Problem], seed: int, *, k: int = 8, most: int = 4, share: float = 0.5,
-            writer: Policy | None = None) -> Lessons:
-    """Sample ``k`` rollouts of each problem, rewrite up to ``most`` wrong ones where one is right, and keep what ends right.
+def lessons(
+    policy: Policy,
+    task: Task,
+    problems: Sequence[Problem],
+    seed: int,
+    *,
+    k: int = 8,
+    most: int = 4,
+    share: float = 0.5,
+    writer: Policy | None = None,
+) -> Lessons:
+    """Sample ``k`` rollouts of each problem, rewrite up to ``most`` wrong ones where one is right,
+    and keep what ends right.
 
-    ``share``: how many synthesis lessons for each reflecting one; above 1, reflecting ones are left out. ``writer``: who rewrites them; None:
-    the policy itself. Raises WorkbenchError when nothing usable was written.
+    ``share``: how many synthesis lessons for each reflecting one; above 1, reflecting ones are left
+    out. ``writer``: who rewrites them; None: the policy itself. Raises WorkbenchError when nothing
+    usable was written.
     """
     groups = sample_groups(policy, task, problems, k, (seed, "cold start"))
-    chosen = [pair for group in groups if eligible(group, 1, 1) for pair in pairs(group, most, (seed, "cold start"))]
+    chosen = [
+        pair
+        for group in groups
+        if eligible(group, 1, 1)
+        for pair in pairs(group, most, (seed, "cold start"))
+    ]
     written = construct(writer or policy, task, chosen, (seed, "cold start"))
-    generated = sum(len(r.completion_ids) for group in groups for r in group.rollouts) + sum(m.written for m in written)
+    generated = sum(len(r.completion_ids) for group in groups for r in group.rollouts) + sum(
+        m.written for m in written
+    )
     made = [m for m in written if m.rollout is not None and m.rollout.verdict.correct]
     if not made:
-        raise WorkbenchError(f"none of {len(chosen)} outputs was a reconstruction that ends right: take more or other problems, "
-                             "or let a stronger model write them (--writer)")
+        raise WorkbenchError(
+            f"none of {len(chosen)} outputs was a reconstruction that ends right: take more "
+            "or other problems, "
+            "or let a stronger model write them (--writer)"
+        )
     rng = Random(coordinates(seed, "lessons"))
     asked = rng.sample(made, round(min(share, 1) * len(made)))
     made = rng.sample(made, round(len(made) / share)) if share > 1 else made
-    rows = [_lesson(m.pair.problem, m.pair.problem.messages, m.rollout.text, "reflect") for m in made]
-    rows += [_lesson(m.pair.problem, task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text), m.output, "synthesis") for m in asked]
+    rows = [
+        _lesson(m.pair.problem, m.pair.problem.messages, m.rollout.text, "reflect") for m in made
+    ]
+    rows += [
+        _lesson(
+            m.pair.problem,
+            task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text),
+            m.output,
+            "synthesis",
+        )
+        for m in asked
+    ]
     return Lessons(task, tuple(rows), generated)
 
 
 def _lesson(problem: Problem, messages: tuple[Message, ...], text: str, kind: str) -> Problem:
-    return replace(problem, messages=messages, solutions=(text,), meta={**problem.meta, "lesson": kind})
+    return replace(
+        problem, messages=messages, solutions=(text,), meta={**problem.meta, "lesson": kind}
+    )
 
 
 @dataclass(frozen=True)
 class Charged(SFT):
-    """SFT whose every step is charged ``spent`` tokens: its part of what was generated to get the lessons."""
+    """SFT whose every step is charged ``spent`` tokens: its part of what was generated to get the
+    lessons.
+    """
 
     spent: float = 0.0
 
@@ -109,17 +159,42 @@ class Charged(SFT):
         return {"generated": self.spent}
 
 
-def cold_start(learner: Learner, made: Lessons, out: str | Path, *, epochs: float, plan: TrainConfig, config: dict | None = None, **how) -> Path:
-    """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take; reinforcement learning starts from ``out``/model. ``how``
-    goes to ``fit``."""
+def cold_start(
+    learner: Learner,
+    made: Lessons,
+    out: str | Path,
+    *,
+    epochs: float,
+    plan: TrainConfig,
+    config: dict | None = None,
+    **how,
+) -> Path:
+    """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take;
+    reinforcement learning starts from ``out``/model. ``how`` goes to ``fit``.
+    """
     steps = ceil(epochs * len(made.rows) / plan.prompts)
-    config = {"lessons": len(made.rows), "generated": made.generated, "epochs": epochs, **(config or {})}
-    return fit(Charged(spent=made.generated / steps), learner, made, replace(plan, steps=steps), out, config=config, **how)
+    config = {
+        "lessons": len(made.rows),
+        "generated": made.generated,
+        "epochs": epochs,
+        **(config or {}),
+    }
+    return fit(
+        Charged(spent=made.generated / steps),
+        learner,
+        made,
+        replace(plan, steps=steps),
+        out,
+        config=config,
+        **how,
+    )
 
 
 @dataclass(frozen=True)
 class ColdStartConfig:
-    """A whole cold start: rollouts of ``problems`` problems, ``share`` synthesis lessons for each reflecting one, ``epochs`` passes over them."""
+    """A whole cold start: rollouts of ``problems`` problems, ``share`` synthesis lessons for each
+    reflecting one, ``epochs`` passes over them.
+    """
 
     problems: int = 400
     share: float = 0.5
@@ -127,22 +202,48 @@ class ColdStartConfig:
 
     def __post_init__(self):
         if self.problems < 1 or self.share < 0 or self.epochs <= 0:
-            raise WorkbenchError("a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0")
+            raise WorkbenchError(
+                "a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0"
+            )
 
-    def follow(self, learner: Learner, task: Task, plan: TrainConfig, out: str | Path, *, writer: Policy | None = None, **how) -> Path:
-        """Lessons from the policy as it is now, then SFT on them. The number of steps is the lessons', not the plan's."""
+    def follow(
+        self,
+        learner: Learner,
+        task: Task,
+        plan: TrainConfig,
+        out: str | Path,
+        *,
+        writer: Policy | None = None,
+        **how,
+    ) -> Path:
+        """Lessons from the policy as it is now, then SFT on them.
+
+        The number of steps is the lessons', not the plan's.
+        """
         problems = task.problems("train", self.problems, coordinates(plan.seed, "cold start"))
         made = lessons(learner.policy, task, problems, plan.seed, share=self.share, writer=writer)
         return cold_start(learner, made, out, epochs=self.epochs, plan=plan, **how)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True)
     parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--problems", type=int, default=ColdStartConfig.problems, help="how many to sample rollouts of")
-    parser.add_argument("--share", type=float, default=ColdStartConfig.share, help="synthesis lessons for each reflecting one")
+    parser.add_argument(
+        "--problems",
+        type=int,
+        default=ColdStartConfig.problems,
+        help="how many to sample rollouts of",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=ColdStartConfig.share,
+        help="synthesis lessons for each reflecting one",
+    )
     parser.add_argument("--epochs", type=float, default=ColdStartConfig.epochs)
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--lora", type=int, default=0)
@@ -156,11 +257,20 @@ def main() -> None:
 
 
 def _run(args) -> None:
-    learner = Learner(load_policy(args.model), OptimConfig(lr=args.lr), lora=args.lora, seed=args.seed)
+    learner = Learner(
+        load_policy(args.model), OptimConfig(lr=args.lr), lora=args.lora, seed=args.seed
+    )
     out = ColdStartConfig(args.problems, args.share, args.epochs).follow(
-        learner, load_task(args.task), TrainConfig(seed=args.seed), args.out, writer=load_policy(args.writer) if args.writer else None,
-        config={"model": args.model, "task": args.task})
-    print(f"{json.loads((out / 'config.json').read_text())['lessons']} lessons; the run is in {out}")
+        learner,
+        load_task(args.task),
+        TrainConfig(seed=args.seed),
+        args.out,
+        writer=load_policy(args.writer) if args.writer else None,
+        config={"model": args.model, "task": args.task},
+    )
+    print(
+        f"{json.loads((out / 'config.json').read_text())['lessons']} lessons; the run is in {out}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,4 @@
-"""Pictures of what the records hold: token heat maps, learning curves, pages. Pure functions from data to HTML or figures."""
+"""Pictures of what the records hold: token heat maps, learning curves, pages.
+
+Pure functions from data to HTML or figures.
+"""

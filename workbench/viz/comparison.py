@@ -1,4 +1,7 @@
-"""Arms side by side: learning curves with bands, effects with intervals, pass@k. Frames and numbers in, figures out."""
+"""Arms side by side: learning curves with bands, effects with intervals, pass@k.
+
+Frames and numbers in, figures out.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,60 @@ from workbench.viz.curves import COLORS, STYLES
 from workbench.viz.page import INK
 
 MARKERS = "osD^vPX*"
-KNOWN = ("grpo", "sdpo", "tapo", "trapo", "scope", "grpo-tokens", "opd", "luffy", "kd", "sft", "base", "sft-then-rl")
+KNOWN = (
+    "grpo",
+    "sdpo",
+    "tapo",
+    "trapo",
+    "scope",
+    "grpo-tokens",
+    "opd",
+    "luffy",
+    "kd",
+    "sft",
+    "base",
+    "sft-then-rl",
+)
 
 
 def look(arm: str, others: Sequence[str]) -> dict:
-    """Colour, line style and marker of an arm, the same in every figure for those that are KNOWN; no two of 40 are alike, neighbours differ in all."""
+    """Colour, line style and marker of an arm, the same in every figure for those that are KNOWN;
+    no two of 40 are alike, neighbours differ in all.
+    """
     strangers = [name for name in dict.fromkeys(others) if name not in KNOWN]
     i = KNOWN.index(arm) if arm in KNOWN else len(KNOWN) + strangers.index(arm)
-    return {"color": INK if arm == "base" else COLORS[i % len(COLORS)], "linestyle": STYLES[(i + i // len(COLORS)) % len(STYLES)], "marker": MARKERS[i % len(MARKERS)]}
+    return {
+        "color": INK if arm == "base" else COLORS[i % len(COLORS)],
+        "linestyle": STYLES[(i + i // len(COLORS)) % len(STYLES)],
+        "marker": MARKERS[i % len(MARKERS)],
+    }
 
 
-def bands(frame: pd.DataFrame, x: str = "updates", title: str = "Held-out accuracy along the run", base: float | None = None) -> Figure:
-    """``ledger.curves``: the mean over the seeds of each arm, and a band from the worst to the best seed. ``x``: updates or tokens."""
+def bands(
+    frame: pd.DataFrame,
+    x: str = "updates",
+    title: str = "Held-out accuracy along the run",
+    base: float | None = None,
+) -> Figure:
+    """``ledger.curves``: the mean over the seeds of each arm, and a band from the worst to the best
+    seed. ``x``: updates or tokens.
+    """
     figure = Figure(figsize=(8.5, 4.6), layout="constrained", facecolor="white")
-    axes = _frame(figure.subplots(), title, "updates" if x == "updates" else "generated tokens, thousands", "avg@k, validation")
+    axes = _frame(
+        figure.subplots(),
+        title,
+        "updates" if x == "updates" else "generated tokens, thousands",
+        "avg@k, validation",
+    )
     scale = 1.0 if x == "updates" else 1e-3
     ends = []
     for arm, rows in frame.groupby("arm", sort=False):
         grouped = rows.groupby("updates")
         places, values = grouped[x].mean().to_numpy() * scale, grouped.avg
         style = look(arm, frame.arm)
-        axes.fill_between(places, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            places, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0
+        )
         axes.plot(places, values.mean(), linewidth=2, markersize=5, **style)
         ends.append((arm, places[-1], float(values.mean().iloc[-1]), style["color"]))
     if base is not None:
@@ -42,17 +78,39 @@ def bands(frame: pd.DataFrame, x: str = "updates", title: str = "Held-out accura
     return figure
 
 
-def forest(effects: Mapping[str, object], title: str = "Difference in accuracy", unit: str = "avg@32, a - b") -> Figure:
-    """One row an effect (``ledger.Effect``): a mark with its interval; left of the line is worse, right is better. Hollow: the interval holds 0, or
-    there is one seed only."""
-    figure = Figure(figsize=(8, 0.9 + 0.36 * max(1, len(effects))), layout="constrained", facecolor="white")
+def forest(
+    effects: Mapping[str, object],
+    title: str = "Difference in accuracy",
+    unit: str = "avg@32, a - b",
+) -> Figure:
+    """One row an effect (``ledger.Effect``): a mark with its interval; left of the line is worse,
+    right is better. Hollow: the interval holds 0, or there is one seed only.
+    """
+    figure = Figure(
+        figsize=(8, 0.9 + 0.36 * max(1, len(effects))), layout="constrained", facecolor="white"
+    )
     axes = _frame(figure.subplots(), title, unit, "")
     for row, (name, found) in enumerate(effects.items()):
         sure = found.seeds > 1 and (found.low > 0 or found.high < 0)
         color = (COLORS[0] if found.mean > 0 else COLORS[1]) if sure else INK
         axes.plot([found.low, found.high], [row, row], color=color, linewidth=2)
-        axes.plot(found.mean, row, "o", color=color, markerfacecolor=color if sure else "white", markersize=7)
-        axes.annotate(f"{found.mean:+.3f}", (found.high, row), (6, 0), textcoords="offset points", va="center", fontsize=8.5, color=color)
+        axes.plot(
+            found.mean,
+            row,
+            "o",
+            color=color,
+            markerfacecolor=color if sure else "white",
+            markersize=7,
+        )
+        axes.annotate(
+            f"{found.mean:+.3f}",
+            (found.high, row),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=color,
+        )
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set_yticks(range(len(effects)), list(effects))
     axes.set_ylim(len(effects) - 0.4, -0.6)
@@ -62,8 +120,12 @@ def forest(effects: Mapping[str, object], title: str = "Difference in accuracy",
     return figure
 
 
-def pass_curves(frame: pd.DataFrame, arms: Sequence[str], title: str = "pass@k on held-out problems") -> Figure:
-    """``ledger.cells``: unbiased pass@k over k, the mean of the seeds and a band from the worst to the best."""
+def pass_curves(
+    frame: pd.DataFrame, arms: Sequence[str], title: str = "pass@k on held-out problems"
+) -> Figure:
+    """``ledger.cells``: unbiased pass@k over k, the mean of the seeds and a band from the worst to
+    the best.
+    """
     figure = Figure(figsize=(8.5, 4.6), layout="constrained", facecolor="white")
     axes = _frame(figure.subplots(), title, "k", "pass@k")
     names = sorted((c for c in frame.columns if c.startswith("pass@")), key=lambda c: int(c[5:]))
@@ -71,7 +133,9 @@ def pass_curves(frame: pd.DataFrame, arms: Sequence[str], title: str = "pass@k o
     for arm in (arm for arm in arms if (frame.arm == arm).any()):
         values = frame[frame.arm == arm][names].astype(float)
         style = look(arm, arms)
-        axes.fill_between(ks, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(
+            ks, values.min(), values.max(), color=style["color"], alpha=0.15, linewidth=0
+        )
         axes.plot(ks, values.mean(), linewidth=2, markersize=5, **style)
         ends.append((arm, ks[-1], float(values.mean().iloc[-1]), style["color"]))
     axes.set_xscale("log", base=2)
@@ -93,7 +157,9 @@ def _frame(axes: Axes, title: str, x: str, y: str) -> Axes:
 
 
 def _ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
-    """Each arm's name right of the plot at the height of its last value, moved apart where they would touch."""
+    """Each arm's name right of the plot at the height of its last value, moved apart where they
+    would touch.
+    """
     if not ends:
         axes.text(0.5, 0.5, "no record yet", transform=axes.transAxes, ha="center", color=INK)
         return
@@ -105,4 +171,13 @@ def _ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     places -= max(0.0, places[-1] - high)
     right = axes.get_xlim()[1]
     for (name, x, y, color), place in zip(order, places):
-        axes.annotate(name, (right, place), (6, 0), textcoords="offset points", va="center", color=color, fontsize=9, annotation_clip=False)
+        axes.annotate(
+            name,
+            (right, place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=9,
+            annotation_clip=False,
+        )

@@ -1,4 +1,6 @@
-"""A self-contained HTML page: one file, no network, no script, light and dark, readable when printed."""
+"""A self-contained HTML page: one file, no network, no script, light and dark, readable when
+printed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from matplotlib.figure import Figure
 
 from workbench.viz.tokens import DARK, LIGHT
 
-INK = "#3d4148"  # what the figures draw their text and axes in; on a page it becomes the page's own ink
+# what the figures draw their text and axes in; on a page it becomes the page's own ink
+INK = "#3d4148"
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,44 @@ def cards(texts: Sequence[str]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The first column names the row."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join(f'<tr><th scope="row">{escape(row[0])}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
-                   for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        "<div "
+        f'class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same table as aligned text, for a terminal."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip()
-                     for line in lines)
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def svg(figure: Figure, alt: str) -> str:
     """A figure as inline SVG whose axes and text take the page's ink."""
     buffer = io.BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):  # text stays text; ids differ between the figures of a page
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # text stays text; ids differ between the figures of a page
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue().decode(), flags=re.DOTALL)
-    text = text[text.index("<svg"):].replace("xlink:href", "href").replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace("xlink:href", "href").replace(INK, "currentColor")
     opening, rest = text.split(">", 1)
     opening = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[^"]*"', "", opening)
     return f'<div class="figure">{opening} role="img" aria-label="{escape(alt)}">{rest}</div>'
@@ -67,8 +88,13 @@ def svg(figure: Figure, alt: str) -> str:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """The whole document. ``lead`` is one plain sentence under the title."""
-    links = "".join(f'<li><a href="#s{i}">{escape(s.title)}</a></li>' for i, s in enumerate(sections, 1))
-    body = "".join(f'<section id="s{i}"><h2>{escape(s.title)}</h2>{s.html}</section>' for i, s in enumerate(sections, 1))
+    links = "".join(
+        f'<li><a href="#s{i}">{escape(s.title)}</a></li>' for i, s in enumerate(sections, 1)
+    )
+    body = "".join(
+        f'<section id="s{i}"><h2>{escape(s.title)}</h2>{s.html}</section>'
+        for i, s in enumerate(sections, 1)
+    )
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{escape(title)}</title><style>{_CSS}</style></head>

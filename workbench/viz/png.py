@@ -25,15 +25,29 @@ from workbench.viz.tokens import (
 
 COLUMNS = 100  # characters in a line of tokens
 LONGEST = 60  # characters of one token
-CHARACTER, LINE = 0.0836, 0.235  # inches: DejaVu Sans Mono at 10 points, and a line of it with room for the lines above and below
+# inches: DejaVu Sans Mono at 10 points, and a line of it with room for the lines above and below
+CHARACTER, LINE = 0.0836, 0.235
 
 
-def group_png(group: Group, layer: Layer, decode: Callable[[int], str], marks: Mapping[tuple[int, int], str] = {}) -> bytes:
-    """The rollouts below one another, each step on its own line (wrapped at COLUMNS) with its sum at the right. Long tokens are cut short."""
+def group_png(
+    group: Group,
+    layer: Layer,
+    decode: Callable[[int], str],
+    marks: Mapping[tuple[int, int], str] = {},
+) -> bytes:
+    """The rollouts below one another, each step on its own line (wrapped at COLUMNS) with its sum
+    at the right. Long tokens are cut short.
+    """
     places, heads, sums, y = [], [], [], 2.4
     for rollout, row in zip(group.rollouts, tokens(group, layer.values, decode)):
         verdict = rollout.verdict
-        heads.append((y, f"{row[0].rollout + 1} {'✓' if verdict.correct else '✗'}  reward {verdict.reward:g} · {len(row)} tokens"))
+        heads.append(
+            (
+                y,
+                f"{row[0].rollout + 1} {'✓' if verdict.correct else '✗'}  reward "
+                f"{verdict.reward:g} · {len(row)} tokens",
+            )
+        )
         for step, total in enumerate(step_sums(row)):
             y, x = y + 1, 0
             sums.append((y, marked_as(total, layer.channel)))
@@ -55,11 +69,28 @@ def _draw(layer: Layer, places, heads, sums, marks, lines: float) -> bytes:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, wide + 11), ylim=(lines, -0.3))
     axes.axis("off")
     write = lambda x, y, text, **how: axes.text(  # noqa: E731
-        x, y, text, **{"family": "DejaVu Sans Mono", "fontsize": 10, "color": LIGHT.ink, "va": "center", "parse_math": False} | how)
+        x,
+        y,
+        text,
+        **{
+            "family": "DejaVu Sans Mono",
+            "fontsize": 10,
+            "color": LIGHT.ink,
+            "va": "center",
+            "parse_math": False,
+        }
+        | how,
+    )
     channel = layer.channel
-    ends = f"▼ line below: {channel.down}   ▲ line above: {channel.up}" if channel.signed else f"colour: {channel.up}"
+    ends = (
+        f"▼ line below: {channel.down}   ▲ line above: {channel.up}"
+        if channel.signed
+        else f"colour: {channel.up}"
+    )
     write(0, 0.3, f"{channel.name} ({channel.unit})", fontsize=8.5)
-    write(0, 1.1, f"{ends}   scale to {worded(layer.limit, channel)}", color=LIGHT.dim, fontsize=8.5)
+    write(
+        0, 1.1, f"{ends}   scale to {worded(layer.limit, channel)}", color=LIGHT.dim, fontsize=8.5
+    )
     for y, text in heads:
         write(0, y, text, color=LIGHT.dim)
     for y, total in sums:
@@ -67,13 +98,35 @@ def _draw(layer: Layer, places, heads, sums, marks, lines: float) -> bytes:
     for x, y, width, text, token in places:
         shade, mark = level(token.value, layer.limit), marks.get((token.rollout, token.index), "")
         if shade:
-            axes.add_patch(Rectangle((x, y - 0.42), width, 0.84, color=background(shade, LIGHT, channel.signed), linewidth=0))
-            edge = LIGHT.size_line if not channel.signed else LIGHT.up_line if shade > 0 else LIGHT.down_line
+            axes.add_patch(
+                Rectangle(
+                    (x, y - 0.42),
+                    width,
+                    0.84,
+                    color=background(shade, LIGHT, channel.signed),
+                    linewidth=0,
+                )
+            )
+            edge = (
+                LIGHT.size_line
+                if not channel.signed
+                else LIGHT.up_line
+                if shade > 0
+                else LIGHT.down_line
+            )
             height = y - 0.42 if channel.signed and shade > 0 else y + 0.42
-            axes.plot((x, x + width), (height, height), color=edge, linewidth=1.4, solid_capstyle="butt",
-                      linestyle="-" if channel.signed else ":")
+            axes.plot(
+                (x, x + width),
+                (height, height),
+                color=edge,
+                linewidth=1.4,
+                solid_capstyle="butt",
+                linestyle="-" if channel.signed else ":",
+            )
         if "failure point" in mark:
-            axes.add_patch(Rectangle((x, y - 0.45), width, 0.9, fill=False, edgecolor=LIGHT.ink, linewidth=1.4))
+            axes.add_patch(
+                Rectangle((x, y - 0.45), width, 0.9, fill=False, edgecolor=LIGHT.ink, linewidth=1.4)
+            )
         write(x + width / 2, y, text, ha="center")
     with warnings.catch_warnings(), io.BytesIO() as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box

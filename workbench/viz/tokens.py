@@ -1,11 +1,13 @@
-"""A number on every token, drawn: a group of rollouts as static HTML that needs no script, in light and in dark.
+"""A number on every token, drawn: a group of rollouts as static HTML that needs no script, in light
+and in dark.
 
-Blue with a line above the token is positive, orange with a line below is negative, violet with a dotted line is a size without a sign, so
-nothing rests on colour alone. The scale is symmetric and robust. Tokens are what a model wrote: they are always escaped, and white space
-and control characters are made visible.
+Blue with a line above the token is positive, orange with a line below is negative, violet with a
+dotted line is a size without a sign, so nothing rests on colour alone. The scale is symmetric and
+robust. Tokens are what a model wrote: they are always escaped, and white space and control
+characters are made visible.
 
-Colours follow the system's light or dark setting, and JupyterLab's theme where there is one. Light colours are also on the elements
-themselves, for viewers that drop style sheets (GitHub).
+Colours follow the system's light or dark setting, and JupyterLab's theme where there is one. Light
+colours are also on the elements themselves, for viewers that drop style sheets (GitHub).
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ _SHOWN = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 @dataclass(frozen=True)
 class Channel:
-    """What the numbers are, and what a positive and a negative one mean, in the legend's words. Not ``signed``: sizes, 0 or more."""
+    """What the numbers are, and what a positive and a negative one mean, in the legend's words.
+
+    Not ``signed``: sizes, 0 or more.
+    """
 
     name: str
     unit: str
@@ -38,7 +43,12 @@ class Channel:
     signed: bool = True
 
 
-CREDIT = Channel("realised credit", "the factor on ∇ log π of the token in the update", "made more likely", "made less likely")
+CREDIT = Channel(
+    "realised credit",
+    "the factor on ∇ log π of the token in the update",
+    "made more likely",
+    "made less likely",
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,28 @@ class Theme:
     size_line: str
 
 
-LIGHT = Theme("#ffffff", "#17191d", "#5b6068", "#74b4ff", "#ffa352", "#0a4fa8", "#9c4400", "#c4a3f5", "#6332ad")
-DARK = Theme("#17191d", "#f2f3f5", "#a6abb4", "#1c5cab", "#964700", "#93c5ff", "#ffbd82", "#6a45a8", "#cfb3ff")
+LIGHT = Theme(
+    "#ffffff",
+    "#17191d",
+    "#5b6068",
+    "#74b4ff",
+    "#ffa352",
+    "#0a4fa8",
+    "#9c4400",
+    "#c4a3f5",
+    "#6332ad",
+)
+DARK = Theme(
+    "#17191d",
+    "#f2f3f5",
+    "#a6abb4",
+    "#1c5cab",
+    "#964700",
+    "#93c5ff",
+    "#ffbd82",
+    "#6a45a8",
+    "#cfb3ff",
+)
 
 
 class Layer(NamedTuple):
@@ -67,7 +97,10 @@ class Layer(NamedTuple):
 
 
 class Token(NamedTuple):
-    """One completion token. ``step`` counts lines: a step ends with a token that holds a line break."""
+    """One completion token.
+
+    ``step`` counts lines: a step ends with a token that holds a line break.
+    """
 
     rollout: int
     step: int
@@ -78,19 +111,39 @@ class Token(NamedTuple):
     value: float
 
 
-def tokens(group: Group, values: Sequence[Sequence[float]], decode: Callable[[int], str]) -> list[list[Token]]:
-    """The tokens of each rollout with their numbers: what the heat map draws. A rollout without numbers gets NaN."""
+def tokens(
+    group: Group, values: Sequence[Sequence[float]], decode: Callable[[int], str]
+) -> list[list[Token]]:
+    """The tokens of each rollout with their numbers: what the heat map draws.
+
+    A rollout without numbers gets NaN.
+    """
     if len(values) != len(group.rollouts):
         raise ValueError(f"{len(values)} lists of numbers for {len(group.rollouts)} rollouts")
     found = []
     for number, (rollout, values) in enumerate(zip(group.rollouts, values)):
         values = list(values) or [math.nan] * len(rollout.completion_ids)
         if len(values) != len(rollout.completion_ids):
-            raise ValueError(f"{len(values)} numbers for the {len(rollout.completion_ids)} tokens of rollout {number}")
+            raise ValueError(
+                f"{len(values)} numbers for the {len(rollout.completion_ids)} tokens of "
+                f"rollout {number}"
+            )
         row, step = [], 0
-        for index, (token, logprob, value) in enumerate(zip(rollout.completion_ids, rollout.logprobs, values)):
+        for index, (token, logprob, value) in enumerate(
+            zip(rollout.completion_ids, rollout.logprobs, values)
+        ):
             text = decode(token)
-            row.append(Token(number, step, index, int(token), text, logprob, math.nan if value is None else float(value)))
+            row.append(
+                Token(
+                    number,
+                    step,
+                    index,
+                    int(token),
+                    text,
+                    logprob,
+                    math.nan if value is None else float(value),
+                )
+            )
             step += "\n" in text
         found.append(row)
     return found
@@ -101,13 +154,17 @@ def step_sums(row: Sequence[Token]) -> list[float]:
     sums = [math.nan] * (row[-1].step + 1)
     for token in row:
         if math.isfinite(token.value):
-            sums[token.step] = token.value + (sums[token.step] if math.isfinite(sums[token.step]) else 0.0)
+            sums[token.step] = token.value + (
+                sums[token.step] if math.isfinite(sums[token.step]) else 0.0
+            )
     return sums
 
 
 def robust_limit(values: Iterable[float]) -> float:
-    """Where the symmetric scale ends: the largest size, or three times the root mean square of the non-zero numbers if that is less, so
-    that a few outliers do not pale the rest. 1 when there is nothing to scale."""
+    """Where the symmetric scale ends: the largest size, or three times the root mean square of the
+    non-zero numbers if that is less, so that a few outliers do not pale the rest. 1 when there is
+    nothing to scale.
+    """
     sizes = np.abs(np.fromiter((v for v in values if math.isfinite(v) and v), float))
     return float(min(sizes.max(), 3 * np.sqrt(np.mean(sizes**2)))) if len(sizes) else 1.0
 
@@ -122,18 +179,33 @@ def level(value: float, limit: float) -> int:
 def background(shade: int, theme: Theme, signed: bool = True) -> str:
     """#rrggbb of a level: a straight mix of the paper with the colour of its sign, or of sizes."""
     share = abs(shade) / LEVELS
-    ends = zip(_channels(theme.paper), _channels(theme.size if not signed else theme.up if shade > 0 else theme.down))
+    ends = zip(
+        _channels(theme.paper),
+        _channels(theme.size if not signed else theme.up if shade > 0 else theme.down),
+    )
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in ends)
 
 
 def _channels(color: str) -> tuple[int, ...]:
-    return tuple(int(color[i: i + 2], 16) for i in (1, 3, 5))
+    return tuple(int(color[i : i + 2], 16) for i in (1, 3, 5))
 
 
 def visible(text: str) -> str:
-    """Text with its white space, control and direction characters made visible (U+202E would turn the page around)."""
-    return "".join(_SHOWN.get(c) or (f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c)
-                   for c in text) or "∅"
+    """Text with its white space, control and direction characters made visible (U+202E would turn
+    the page around).
+    """
+    return (
+        "".join(
+            _SHOWN.get(c)
+            or (
+                f"⟨U+{ord(c):04X}⟩"
+                if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+                else c
+            )
+            for c in text
+        )
+        or "∅"
+    )
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -150,96 +222,206 @@ def marked(value: float, digits: int = 2) -> str:
 
 def worded(value: float, channel: Channel, digits: int = 2) -> str:
     """``signed``, or without a sign where the channel has none."""
-    return signed(value, digits) if channel.signed or not math.isfinite(value) or not value else f"{value:.{digits}f}"
+    return (
+        signed(value, digits)
+        if channel.signed or not math.isfinite(value) or not value
+        else f"{value:.{digits}f}"
+    )
 
 
 def marked_as(value: float, channel: Channel) -> str:
     return marked(value) if channel.signed else worded(value, channel)
 
 
-def group_html(group: Group, values: Sequence[Sequence[float]], decode: Callable[[int], str], *, channel: Channel = CREDIT,
-               limit: float | None = None, labels: Sequence[str] = ()) -> str:
-    """The question and its rollouts, in the order given, each with its reward, its painted tokens, and the sum of every step.
+def group_html(
+    group: Group,
+    values: Sequence[Sequence[float]],
+    decode: Callable[[int], str],
+    *,
+    channel: Channel = CREDIT,
+    limit: float | None = None,
+    labels: Sequence[str] = (),
+) -> str:
+    """The question and its rollouts, in the order given, each with its reward, its painted tokens,
+    and the sum of every step.
 
-    ``limit`` fixes the ends of the scale (to compare two maps); ``labels`` name the rollouts instead of their numbers.
+    ``limit`` fixes the ends of the scale (to compare two maps); ``labels`` name the rollouts
+    instead of their numbers.
     """
-    return layers_html(group, [Layer(channel, values, limit or robust_limit(v for row in values for v in row if v is not None))], decode, labels)
+    return layers_html(
+        group,
+        [
+            Layer(
+                channel,
+                values,
+                limit or robust_limit(v for row in values for v in row if v is not None),
+            )
+        ],
+        decode,
+        labels,
+    )
 
 
-def layers_html(group: Group, layers: Sequence[Layer], decode: Callable[[int], str], labels: Sequence[str] = (),
-                marks: Mapping[tuple[int, int], str] = {}) -> str:
-    """``group_html`` for several layers, with buttons that switch between them without a script; the first is on.
+def layers_html(
+    group: Group,
+    layers: Sequence[Layer],
+    decode: Callable[[int], str],
+    labels: Sequence[str] = (),
+    marks: Mapping[tuple[int, int], str] = {},
+) -> str:
+    """``group_html`` for several layers, with buttons that switch between them without a script;
+    the first is on.
 
     ``marks`` puts words on tokens, by (rollout, token): each of MARKED that they name is outlined.
     """
     rows = [tokens(group, layer.values, decode) for layer in layers]
     shown = [[visible(t.text) for t in row] for row in rows[0]]
-    longest = max((sum(len(text) for text, t in zip(texts, row) if t.step == s) for texts, row in zip(shown, rows[0])
-                   for s in range(row[-1].step + 1)), default=0)
-    cards = "".join(_card(rollout, [of[i] for of in rows], shown[i], labels[i] if labels else str(i + 1), layers, marks)
-                    for i, rollout in enumerate(group.rollouts))
-    question = "".join(f'<div class="wb-q">{escape(m["role"])}: <b>{escape(visible(m["content"]))}</b></div>' for m in group.problem.messages)
-    legends = "".join(_only(j, layers, "figcaption", _legend([t.value for row in rows[j] for t in row], layer)) for j, layer in enumerate(layers))
-    return (f'<figure class="wb-heat" dir="ltr" style="{_box(LIGHT)}"><style>{css(layers)}</style>{_switch(layers)}{legends}{question}'
-            f'<div class="wb-grid" style="--wb-card:{min(max(longest + 10, 24), 100)}ch">{cards}</div></figure>')
+    longest = max(
+        (
+            sum(len(text) for text, t in zip(texts, row) if t.step == s)
+            for texts, row in zip(shown, rows[0])
+            for s in range(row[-1].step + 1)
+        ),
+        default=0,
+    )
+    cards = "".join(
+        _card(
+            rollout,
+            [of[i] for of in rows],
+            shown[i],
+            labels[i] if labels else str(i + 1),
+            layers,
+            marks,
+        )
+        for i, rollout in enumerate(group.rollouts)
+    )
+    question = "".join(
+        f'<div class="wb-q">{escape(m["role"])}: <b>{escape(visible(m["content"]))}</b></div>'
+        for m in group.problem.messages
+    )
+    legends = "".join(
+        _only(j, layers, "figcaption", _legend([t.value for row in rows[j] for t in row], layer))
+        for j, layer in enumerate(layers)
+    )
+    return (
+        '<figure class="wb-heat" dir="ltr" '
+        f'style="{_box(LIGHT)}"><style>{css(layers)}</style>{_switch(layers)}{legends}{question}'
+        '<div class="wb-grid" '
+        f'style="--wb-card:{min(max(longest + 10, 24), 100)}ch">{cards}</div></figure>'
+    )
 
 
 MARKED = {"failure point": "wb-fail", "span": "wb-range", "first wrong step": "wb-wrong"}
 
 
 def _switch(layers: Sequence[Layer]) -> str:
-    """Radio buttons; ``method=dialog`` is a form that the Enter key does not send, and that keeps the buttons of two figures apart."""
-    buttons = "".join(f'<label><input type="radio" name="layer" class="wb-r wb-r{j}"{"" if j else " checked"}/>{escape(layer.channel.name)}</label>'
-                      for j, layer in enumerate(layers))
-    return f'<form class="wb-switch" method="dialog" aria-label="Layer">{buttons}</form>' if len(layers) > 1 else ""
+    """Radio buttons; ``method=dialog`` is a form that the Enter key does not send, and that keeps
+    the buttons of two figures apart.
+    """
+    buttons = "".join(
+        '<label><input type="radio" name="layer" class="wb-r '
+        f'wb-r{j}"{"" if j else " checked"}/>{escape(layer.channel.name)}</label>'
+        for j, layer in enumerate(layers)
+    )
+    return (
+        f'<form class="wb-switch" method="dialog" aria-label="Layer">{buttons}</form>'
+        if len(layers) > 1
+        else ""
+    )
 
 
-def _only(j: int, layers: Sequence[Layer], tag: str, html: str, kind: str = "", rest: str = "") -> str:
+def _only(
+    j: int, layers: Sequence[Layer], tag: str, html: str, kind: str = "", rest: str = ""
+) -> str:
     """An element that is there while layer ``j`` is on."""
     names = f"{kind} wb-only wb-only{j}".strip() if len(layers) > 1 else kind
     return f'<{tag}{f""" class="{names}" """.rstrip() if names else ""}{" style=display:none" if j else ""}{rest}>{html}</{tag}>'
 
 
-def _card(rollout: Rollout, rows: Sequence[Sequence[Token]], shown: Sequence[str], label: str, layers: Sequence[Layer],
-          marks: Mapping[tuple[int, int], str]) -> str:
+def _card(
+    rollout: Rollout,
+    rows: Sequence[Sequence[Token]],
+    shown: Sequence[str],
+    label: str,
+    layers: Sequence[Layer],
+    marks: Mapping[tuple[int, int], str],
+) -> str:
     verdict, count = rollout.verdict, len(shown)
     notes = [f"reward {verdict.reward:g}", f"{count} tokens"]
     notes += [rollout.origin] if rollout.origin != "policy" else []
     notes += [f"{rollout.borrowed} borrowed"] if rollout.borrowed else []
     notes += [] if rollout.finished else ["cut off"]
-    wrong = [t.step + 1 for t in rows[0] if "first wrong step" in marks.get((t.rollout, t.index), "")]
+    wrong = [
+        t.step + 1 for t in rows[0] if "first wrong step" in marks.get((t.rollout, t.index), "")
+    ]
     notes += [f"first error: step {wrong[0]}"] if wrong else []
     spans = [""] * (rows[0][-1].step + 1)
     for same in zip(*rows):
         words = marks.get((same[0].rollout, same[0].index), "")
         spans[same[0].step] += _token(same, shown[same[0].index], rollout, layers, words)
     sums = list(zip(*map(step_sums, rows)))
-    lines = "".join(f'<div class="wb-line"><span class="wb-toks">{spans[step]}</span>' + "".join(
-        _only(j, layers, "span", f" {marked_as(total, layer.channel)}", "wb-sum", f' title="{escape(layer.channel.name)} summed over step {step + 1}"')
-        for j, (layer, total) in enumerate(zip(layers, sums[step]))) + "</div>" for step in range(len(spans)))
+    lines = "".join(
+        f'<div class="wb-line"><span class="wb-toks">{spans[step]}</span>'
+        + "".join(
+            _only(
+                j,
+                layers,
+                "span",
+                f" {marked_as(total, layer.channel)}",
+                "wb-sum",
+                f' title="{escape(layer.channel.name)} summed over step {step + 1}"',
+            )
+            for j, (layer, total) in enumerate(zip(layers, sums[step]))
+        )
+        + "</div>"
+        for step in range(len(spans))
+    )
     mark = "✓" if verdict.correct else "✗"
-    return (f'<section class="wb-card"><div class="wb-head"><b>{escape(label)}</b> <b class="wb-mark">{mark}</b> '
-            f'{escape(" · ".join(notes))}</div>{lines}</section>')
+    return (
+        f'<section class="wb-card"><div class="wb-head"><b>{escape(label)}</b> <b '
+        f'class="wb-mark">{mark}</b> '
+        f"{escape(' · '.join(notes))}</div>{lines}</section>"
+    )
 
 
-def _token(same: Sequence[Token], shown: str, rollout: Rollout, layers: Sequence[Layer], words: str) -> str:
-    """One token, with its number in each layer. With several layers the numbers are its title (a screen reader's description)."""
+def _token(
+    same: Sequence[Token], shown: str, rollout: Rollout, layers: Sequence[Layer], words: str
+) -> str:
+    """One token, with its number in each layer.
+
+    With several layers the numbers are its title (a screen reader's description).
+    """
     token, signs = same[0], [layer.channel.signed for layer in layers]
     shades = [level(t.value, layer.limit) for t, layer in zip(same, layers)]
-    name = [f"“{shown[:40]}{'…' if len(shown) > 40 else ''}”", f"token {token.index + 1} of {len(rollout.completion_ids)}"]
+    name = [
+        f"“{shown[:40]}{'…' if len(shown) > 40 else ''}”",
+        f"token {token.index + 1} of {len(rollout.completion_ids)}",
+    ]
     name += [words] if words else []
     parts = [f"id {token.id}"]
     if math.isfinite(token.logprob):
         parts.append(f"log-prob {signed(token.logprob, 3)} (p = {math.exp(token.logprob):.3f})")
     if token.index < rollout.borrowed:
         parts.append("borrowed: not written by the policy")
-    parts += [f"{layer.channel.name} {worded(t.value, layer.channel, 3)}" for t, layer in zip(same, layers)]
+    parts += [
+        f"{layer.channel.name} {worded(t.value, layer.channel, 3)}"
+        for t, layer in zip(same, layers)
+    ]
     label, title = (name, parts) if len(layers) > 1 else (name + parts, name + parts)
-    kinds = ["wb-t"] + [_kind(t.value, shade, sign, f"w{j}" if len(layers) > 1 else "wb-")
-                        for j, (t, shade, sign) in enumerate(zip(same, shades, signs))] + [MARKED[word] for word in MARKED if word in words]
+    kinds = (
+        ["wb-t"]
+        + [
+            _kind(t.value, shade, sign, f"w{j}" if len(layers) > 1 else "wb-")
+            for j, (t, shade, sign) in enumerate(zip(same, shades, signs))
+        ]
+        + [MARKED[word] for word in MARKED if word in words]
+    )
     paint = f' style="{_paint(shades[0], LIGHT, signs[0])}"' if shades[0] else ""
-    return (f'<span class="{" ".join(filter(None, kinds))}" role="img" title="{escape(", ".join(title))}" '
-            f'aria-label="{escape(", ".join(label))}"{paint}>{escape(shown)}</span>')
+    return (
+        f'<span class="{" ".join(filter(None, kinds))}" role="img" '
+        f'title="{escape(", ".join(title))}" '
+        f'aria-label="{escape(", ".join(label))}"{paint}>{escape(shown)}</span>'
+    )
 
 
 def _kind(value: float, shade: int, signed: bool, prefix: str) -> str:
@@ -252,19 +434,39 @@ def _legend(values: Sequence[float], layer: Layer) -> str:
     channel, limit = layer.channel, layer.limit
     known = [v for v in values if math.isfinite(v)]
     if not any(known):
-        return f'{escape(channel.name)}: {"0 on every token" if known else "no numbers"}'
+        return f"{escape(channel.name)}: {'0 on every token' if known else 'no numbers'}"
     beyond = any(abs(v) > limit for v in known)
-    faint = f" No line: smaller than {FAINT:.1%} of the scale." if any(0 < abs(v) < FAINT * limit for v in known) else ""
+    faint = (
+        f" No line: smaller than {FAINT:.1%} of the scale."
+        if any(0 < abs(v) < FAINT * limit for v in known)
+        else ""
+    )
     faint += " Grey italics: no number." if len(known) < len(values) else ""
     sides = [sign for sign in (-1, 1) if any(v * sign > 0 for v in known)]
     shades = [s for s in range(-LEVELS, LEVELS + 1) if s == 0 or math.copysign(1, s) in sides]
-    bar = "".join(f'<span class="wb-t {_kind(s, s, channel.signed, "wb-")}" style="{_paint(s, LIGHT, channel.signed)}">&nbsp;</span>' if s else
-                  '<span class="wb-t wb-0">0</span>' for s in shades)
-    low = f"▼ line below, {channel.down}: {'≤ ' if beyond else ''}{signed(-limit)} " if -1 in sides else ""
+    bar = "".join(
+        f'<span class="wb-t {_kind(s, s, channel.signed, "wb-")}" '
+        f'style="{_paint(s, LIGHT, channel.signed)}">&nbsp;</span>'
+        if s
+        else '<span class="wb-t wb-0">0</span>'
+        for s in shades
+    )
+    low = (
+        f"▼ line below, {channel.down}: {'≤ ' if beyond else ''}{signed(-limit)} "
+        if -1 in sides
+        else ""
+    )
     how = "line above ▲" if channel.signed else "dotted line"
-    high = f" {'≥ ' if beyond else ''}{worded(limit, channel)}: {channel.up}, {how}" if 1 in sides else ""
-    return (f'<b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}'
-            f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}.{faint} At the right of each step: the sum over its tokens.')
+    high = (
+        f" {'≥ ' if beyond else ''}{worded(limit, channel)}: {channel.up}, {how}"
+        if 1 in sides
+        else ""
+    )
+    return (
+        f"<b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}"
+        f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}.{faint} At '
+        "the right of each step: the sum over its tokens."
+    )
 
 
 def _box(theme: Theme) -> str:
@@ -272,34 +474,72 @@ def _box(theme: Theme) -> str:
 
 
 def _paint(shade: int, theme: Theme, signed: bool) -> str:
-    side = (f"border-bottom:2px dotted {theme.size_line}" if not signed else
-            f"border-top:2px solid {theme.up_line}" if shade > 0 else f"border-bottom:2px solid {theme.down_line}")
+    side = (
+        f"border-bottom:2px dotted {theme.size_line}"
+        if not signed
+        else f"border-top:2px solid {theme.up_line}"
+        if shade > 0
+        else f"border-bottom:2px solid {theme.down_line}"
+    )
     return f"background-color:{background(shade, theme, signed)};color:{theme.ink};{side}"
 
 
 def _variables(theme: Theme, scheme: str) -> str:
-    names = {"paper": theme.paper, "ink": theme.ink, "dim": theme.dim, "up": theme.up_line, "down": theme.down_line, "size": theme.size_line}
+    names = {
+        "paper": theme.paper,
+        "ink": theme.ink,
+        "dim": theme.dim,
+        "up": theme.up_line,
+        "down": theme.down_line,
+        "size": theme.size_line,
+    }
     for shade in range(1, LEVELS + 1):
-        names |= {f"u{shade}": background(shade, theme), f"d{shade}": background(-shade, theme), f"s{shade}": background(shade, theme, False)}
-    return f"color-scheme:{scheme};" + ";".join(f"--wb-{name}:{color}" for name, color in names.items())
+        names |= {
+            f"u{shade}": background(shade, theme),
+            f"d{shade}": background(-shade, theme),
+            f"s{shade}": background(shade, theme, False),
+        }
+    return f"color-scheme:{scheme};" + ";".join(
+        f"--wb-{name}:{color}" for name, color in names.items()
+    )
 
 
 def _shades(prefix: str, scope: str) -> str:
-    """Rules that paint the classes of one layer. Important: they override the light colours on the elements themselves."""
-    sides = (("u", "top", "up", "solid"), ("d", "bottom", "down", "solid"), ("s", "bottom", "size", "dotted"))
-    return "".join(f'.wb-heat{scope} [class*=" {prefix}{kind}"]{{border-{side}:2px {line} var(--wb-{color})!important}}' + "".join(
-        f".wb-heat{scope} .{prefix}{kind}{shade}{{background-color:var(--wb-{kind}{shade})!important}}" for shade in range(1, LEVELS + 1))
-        for kind, side, color, line in sides) + f".wb-heat{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}"
+    """Rules that paint the classes of one layer.
+
+    Important: they override the light colours on the elements themselves.
+    """
+    sides = (
+        ("u", "top", "up", "solid"),
+        ("d", "bottom", "down", "solid"),
+        ("s", "bottom", "size", "dotted"),
+    )
+    return "".join(
+        f'.wb-heat{scope} [class*=" {prefix}{kind}"]{{border-{side}:2px {line} '
+        f"var(--wb-{color})!important}}"
+        + "".join(
+            f".wb-heat{scope} "
+            f".{prefix}{kind}{shade}{{background-color:var(--wb-{kind}{shade})!important}}"
+            for shade in range(1, LEVELS + 1)
+        )
+        for kind, side, color, line in sides
+    ) + (f".wb-heat{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}")
 
 
 def css(layers: Sequence[Layer] = ()) -> str:
     """The style sheet of a heat map; with several layers, of their switch too."""
     if len(layers) < 2:
         return _CSS
-    rules = [".wb-heat:has(.wb-r:checked) .wb-toks .wb-t{background-color:transparent!important;border-color:transparent!important}"]
+    rules = [
+        ".wb-heat:has(.wb-r:checked) .wb-toks "
+        ".wb-t{background-color:transparent!important;border-color:transparent!important}"
+    ]
     for j in range(len(layers)):
         on = f":has(.wb-r{j}:checked)"
-        rules.append(f".wb-heat{on} .wb-only:not(.wb-only{j}){{display:none!important}}.wb-heat{on} .wb-only{j}{{display:revert!important}}")
+        rules.append(
+            f".wb-heat{on} .wb-only:not(.wb-only{j}){{display:none!important}}.wb-heat{on} "
+            f".wb-only{j}{{display:revert!important}}"
+        )
         rules.append(_shades(f"w{j}", on + " .wb-toks"))
     return _CSS + "".join(rules)
 

@@ -1,12 +1,17 @@
-"""Build the organism of the programs task: a tiny Llama that writes small Python functions about half right and can read what went wrong.
+"""Build the organism of the programs task: a tiny Llama that writes small Python functions about
+half right and can read what went wrong.
 
-    python -m data.organism.build.programs                 train data/organism/programmer and its teacher again (some ten minutes on two cores), print their table
+    python -m data.organism.build.programs                 train data/organism/programmer and its
+                                                           teacher again (some ten minutes on two
+                                                           cores), print their table
     python -m data.organism.build.programs --measure       only measure them
 
-It is made like the arithmetic organism (data/organism/build/arithmetic.py): the skill is learned well, and slips are planted: a variable that does not exist (NameError), a
-forgotten argument (TypeError), a bracket left open (SyntaxError), and four that only a wrong output gives away. After feedback the reply is careful
-about what the feedback names, its line and its kind, and as careless as ever about the rest: so feedback holds something to be read, no more.
-Its teacher is the model as the first stage left it: it knows how, and has not learned to slip.
+It is made like the arithmetic organism (data/organism/build/arithmetic.py): the skill is learned
+well, and slips are planted: a variable that does not exist (NameError), a forgotten argument
+(TypeError), a bracket left open (SyntaxError), and four that only a wrong output gives away. After
+feedback the reply is careful about what the feedback names, its line and its kind, and as careless
+as ever about the rest: so feedback holds something to be read, no more. Its teacher is the model as
+the first stage left it: it knows how, and has not learned to slip.
 """
 
 from __future__ import annotations
@@ -20,9 +25,9 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from data.organism.build.arithmetic import Size, Stage, begin, tokenizer, train
 from workbench.core import coordinates
 from workbench.evaluation.metrics import bootstrap
-from data.organism.build.arithmetic import Size, Stage, begin, tokenizer, train
 from workbench.paths import ORGANISM
 from workbench.records import write_atomic
 from workbench.tasks import prompts
@@ -33,10 +38,13 @@ NAMES = ("programmer-teacher", "programmer")  # as the stages leave them
 SIZE = Size(128, 5, 4)
 VOCABULARY = 192
 FIXED = (*prompts.PHRASES, *PHRASES)
-POOL = 3000  # wrong attempts with the sandbox's feedback on them, drawn from again and again in training
+# wrong attempts with the sandbox's feedback on them, drawn from again and again in training
+POOL = 3000
 
-KINDS = ("NameError", "TypeError", "SyntaxError", "Wrong Answer")  # what each slip makes of the program
-SLIPS = {"NameError": 0.05, "TypeError": 0.09, "SyntaxError": 0.06, "Wrong Answer": 0.10}  # chance in a line where the slip is possible
+# what each slip makes of the program
+KINDS = ("NameError", "TypeError", "SyntaxError", "Wrong Answer")
+# chance in a line where the slip is possible
+SLIPS = {"NameError": 0.05, "TypeError": 0.09, "SyntaxError": 0.06, "Wrong Answer": 0.10}
 
 
 class Slip(NamedTuple):
@@ -47,9 +55,17 @@ class Slip(NamedTuple):
 def slips(operation: Operation, n: int, rng: Random) -> list[Slip]:
     """One slip of each kind that is possible for an operation."""
     right = operation.code.format(n=n)
-    found = [Slip("NameError", right.replace("x", "y") if "max" not in right else right.replace("x,", "y,"))]
+    found = [
+        Slip(
+            "NameError",
+            right.replace("x", "y") if "max" not in right else right.replace("x,", "y,"),
+        )
+    ]
     if "(" in right:
-        found += [Slip("TypeError", right.replace(f",{n}", "")), Slip("SyntaxError", right.removesuffix(")"))]
+        found += [
+            Slip("TypeError", right.replace(f",{n}", "")),
+            Slip("SyntaxError", right.removesuffix(")")),
+        ]
     found.append(Slip("Wrong Answer", rng.choice(_confused(operation, n))))
     return found
 
@@ -63,12 +79,22 @@ def _confused(operation: Operation, n: int) -> list[str]:
     return ([other] if other else []) * 2 + near
 
 
-def attempt(question: str, rng: Random, slips_rate: float = 1.0, careful: frozenset = frozenset()) -> str:
-    """A program in which each line may slip. ``careful``: kinds of slip and numbers of lines (the head is line 1) that are an eighth as likely to."""
+def attempt(
+    question: str, rng: Random, slips_rate: float = 1.0, careful: frozenset = frozenset()
+) -> str:
+    """A program in which each line may slip.
+
+    ``careful``: kinds of slip and numbers of lines (the head is line 1) that are an eighth as
+    likely to.
+    """
     lines = right_lines(question)
     for number, (operation, n) in enumerate(parse(question), start=2):
         for slip in slips(operation, n, rng):
-            rate = slips_rate * SLIPS[slip.kind] / (8 if slip.kind in careful or number in careful else 1)
+            rate = (
+                slips_rate
+                * SLIPS[slip.kind]
+                / (8 if slip.kind in careful or number in careful else 1)
+            )
             if rng.random() < rate:
                 lines[number - 1] = LINE + slip.code
                 break
@@ -76,6 +102,7 @@ def attempt(question: str, rng: Random, slips_rate: float = 1.0, careful: frozen
 
 
 # ---- training
+
 
 class Marked(NamedTuple):
     """A wrong attempt and what was said of it."""
@@ -125,66 +152,139 @@ def mixture(rng: Random, marked: list[Marked]) -> tuple[tuple, str, int]:
         right = problem.solutions[0]
         return task.reprompt(problem, solution=right), right, 0
     case = rng.choice(marked)
-    return task.reprompt(task.problem(case.question), feedback=case.feedback), attempt(case.question, rng, careful=case.careful), 0
+    return (
+        task.reprompt(task.problem(case.question), feedback=case.feedback),
+        attempt(case.question, rng, careful=case.careful),
+        0,
+    )
 
 
 def build(seed: int, out: Path, say=partial(print, flush=True)) -> None:
-    """Train it and save it after each stage, in Hugging Face format, bf16: first as the teacher, then as the programmer."""
+    """Train it and save it after each stage, in Hugging Face format, bf16: first as the teacher,
+    then as the programmer.
+    """
     import torch
 
     tok, marked = tokenizer(FIXED), pool(seed)
-    stages = (Stage("skill", plain, 4_000_000, 3e-3, until=0.97), Stage("slips", partial(mixture, marked=marked), 4_000_000, 2e-3))
+    stages = (
+        Stage("skill", plain, 4_000_000, 3e-3, until=0.97),
+        Stage("slips", partial(mixture, marked=marked), 4_000_000, 2e-3),
+    )
     model = begin(SIZE, tok, coordinates("programmer", seed) % 2**31, vocabulary=VOCABULARY)
     for number, (stage, name) in enumerate(zip(stages, NAMES, strict=True)):
-        train(model, tok, stage, coordinates("programmer", number, seed), lambda text: say(f"{stage.name:6} {text}"), Programs())
+        train(
+            model,
+            tok,
+            stage,
+            coordinates("programmer", number, seed),
+            lambda text: say(f"{stage.name:6} {text}"),
+            Programs(),
+        )
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out / name)
         tok.save_pretrained(out / name)
 
 
 # ---- the table
 
-ROWS = {"plain": "plain prompt: correct (p)", "contrast": "groups of 8 with contrast",
-        "solution": "with a correct program in the prompt: correct", "feedback": "with the feedback on its own wrong attempt: correct",
-        "again": "the same questions, plain prompt: correct"}
+ROWS = {
+    "plain": "plain prompt: correct (p)",
+    "contrast": "groups of 8 with contrast",
+    "solution": "with a correct program in the prompt: correct",
+    "feedback": "with the feedback on its own wrong attempt: correct",
+    "again": "the same questions, plain prompt: correct",
+}
 
 
-def measure(folder: Path, problems: int = 400, seed: int = 0) -> dict[str, tuple[float, float, float]]:
-    """On held-out problems at temperature 1: each number with its 95 % bootstrap interval over problems. feedback and again are of the problems with a
-    wrong first attempt, so that feedback is compared with a second try."""
+def measure(
+    folder: Path, problems: int = 400, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """On held-out problems at temperature 1: each number with its 95 % bootstrap interval over
+    problems. feedback and again are of the problems with a wrong first attempt, so that feedback is
+    compared with a second try.
+    """
     from workbench.model.policy import load_policy
     from workbench.rollouts.sampling import generate, sample_groups
 
     policy, task = load_policy(folder), Programs()
-    groups = sample_groups(policy, task, task.problems("test", problems, seed), 8, ("measure", seed))
+    groups = sample_groups(
+        policy, task, task.problems("test", problems, seed), 8, ("measure", seed)
+    )
 
     def ask(name: str, cases: list, prompts: list) -> list[float]:
-        samples = generate(policy, [policy.prompt_ids(prompt) for prompt in prompts], [[coordinates("measure", name, seed, i)] for i in range(len(cases))],
-                           max_new=task.max_new)
-        return [float(task.grade(problem, policy.decode(row[0].ids)).correct) for problem, row in zip(cases, samples)]
+        samples = generate(
+            policy,
+            [policy.prompt_ids(prompt) for prompt in prompts],
+            [[coordinates("measure", name, seed, i)] for i in range(len(cases))],
+            max_new=task.max_new,
+        )
+        return [
+            float(task.grade(problem, policy.decode(row[0].ids)).correct)
+            for problem, row in zip(cases, samples)
+        ]
 
     cases = [group.problem for group in groups]
-    failed = [(group.problem, group.rollouts[0]) for group in groups if not group.rollouts[0].verdict.correct]
-    found = {"plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups], "contrast": [float(g.has_contrast) for g in groups],
-             "solution": ask("solution", cases, [task.reprompt(problem, solution=problem.solutions[0]) for problem in cases]),
-             "feedback": ask("feedback", [p for p, _ in failed], [task.reprompt(p, feedback=r.verdict.feedback) for p, r in failed]),
-             "again": ask("again", [p for p, _ in failed], [p.messages for p, _ in failed])}
+    failed = [
+        (group.problem, group.rollouts[0])
+        for group in groups
+        if not group.rollouts[0].verdict.correct
+    ]
+    found = {
+        "plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups],
+        "contrast": [float(g.has_contrast) for g in groups],
+        "solution": ask(
+            "solution",
+            cases,
+            [task.reprompt(problem, solution=problem.solutions[0]) for problem in cases],
+        ),
+        "feedback": ask(
+            "feedback",
+            [p for p, _ in failed],
+            [task.reprompt(p, feedback=r.verdict.feedback) for p, r in failed],
+        ),
+        "again": ask("again", [p for p, _ in failed], [p.messages for p, _ in failed]),
+    }
     return {name: (sum(values) / len(values), *bootstrap(values)) for name, values in found.items()}
 
 
 def table(found: dict[str, dict], seed: int) -> str:
-    lines = ["# The programmer", "", "Two tiny Llamas trained by `python -m data.organism.build.programs` to write small Python functions: the one to be trained further, and its",
-             "teacher. How they were made stands at the top of `data/organism/build/programs.py`. What they show is about themselves, not about large models.",
-             "Licence: Apache-2.0, like the code.", "",
-             "The teacher was shown nothing but plain prompts: it can judge an attempt, token by token, and read no other.", "",
-             f"400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals over problems. Written by the script, the numbers also in `table.json`.", "",
-             f"| | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
-    cells = {key: ["{:.3f} [{:.3f}, {:.3f}]".format(*rows[key]) for rows in found.values()] for key in ROWS}
-    return "\n".join([*lines, *(f"| {words} | {' | '.join(cells[key])} |" for key, words in ROWS.items())]) + "\n"
+    lines = [
+        "# The programmer",
+        "",
+        "Two tiny Llamas trained by `python -m data.organism.build.programs` to write "
+        "small Python functions: the one to be trained further, and its",
+        "teacher. How they were made stands at the top of "
+        "`data/organism/build/programs.py`. What they show is about themselves, not "
+        "about large models.",
+        "Licence: Apache-2.0, like the code.",
+        "",
+        "The teacher was shown nothing but plain prompts: it can judge an attempt, "
+        "token by token, and read no other.",
+        "",
+        f"400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals "
+        "over problems. Written by the script, the numbers also in `table.json`.",
+        "",
+        f"| | {' | '.join(found)} |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    cells = {
+        key: ["{:.3f} [{:.3f}, {:.3f}]".format(*rows[key]) for rows in found.values()]
+        for key in ROWS
+    }
+    return (
+        "\n".join(
+            [*lines, *(f"| {words} | {' | '.join(cells[key])} |" for key, words in ROWS.items())]
+        )
+        + "\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="build nothing, measure what is there")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="build nothing, measure what is there"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ORGANISM)
     args = parser.parse_args()
@@ -195,7 +295,10 @@ def main() -> None:
     print(text)
     if not args.measure or args.seed == 0:
         write_atomic(args.out / NAMES[-1] / "README.md", text)
-        write_atomic(args.out / NAMES[-1] / "table.json", json.dumps({"seed": args.seed, "problems": 400, "measured": found}, indent=1))
+        write_atomic(
+            args.out / NAMES[-1] / "table.json",
+            json.dumps({"seed": args.seed, "problems": 400, "measured": found}, indent=1),
+        )
 
 
 if __name__ == "__main__":

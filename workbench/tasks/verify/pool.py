@@ -1,8 +1,11 @@
-"""Processes that compare answers, each of which can be killed: a computer algebra system given ``10^{10^{10}}`` never comes back by itself.
+"""Processes that compare answers, each of which can be killed: a computer algebra system given
+``10^{10^{10}}`` never comes back by itself.
 
-    Pool("math").ask({"gold": "1/2", "given": "0.5"}) -> {"same": True}, or None when the process was killed or died
+    Pool("math").ask({"gold": "1/2", "given": "0.5"}) -> {"same": True}, or None when the process
+    was killed or died
 
-Threads may ask at the same time. A process is started when one is needed and kept; none outlives its parent by more than a job's time limit.
+Threads may ask at the same time. A process is started when one is needed and kept; none outlives
+its parent by more than a job's time limit.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import weakref
 
 from workbench.core import WorkbenchError
 
-SECONDS = 5.0  # of processor time, for one job: a machine that is busy with something else changes no reward
+# of processor time, for one job: a machine that is busy with something else changes no reward
+SECONDS = 5.0
 SLACK = 6.0  # times as long on the wall's clock; then it is killed whatever it is doing
 START = 120.0  # seconds that a process may take to be ready, on a machine with much else to do
 
@@ -25,7 +29,10 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
 class Pool:
-    """At most as many processes as there are processors, each with one job at a time. ``kind``: the jobs, by their name in ``worker.KINDS``."""
+    """At most as many processes as there are processors, each with one job at a time.
+
+    ``kind``: the jobs, by their name in ``worker.KINDS``.
+    """
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -33,12 +40,16 @@ class Pool:
         _pools.add(self)
 
     def forget(self) -> None:
-        """Begin without processes. After a fork the child does so: the old ones are its parent's."""
+        """Begin without processes.
+
+        After a fork the child does so: the old ones are its parent's.
+        """
         self._places = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._idle: list[subprocess.Popen] = []
 
     def ask(self, job: dict, seconds: float = SECONDS) -> dict | None:
-        """What the worker says of the job; None when it was killed (after ``seconds`` of processor time, or ``SLACK`` times as long in all) or broke down.
+        """What the worker says of the job; None when it was killed (after ``seconds`` of processor
+        time, or ``SLACK`` times as long in all) or broke down.
 
         Raises WorkbenchError if no process starts.
         """
@@ -82,18 +93,33 @@ class Pool:
             self._bury(worker)  # died while it had nothing to do
 
     def _start(self) -> subprocess.Popen:
-        program = f"import sys; sys.path[:] = {sys.path!r}; from workbench.tasks.verify.worker import main; main({self.kind!r})"
+        program = (
+            f"import sys; sys.path[:] = {sys.path!r}; from workbench.tasks.verify.worker "
+            f"import main; main({self.kind!r})"
+        )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        # A session of its own: Ctrl-C is for the parent, which ends its workers by closing their standard input.
-        worker = subprocess.Popen([sys.executable, "-B", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                  text=True, encoding="utf-8", env=environment, start_new_session=True)
+        # A session of its own: Ctrl-C is for the parent, which ends its workers by closing their
+        # standard input.
+        worker = subprocess.Popen(
+            [sys.executable, "-B", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+            start_new_session=True,
+        )
         killer = threading.Timer(START, worker.kill)
         killer.start()
         line = worker.stdout.readline()
         killer.cancel()
         if line.strip() != "ready":
             self._bury(worker)
-            raise WorkbenchError(f"the process that grades answers ({self.kind}) did not start: {line.strip() or f'exit status {worker.returncode}'}")
+            raise WorkbenchError(
+                f"the process that grades answers ({self.kind}) did not start: "
+                f"{line.strip() or f'exit status {worker.returncode}'}"
+            )
         return worker
 
     @staticmethod

@@ -1,7 +1,9 @@
-"""The inside of ``pool.Pool``: a process that reads jobs, a JSON object a line, and answers each with a line.
+"""The inside of ``pool.Pool``: a process that reads jobs, a JSON object a line, and answers each
+with a line.
 
-reasoning-gym's scorers hand a model's text to sympy's ``parse_expr``, which evaluates it as Python. So where the system has seccomp (Linux on x86-64
-or ARM64), the process can start nothing, reach no network and write no file before it reads its first job; what it says is a number.
+reasoning-gym's scorers hand a model's text to sympy's ``parse_expr``, which evaluates it as Python.
+So where the system has seccomp (Linux on x86-64 or ARM64), the process can start nothing, reach no
+network and write no file before it reads its first job; what it says is a number.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ MEMORY = 4 << 30  # bytes of address space
 
 
 def math_jobs() -> Callable[[dict], dict]:
-    """{gold, given} -> {same}; {gold} -> {read: can it be parsed?}. The parser of LaTeX alone: that of expressions evaluates them."""
+    """{gold, given} -> {same}; {gold} -> {read: can it be parsed?}.
+
+    The parser of LaTeX alone: that of expressions evaluates them.
+    """
     import logging
 
     from math_verify import LatexExtractionConfig, parse, verify
@@ -29,7 +34,12 @@ def math_jobs() -> Callable[[dict], dict]:
 
     def read(answer: str) -> list:
         inside = answer.strip().strip("$").strip()
-        return parse(rf"\boxed{{{inside}}}", extraction_config=latex, fallback_mode="no_fallback", parsing_timeout=None)
+        return parse(
+            rf"\boxed{{{inside}}}",
+            extraction_config=latex,
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+        )
 
     def job(asked: dict) -> dict:
         gold = read(asked["gold"])
@@ -43,7 +53,10 @@ def math_jobs() -> Callable[[dict], dict]:
 
 
 def gym_jobs() -> Callable[[dict], dict]:
-    """{dataset, options, entry, answer} -> {score}. ``options`` and ``entry`` are pickled by the parent."""
+    """{dataset, options, entry, answer} -> {score}.
+
+    ``options`` and ``entry`` are pickled by the parent.
+    """
     import reasoning_gym
 
     made = {}
@@ -51,8 +64,12 @@ def gym_jobs() -> Callable[[dict], dict]:
     def job(asked: dict) -> dict:
         key = asked["dataset"], asked["options"]
         if key not in made:
-            made[key] = reasoning_gym.create_dataset(asked["dataset"], **pickle.loads(base64.b64decode(asked["options"])))
-        score = float(made[key].score_answer(asked["answer"], pickle.loads(base64.b64decode(asked["entry"]))))
+            made[key] = reasoning_gym.create_dataset(
+                asked["dataset"], **pickle.loads(base64.b64decode(asked["options"]))
+            )
+        score = float(
+            made[key].score_answer(asked["answer"], pickle.loads(base64.b64decode(asked["entry"])))
+        )
         return {"score": score if math.isfinite(score) else 0.0}
 
     return job
@@ -62,7 +79,9 @@ KINDS = {"math": math_jobs, "gym": gym_jobs}
 
 
 def lock() -> None:
-    """No new process, no network, no change to any file, no more than ``MEMORY``; as much of it as this system has."""
+    """No new process, no network, no change to any file, no more than ``MEMORY``; as much of it as
+    this system has.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -71,7 +90,10 @@ def lock() -> None:
 
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_AS,
+            (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard),
+        )
     except (OSError, ValueError):  # macOS does not limit the address space
         pass
     if _libc is not None:
@@ -80,7 +102,10 @@ def lock() -> None:
 
 
 def timers(processor: float, wall: float) -> None:
-    """This process ends after so many seconds, by signals that nothing handles. 0: never. The second is for when the parent, who also looks, is gone."""
+    """This process ends after so many seconds, by signals that nothing handles.
+
+    0: never. The second is for when the parent, who also looks, is gone.
+    """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, processor)
         signal.setitimer(signal.ITIMER_REAL, wall)
@@ -101,7 +126,8 @@ def main(kind: str) -> None:
         timers(*asked["limits"])
         try:
             reply = job(asked)
-        except BaseException as error:  # MemoryError, RecursionError, whatever a library raises for nonsense
+        # MemoryError, RecursionError, whatever a library raises for nonsense
+        except BaseException as error:
             reply = {"error": type(error).__name__}
         timers(0, 0)
         print(json.dumps(reply), file=replies)
