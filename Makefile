@@ -2,12 +2,13 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+CODE := workbench tests notebooks tools benchmarks data/organism/build
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # Test processes beside each other, one thread each: two processes with two threads each on two cores are several times slower.
 JOBS ?= 2
 PYTEST := WORKBENCH_QUICK=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help install demo test test-slow lab organism bench clean
+.PHONY: help install demo check test test-slow lab organism bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +25,11 @@ demo: $(STAMP) ## a few minutes: watch a small language model get better, then r
 	$(BIN)/workbench tour --out tour.html
 	@echo "Open file://$(CURDIR)/tour.html in a browser."
 
-test: $(STAMP) ## fast tests, then every notebook in quick mode
+check: $(STAMP) ## form: ruff at 100 columns
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+test: check ## form, fast tests, then every notebook in quick mode
 	$(PYTEST) tests
 	@test -n "$(NOTEBOOKS)" || { echo "no notebooks under notebooks/" >&2; exit 1; }
 	$(PYTEST) --nbmake --nbmake-timeout=600 $(NOTEBOOKS)

@@ -21,7 +21,8 @@ import torch
 from workbench.core import Method
 from workbench.methods.grpo import GRPO
 from workbench.methods.trapo import TRAPO
-from workbench.model.policy import Learner, load_policy
+from workbench.model.learner import Learner
+from workbench.model.loading import load_policy
 from workbench.records import dumps, write_atomic
 from workbench.studies.grid import TURNED
 from workbench.tasks import load_task

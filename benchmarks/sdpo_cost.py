@@ -39,9 +39,10 @@ def step_times() -> dict:
 
     from workbench.methods.grpo import GRPO
     from workbench.methods.sdpo import SDPO
-    from workbench.model.policy import Learner, OptimConfig, load_policy
+    from workbench.model.learner import Learner, OptimConfig
+    from workbench.model.loading import load_policy
     from workbench.tasks.arithmetic import Arithmetic
-    from workbench.training.run import update
+    from workbench.training.update import update
 
     torch.set_num_threads(1)
     task = Arithmetic()

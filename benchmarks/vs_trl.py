@@ -108,8 +108,9 @@ def ours(case: str, model: str, steps: int) -> None:
     sys.path.insert(0, str(ROOT))
     from workbench.core import Problem, Verdict
     from workbench.methods.grpo import GRPO
-    from workbench.model.policy import Learner, OptimConfig, load_policy
-    from workbench.training.run import update
+    from workbench.model.learner import Learner, OptimConfig
+    from workbench.model.loading import load_policy
+    from workbench.training.update import update
 
     class Words:
         name, max_new = "words", NEW

@@ -9,7 +9,7 @@ from workbench.core import Credit, Rollout, Verdict
 from workbench.methods.grpo import GRPO
 from workbench.model import llama
 from workbench.model.batch import collate, score
-from workbench.model.policy import Learner
+from workbench.model.learner import Learner
 
 # prompt: completion lengths
 SHARED = {(30, 31, 32): (5, 1, 9), (40, 41, 42, 43, 44): (4, 4), (50,): (1,), (33, 34): (1, 1)}

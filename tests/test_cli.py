@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from workbench.app.cli import main
 from workbench.core import StepRecord
-from workbench.model import policy
+from workbench.model import learner
 from workbench.paths import ORGANISM
 from workbench.records import TensorBoard, read_run
 
@@ -192,7 +192,7 @@ def test_a_disk_that_is_full_when_the_policy_is_saved(tmp_path, capsys, monkeypa
         (folder / "config.json").write_text("{}")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(policy.Learner, "save", full)
+    monkeypatch.setattr(learner.Learner, "save", full)
     assert main([*TRAIN, "eval_every=0", "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert (

@@ -31,11 +31,12 @@ from workbench.corrections.compose import (
 from workbench.corrections.editor import CorrectionEditor, ood_weights
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, OptimConfig, Policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.policy import Policy
 from workbench.rollouts import reconstructions
 from workbench.rollouts.sampling import Sample
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import update
+from workbench.training.update import update
 
 TASK = Arithmetic(steps=2)
 PROBLEM = TASK.problem("47+85-29")

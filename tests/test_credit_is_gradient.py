@@ -40,8 +40,8 @@ from workbench.methods.sft import SFT
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
 from workbench.model.batch import collate, score
-from workbench.model.policy import Learner
-from workbench.training.run import update
+from workbench.model.learner import Learner
+from workbench.training.update import update
 
 METHODS = {
     "GRPO": GRPO(),

@@ -13,12 +13,12 @@ import torch
 import toys
 
 from workbench.core import Credit, Group, WorkbenchError
+from workbench.losses import k3
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.model.batch import collate
-from workbench.model.policy import Learner, OptimConfig
-from workbench.model.scores import k3
-from workbench.training.run import update
+from workbench.model.learner import Learner, OptimConfig
+from workbench.training.update import update
 
 AGGREGATES = ("token", "sequence", "constant")
 

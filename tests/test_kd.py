@@ -18,9 +18,9 @@ from workbench.methods import find
 from workbench.methods.kd import KD
 from workbench.methods.sft import SFT
 from workbench.model.batch import collate, rescore, score
-from workbench.model.policy import Learner, OptimConfig
+from workbench.model.learner import Learner, OptimConfig
 from workbench.rollouts.sampling import sample_groups
-from workbench.training.run import update
+from workbench.training.update import update
 
 HALVES = toys.FirstCharacter(toys.HALF, max_new=3)
 

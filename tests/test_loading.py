@@ -24,10 +24,12 @@ from workbench.methods.kd import KD
 from workbench.methods.sdpo import SDPO
 from workbench.model import gguf
 from workbench.model.batch import collate, rescore, score
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.rollouts.sampling import generate, sample_groups
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import TrainConfig, fit, update
+from workbench.training.run import TrainConfig, fit
+from workbench.training.update import update
 
 ORGANISM = Path(__file__).parent.parent / "data" / "organism"
 MODEL, STANDARD = ORGANISM / "0.4m", ORGANISM / "3m"
@@ -326,7 +328,7 @@ def test_a_sampler_that_is_off_is_weighed():
         )
         for c in credits
     ]
-    from workbench.training.run import _weighted
+    from workbench.training.update import _weighted
 
     [batch] = collate(moved, learner.policy.pad_id, None)
     scores = score(learner, batch)

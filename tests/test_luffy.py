@@ -17,9 +17,9 @@ from workbench.methods import find
 from workbench.methods.luffy import LUFFY
 from workbench.methods.trapo import TRAPO
 from workbench.model.batch import collate
-from workbench.model.policy import Learner, OptimConfig
+from workbench.model.learner import Learner, OptimConfig
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import update
+from workbench.training.update import update
 
 
 def group_with_trace(rewards, lengths=(3, 2, 4)):

@@ -21,9 +21,10 @@ from workbench.methods.opd import OPD, teacher_logprobs
 from workbench.methods.sdpo import SDPO
 from workbench.model import batch as batches
 from workbench.model.batch import collate, rescore, score
-from workbench.model.policy import Learner, OptimConfig, Policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.policy import Policy
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import update
+from workbench.training.update import update
 
 TASK = Arithmetic(steps=1)
 FORMS = [{}, {"form": "logit", "top_k": 0}, {"form": "logit", "top_k": 5}]

@@ -7,6 +7,7 @@ import torch
 import toys
 from torch.autograd import gradcheck
 
+from workbench import losses
 from workbench.model import scores
 
 
@@ -116,9 +117,9 @@ def test_k3_has_the_kl_as_its_expectation_under_the_policy():
     """
     pi, ref = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.3, 0.3, 0.4]).double()
     kl = (pi * (pi / ref).log()).sum()
-    torch.testing.assert_close((pi * scores.k3(pi.log(), ref.log())).sum(), kl)
-    assert (pi * scores.k3(ref.log(), pi.log())).sum() - kl > 0.04
-    assert (scores.k3(pi.log(), ref.log()) >= 0).all() and scores.k3(
+    torch.testing.assert_close((pi * losses.k3(pi.log(), ref.log())).sum(), kl)
+    assert (pi * losses.k3(ref.log(), pi.log())).sum() - kl > 0.04
+    assert (losses.k3(pi.log(), ref.log()) >= 0).all() and losses.k3(
         pi.log(), pi.log()
     ).abs().max() == 0
 
@@ -130,13 +131,13 @@ def test_standardise_by_hand():
     """
     rewards = torch.tensor([1.0, 0.0, 0.0, 1.0])
     torch.testing.assert_close(
-        scores.standardize(rewards), torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-5
+        losses.standardize(rewards), torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-5
     )
     torch.testing.assert_close(
-        scores.standardize(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5])
+        losses.standardize(rewards, "none"), torch.tensor([0.5, -0.5, -0.5, 0.5])
     )
     # no contrast, no advantage, no division by zero
-    assert scores.standardize(torch.ones(4)).abs().max() == 0
+    assert losses.standardize(torch.ones(4)).abs().max() == 0
 
 
 def test_clipped_by_hand():
@@ -145,7 +146,7 @@ def test_clipped_by_hand():
     """
     logp = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]).log()
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
-    objective, coefficient = scores.clipped(logp, torch.zeros(5), advantage, 0.2, 0.2)
+    objective, coefficient = losses.clipped(logp, torch.zeros(5), advantage, 0.2, 0.2)
     torch.testing.assert_close(objective, torch.tensor([1.2, -1.5, 0.5, -0.8, 2.2]))
     torch.testing.assert_close(coefficient, torch.tensor([0.0, -1.5, 0.5, 0.0, 2.2]))
 
@@ -154,7 +155,7 @@ def test_clipped_coefficient_is_the_one_autograd_finds():
     generator = torch.Generator().manual_seed(0)
     logp = (torch.randn(500, generator=generator) * 0.4).requires_grad_()
     advantage = torch.randn(500, generator=generator)
-    objective, coefficient = scores.clipped(logp, torch.zeros(500), advantage, 0.2, 0.28)
+    objective, coefficient = losses.clipped(logp, torch.zeros(500), advantage, 0.2, 0.28)
     objective.sum().backward()
     torch.testing.assert_close(coefficient, logp.grad)
     assert 0 < (coefficient == 0).sum() < 250  # both kinds are there

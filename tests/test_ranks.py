@@ -30,9 +30,10 @@ from workbench.methods.sdpo import SDPO
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
 from workbench.model import distributed
-from workbench.model.policy import Learner, OptimConfig
+from workbench.model.learner import Learner, OptimConfig
 from workbench.records import read_run
-from workbench.training.run import TrainConfig, fit, update
+from workbench.training.run import TrainConfig, fit
+from workbench.training.update import update
 
 ROOT = Path(__file__).parents[1]
 PLAN = TrainConfig(

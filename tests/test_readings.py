@@ -23,7 +23,7 @@ from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.model import scores as ops
 from workbench.model.batch import collate, score
-from workbench.model.policy import Learner
+from workbench.model.learner import Learner
 from workbench.records import dumps, group_from_dict, group_to_dict
 from workbench.tasks.arithmetic import Arithmetic
 

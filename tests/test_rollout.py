@@ -7,7 +7,7 @@ import torch
 
 from workbench.core import WorkbenchError
 from workbench.model import llama
-from workbench.model.policy import Learner
+from workbench.model.learner import Learner
 from workbench.rollouts import sampling
 from workbench.rollouts.sampling import generate, pick
 

@@ -9,7 +9,8 @@ from random import SystemRandom
 import pytest
 
 from workbench import methods
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.records import read_run
 from workbench.studies import grid
 from workbench.tasks import load_task

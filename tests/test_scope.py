@@ -19,7 +19,7 @@ from workbench.methods import find, opd, scope
 from workbench.methods.opd import OPD
 from workbench.methods.scope import SCOPE, effective_size, perplexity, weights
 from workbench.model.batch import collate, rescore, score
-from workbench.model.policy import Learner, OptimConfig
+from workbench.model.learner import Learner, OptimConfig
 from workbench.spans import Spans
 from workbench.studies.teacher_rescue import (
     Paths,
@@ -30,7 +30,7 @@ from workbench.studies.teacher_rescue import (
     teacher_prefix_completion,
 )
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import update
+from workbench.training.update import update
 
 HALVES = toys.FirstCharacter(toys.HALF, max_new=3)
 

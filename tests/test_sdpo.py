@@ -14,27 +14,20 @@ import tiny
 import torch
 import toys
 
-from workbench.core import (
-    Credit,
-    Distil,
-    Group,
-    Problem,
-    Rollout,
-    Scores,
-    Verdict,
-    WorkbenchError,
-    with_options,
-)
+from workbench.core import Credit, Distil, Group, Problem, Rollout, Scores, Verdict, WorkbenchError
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.model import llama
 from workbench.model.batch import collate, score
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.model.scores import divergence
+from workbench.options import with_options
 from workbench.tasks import prompts
-from workbench.training import run as train
-from workbench.training.run import TrainConfig, collapse, fit, update
+from workbench.training import update as step_of
+from workbench.training.run import TrainConfig, collapse, fit
+from workbench.training.update import update
 
 KINDS = pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])
 PROBLEM = Problem(
@@ -770,8 +763,8 @@ def test_every_step_logs_the_health_and_each_number_is_explained_once():
     )
     assert all(explained[name] == 1 for name in health)
     assert (
-        "teacher_distance," in train._measure.__doc__
-        and "length (completion tokens)" in train._describe.__doc__
+        "teacher_distance," in step_of._measure.__doc__
+        and "length (completion tokens)" in step_of._describe.__doc__
     )
     for step in range(2):
         record = update(SDPO(k=8), learner, task, task.problems("train", 4, step), (0, step))

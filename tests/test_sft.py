@@ -12,9 +12,9 @@ import toys
 from workbench.core import WorkbenchError
 from workbench.methods.sft import SFT
 from workbench.model.batch import collate, score
-from workbench.model.policy import Learner, OptimConfig
+from workbench.model.learner import Learner, OptimConfig
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import update
+from workbench.training.update import update
 
 
 def sampled(policy, method=SFT(), n=5):

@@ -28,10 +28,12 @@ from workbench.methods.opd import OPD
 from workbench.methods.sdpo import SDPO
 from workbench.model import distributed
 from workbench.model.batch import rescore
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.records import read_run
 from workbench.rollouts.sampling import generate
-from workbench.training.run import fit, update
+from workbench.training.run import fit
+from workbench.training.update import update
 
 WIDE = {"vocab_size": 131}  # two processes cannot halve it
 

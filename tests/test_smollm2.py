@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from workbench.methods import find, names
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.records import read_run
 from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task

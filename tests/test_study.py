@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 
 import pytest
 
-from workbench.app.cli import main, split_options
-from workbench.core import with_options
+from workbench.app.cli import main
 from workbench.methods.grpo import GRPO
-from workbench.model.policy import OptimConfig
+from workbench.model.learner import OptimConfig
+from workbench.options import split_options, with_options
 from workbench.records import read_run
 from workbench.studies import grid, ledger
 from workbench.studies.grid import (

@@ -17,7 +17,7 @@ from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.tapo import TAPO, suppression
 from workbench.model.batch import collate, rescore, score
-from workbench.model.policy import Learner
+from workbench.model.learner import Learner
 from workbench.model.scores import token_scores
 from workbench.records import read_run
 from workbench.rollouts import reconstructions
@@ -35,7 +35,8 @@ from workbench.tasks.arithmetic import Arithmetic
 from workbench.tasks.file import File
 from workbench.tasks.prompts import synthesis as short_form
 from workbench.training.cold_start import ColdStartConfig, cold_start, lessons
-from workbench.training.run import TrainConfig, update
+from workbench.training.run import TrainConfig
+from workbench.training.update import update
 from workbench.viz.figures.tapo import contamination, eligibility
 
 

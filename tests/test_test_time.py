@@ -18,7 +18,7 @@ import toys
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
-from workbench.model.policy import Learner, OptimConfig
+from workbench.model.learner import Learner, OptimConfig
 from workbench.paths import DATA
 from workbench.rollouts.sampling import sample_groups
 from workbench.studies.discovery import curves, interval, reached, read_study, summary, verdict

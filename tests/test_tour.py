@@ -10,7 +10,7 @@ import pytest
 from workbench.app.tour import tour
 from workbench.core import Problem, WorkbenchError
 from workbench.evaluation.metrics import evaluate
-from workbench.model.policy import load_policy
+from workbench.model.loading import load_policy
 from workbench.records import read_run
 from workbench.rollouts import sampling
 from workbench.tasks import load_task

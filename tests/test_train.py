@@ -21,14 +21,17 @@ import torch
 import toys
 from tiny import shake_adapter
 
-from workbench.core import WorkbenchError, with_options
+from workbench.core import WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
 from workbench.model.batch import collate, score
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
+from workbench.options import with_options
 from workbench.records import read_run
 from workbench.tasks import load_task
-from workbench.training.run import TrainConfig, fit, update
+from workbench.training.run import TrainConfig, fit
+from workbench.training.update import update
 
 TASK = toys.FirstCharacter(toys.HALF, max_new=6)
 KINDS = pytest.mark.parametrize("lora", [0, 4], ids=["full", "lora"])

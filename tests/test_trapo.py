@@ -14,15 +14,17 @@ import torch
 import toys
 
 from workbench.core import Group, WorkbenchError, coordinates
+from workbench.losses import shaped, trsft
 from workbench.methods import trapo as module
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import PRESETS, TRAPO, guided
 from workbench.model.batch import collate
-from workbench.model.policy import Learner, OptimConfig, load_policy
-from workbench.model.scores import shaped, trsft
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import TrainConfig, fit, update
+from workbench.training.run import TrainConfig, fit
+from workbench.training.update import update
 from workbench.viz.figures.trapo import gradient_weights, micro_groups, optima, optimum
 
 ARMS = ("trsft", "sft", "luffy", "none")

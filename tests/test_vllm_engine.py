@@ -22,13 +22,14 @@ from workbench.app.cli import main
 from workbench.core import WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.model import distributed
-from workbench.model.policy import Learner, OptimConfig, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.rollouts import sampling
 from workbench.rollouts import vllm as vllm_engine
 from workbench.rollouts.sampling import generate
 from workbench.rollouts.vllm import VLLM
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import update
+from workbench.training.update import update
 
 TASK = toys.FirstCharacter(wanted=toys.HALF, max_new=6)
 PROMPTS = [tuple(range(10, 10 + n)) for n in (5, 9, 7)]

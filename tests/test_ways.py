@@ -13,12 +13,13 @@ from workbench.inspection.credit import (
     comparable_rollouts,
     credit_by_method,
     group_of,
+    realised_credit,
 )
-from workbench.inspection.readings import FrozenLearner, realised_credit
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import TRAPO
+from workbench.model.learner import FrozenLearner
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.inspection.credit import comparable_rollouts, credit_by_method, group_of
-from workbench.inspection.readings import FrozenLearner
 from workbench.methods.grpo import GRPO
 from workbench.methods.luffy import LUFFY
 from workbench.methods.opd import OPD
@@ -18,7 +17,8 @@ from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
 from workbench.methods.tapo import TAPO
 from workbench.methods.trapo import TRAPO
-from workbench.model.policy import load_policy
+from workbench.model.learner import FrozenLearner
+from workbench.model.loading import load_policy
 from workbench.tasks import load_task
 from workbench.viz.columns import columns
 

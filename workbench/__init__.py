@@ -8,6 +8,13 @@ load_policy``.
 from importlib import import_module
 
 _PLACES = {
+    "workbench.training.update": ("update",),
+    "workbench.model.learner": (
+        "FrozenLearner",
+        "OptimConfig",
+        "Learner",
+    ),
+    "workbench.model.loading": ("load_policy",),
     "workbench.core": (
         "Batch",
         "Credit",
@@ -24,7 +31,7 @@ _PLACES = {
     "workbench.paths": ("DATA", "ORGANISM", "RECORDS", "ROOT"),
     "workbench.spans": ("Spans",),
     "workbench.records": ("read_run",),
-    "workbench.model.policy": ("Learner", "OptimConfig", "Policy", "load_policy"),
+    "workbench.model.policy": ("Policy",),
     "workbench.model.batch": ("collate", "rescore", "score"),
     "workbench.tasks": ("load_task",),
     "workbench.evaluation.metrics": ("evaluate",),
@@ -39,14 +46,20 @@ _PLACES = {
     "workbench.methods.tapo": ("TAPO",),
     "workbench.methods.trapo": ("TRAPO",),
     "workbench.app.colab": ("setup",),
-    "workbench.training.run": ("TrainConfig", "fit", "update"),
+    "workbench.training.run": (
+        "TrainConfig",
+        "fit",
+    ),
     "workbench.inspection.readings": (
-        "FrozenLearner",
         "inspect_group",
-        "realised_credit",
         "token_stats",
     ),
-    "workbench.inspection.credit": ("comparable_rollouts", "credit_by_method", "group_of"),
+    "workbench.inspection.credit": (
+        "realised_credit",
+        "comparable_rollouts",
+        "credit_by_method",
+        "group_of",
+    ),
     "workbench.inspection.locators": ("Divergence", "locate"),
     "workbench.corrections.buffer": ("Replay",),
     "workbench.viz.tokens": ("Channel", "group_html"),

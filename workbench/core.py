@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -359,37 +359,3 @@ def coordinates(*where: int | str) -> int:
     coordinates, equal draw, in any order of calls.
     """
     return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
-
-
-def with_options(kind: type, options: Sequence[str], of: str) -> Any:
-    """Make a frozen dataclass from ``key=value`` strings, each value read as the type of the
-    field's default.
-
-    Raises WorkbenchError, naming ``of`` and the known keys, for an unknown key or a value that does
-    not parse.
-    """
-    known, chosen = {f.name: f for f in fields(kind)}, {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or key not in known:
-            raise WorkbenchError(
-                f"{of} has no option {key!r}; it has {', '.join(known)} (written key=value)"
-            )
-        default = known[key].default
-        try:
-            if isinstance(default, bool):
-                chosen[key] = {"true": True, "false": False}[text.lower()]
-            else:
-                chosen[key] = type(default)(text)
-            if (
-                isinstance(default, float)
-                and not math.isfinite(chosen[key])
-                and math.isfinite(default)
-            ):
-                raise ValueError("not finite")
-        except (ValueError, KeyError) as error:
-            raise WorkbenchError(
-                f"{of}: {key}={text} is not a "
-                f"{'finite number' if isinstance(default, float) else type(default).__name__}"
-            ) from error
-    return kind(**chosen)

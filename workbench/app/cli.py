@@ -12,7 +12,8 @@ import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from workbench.core import WorkbenchError, with_options
+from workbench.core import WorkbenchError
+from workbench.options import split_options, with_options
 
 
 class Parser(argparse.ArgumentParser):
@@ -238,35 +239,11 @@ def _tour(args) -> None:
     tour(args.out, steps=args.steps, seed=args.seed)
 
 
-def split_options(
-    options: list[str], method: type, learner_keys: tuple[str, ...]
-) -> tuple[list[str], list[str], list[str]]:
-    """``--set`` options by whose they are: the method's, the learner's, the plan's."""
-    from workbench.training.run import TrainConfig
-
-    owners = {
-        "method": [f.name for f in fields(method)],
-        "learner": learner_keys,
-        "plan": [f.name for f in fields(TrainConfig) if f.name not in ("steps", "seed")],
-    }
-    found: dict[str, list[str]] = {name: [] for name in owners}
-    for option in options:
-        key = option.partition("=")[0]
-        owner = next((name for name, keys in owners.items() if key in keys), None)
-        if owner is None or "=" not in option:
-            known = ", ".join(sorted(key for keys in owners.values() for key in keys))
-            raise WorkbenchError(
-                f"--set {option}: {method.__name__} has no such option; write KEY=VALUE "
-                f"with one of {known}"
-            )
-        found[owner].append(option)
-    return found["method"], found["learner"], found["plan"]
-
-
 def _train(args) -> None:
     from workbench import methods
     from workbench.model import distributed
-    from workbench.model.policy import Learner, OptimConfig, load_policy
+    from workbench.model.learner import Learner, OptimConfig
+    from workbench.model.loading import load_policy
     from workbench.rollouts import vllm
     from workbench.tasks import load_task
     from workbench.training.run import TrainConfig, fit
@@ -336,7 +313,7 @@ def _train(args) -> None:
 def _eval(args) -> None:
     from workbench.evaluation.metrics import evaluate
     from workbench.model import distributed
-    from workbench.model.policy import load_policy
+    from workbench.model.loading import load_policy
     from workbench.tasks import load_task
 
     distributed.start()

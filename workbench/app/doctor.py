@@ -91,7 +91,8 @@ def measured(model: str, methods: list[type], task: str, args) -> str:
 
     from workbench.app.memory import measure
     from workbench.core import WorkbenchError
-    from workbench.model.policy import Learner, OptimConfig, load_policy
+    from workbench.model.learner import Learner, OptimConfig
+    from workbench.model.loading import load_policy
     from workbench.tasks import load_task
 
     if not torch.cuda.is_available():

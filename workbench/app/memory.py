@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from workbench.core import Method, WorkbenchError
-from workbench.model.policy import peft_adapter, source_of, why_not_loaded
+from workbench.model.learner import peft_adapter
+from workbench.model.loading import source_of, why_not_loaded
 from workbench.model.scores import CHUNK_ELEMENTS
 from workbench.rollouts.sampling import ROWS
 
@@ -205,7 +206,7 @@ def measure(learner, method: Method, task, rows: int = 8, prompts: int = 16) -> 
 
     Completions end where the model ends them, so it may be less than predicted for ``max_new``.
     """
-    from workbench.training.run import update
+    from workbench.training.update import update
 
     torch.cuda.reset_peak_memory_stats()
     update(method, learner, task, task.problems("train", prompts, 0), (0, 0), rows=rows)

@@ -17,7 +17,9 @@ from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
 from workbench.evaluation.metrics import Evaluation, bootstrap
 from workbench.methods import grpo
 from workbench.methods.grpo import GRPO
-from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
+from workbench.model.policy import Policy
 from workbench.paths import ROOT
 from workbench.records import Run, read_run, write_atomic
 from workbench.rollouts.sampling import sample_groups

@@ -43,7 +43,8 @@ from workbench.corrections.compose import (
 from workbench.inspection.readings import inspect_group, token_stats
 from workbench.methods.tapo import suppression
 from workbench.model.batch import collate
-from workbench.model.policy import Learner, Policy
+from workbench.model.learner import Learner
+from workbench.model.policy import Policy
 from workbench.spans import Spans
 
 if TYPE_CHECKING:

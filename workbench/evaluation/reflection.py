@@ -258,7 +258,7 @@ def compare(
 
 
 def main() -> None:
-    from workbench.model.policy import load_policy
+    from workbench.model.loading import load_policy
     from workbench.tasks import load_task
 
     parser = argparse.ArgumentParser(

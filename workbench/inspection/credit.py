@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from workbench.core import Group, Method, Problem, Rollout, Task
-from workbench.inspection.readings import FrozenLearner, realised_credit
-from workbench.model.policy import Learner
+from workbench.core import CHANNELS, Group, Method, Problem, Rollout, Task
+from workbench.model.batch import collate, score
+from workbench.model.learner import FrozenLearner, Learner
+
+ROWS = 32  # rollouts read together
 
 
 class MethodCredit(NamedTuple):
@@ -86,3 +89,34 @@ def _take(way: MethodCredit, shared: list[tuple[int, ...]]) -> MethodCredit:
 
 def group_of(problem: Problem, way: MethodCredit) -> Group:
     return Group(problem, way.rollouts)
+
+
+@torch.no_grad()
+def realised_credit(
+    learner: Learner | FrozenLearner, group: Group, method: Method
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """``credit`` (realised) and the non-zero channels of ``method`` on a group taken as the whole
+    batch; NaN on a rollout that it leaves out.
+    """
+    found = {id(r): {} for r in group.rollouts}
+    for batch in collate(
+        method.credit([group], learner), learner.policy.pad_id, ROWS, learner.policy.device
+    ):
+        loss = method.loss(score(learner, batch, method), batch)
+        for credit, row in zip(batch.credits, loss.credit.cpu().numpy()):
+            numbers = {
+                "credit": row[: len(credit.rollout.completion_ids)],
+                **{name: getattr(credit, name) for name in CHANNELS},
+            }
+            found.setdefault(id(credit.rollout), {}).update(numbers)
+    used = [
+        "credit",
+        *(name for name in CHANNELS if any(np.any(row.get(name, 0)) for row in found.values())),
+    ]
+    return {
+        name: tuple(
+            np.asarray(found[id(r)].get(name, np.full(len(r.completion_ids), np.nan)))
+            for r in group.rollouts
+        )
+        for name in used
+    }

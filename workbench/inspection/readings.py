@@ -8,15 +8,13 @@ attempt. Where it disagrees, Delta_t = log q(y_t) - log pi(y_t) is negative.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from workbench.core import (
-    CHANNELS,
     Credit,
     Group,
     Inspection,
@@ -26,13 +24,12 @@ from workbench.core import (
     TokenStats,
     WorkbenchError,
 )
+from workbench.inspection.credit import ROWS, realised_credit
 from workbench.methods.sdpo import SDPO, teacher_prompt
-from workbench.model.batch import collate, score, states
-from workbench.model.policy import Learner, Policy
+from workbench.model.batch import collate, states
+from workbench.model.learner import FrozenLearner, Learner
+from workbench.model.policy import Policy
 from workbench.model.scores import ranks, token_scores, top_k
-from workbench.model.shard import Replicated
-
-ROWS = 32  # rollouts read together
 
 
 @torch.no_grad()
@@ -155,52 +152,3 @@ def _shows(methods: Mapping[str, Method], show: Sequence[str] | None) -> SDPO:
         demonstration="sibling" if "solution" in show else "none",
         feedback="fallback" if "feedback" in show else "never",
     )
-
-
-@torch.no_grad()
-def realised_credit(
-    learner: Learner | FrozenLearner, group: Group, method: Method
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """``credit`` (realised) and the non-zero channels of ``method`` on a group taken as the whole
-    batch; NaN on a rollout that it leaves out.
-    """
-    found = {id(r): {} for r in group.rollouts}
-    for batch in collate(
-        method.credit([group], learner), learner.policy.pad_id, ROWS, learner.policy.device
-    ):
-        loss = method.loss(score(learner, batch, method), batch)
-        for credit, row in zip(batch.credits, loss.credit.cpu().numpy()):
-            numbers = {
-                "credit": row[: len(credit.rollout.completion_ids)],
-                **{name: getattr(credit, name) for name in CHANNELS},
-            }
-            found.setdefault(id(credit.rollout), {}).update(numbers)
-    used = [
-        "credit",
-        *(name for name in CHANNELS if any(np.any(row.get(name, 0)) for row in found.values())),
-    ]
-    return {
-        name: tuple(
-            np.asarray(found[id(r)].get(name, np.full(len(r.completion_ids), np.nan)))
-            for r in group.rollouts
-        )
-        for name in used
-    }
-
-
-@dataclass(frozen=True)
-class FrozenLearner:
-    """A learner that has not learned yet: its policy, its reference and its teacher are one set of
-    weights, which nobody trains.
-    """
-
-    policy: Policy
-    expert: Policy | None = None
-
-    @property
-    def placement(self) -> Replicated:
-        return Replicated(self.policy)
-
-    @contextmanager
-    def weights(self, which: str) -> Iterator[Policy]:
-        yield self.policy

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
-from workbench.model.scores import clipped, k3, standardize
+from workbench.losses import clipped, k3, standardize
 from workbench.rollouts.sampling import sample_groups
 
 

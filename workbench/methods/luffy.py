@@ -21,8 +21,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError, coordinates
+from workbench.losses import shaped
 from workbench.methods.trapo import centered, mixed, mixed_loss
-from workbench.model.scores import shaped
 from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout
 
 

@@ -51,7 +51,7 @@ from workbench.core import (
     WorkbenchError,
     coordinates,
 )
-from workbench.model.scores import shaped, trsft
+from workbench.losses import shaped, trsft
 from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout, prefix_length
 
 

@@ -12,7 +12,8 @@ import torch
 
 from workbench.core import CHANNELS, Batch, Credit, Distil, Method, Rollout, Scores
 from workbench.model import distributed, llama
-from workbench.model.policy import Learner, Policy
+from workbench.model.learner import Learner
+from workbench.model.policy import Policy
 from workbench.model.scores import divergence, token_scores
 
 

@@ -37,7 +37,8 @@ import torch
 
 from workbench.core import WorkbenchError
 from workbench.model import distributed
-from workbench.model.policy import Policy, source_of
+from workbench.model.loading import source_of
+from workbench.model.policy import Policy
 from workbench.rollouts.sampling import Sample
 
 MEMORY = 0.4  # vLLM's share of the GPU

@@ -30,7 +30,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from workbench.core import WorkbenchError, coordinates, with_options
+from workbench.core import WorkbenchError, coordinates
+from workbench.options import with_options
 from workbench.paths import ORGANISM, RECORDS, ROOT, STUDY
 from workbench.records import dumps, write_atomic
 
@@ -204,7 +205,7 @@ def run_cell(
     """
     import torch
 
-    from workbench.model.policy import load_policy
+    from workbench.model.loading import load_policy
     from workbench.studies.measure import evaluate_checkpoint
     from workbench.tasks import load_task
 
@@ -250,8 +251,9 @@ def train_stage(
     rates: dict[str, float],
 ) -> Path:
     """One stage of an arm as a run directory, from its checkpoint where it has one."""
-    from workbench.app.cli import split_options
-    from workbench.model.policy import Learner, OptimConfig, load_policy
+    from workbench.model.learner import Learner, OptimConfig
+    from workbench.model.loading import load_policy
+    from workbench.options import split_options
     from workbench.tasks import load_task
     from workbench.training.run import TrainConfig, fit
 

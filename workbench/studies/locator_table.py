@@ -34,7 +34,8 @@ from workbench.inspection.locators import (
     Truth,
 )
 from workbench.inspection.readings import inspect_group
-from workbench.model.policy import Policy, load_policy
+from workbench.model.loading import load_policy
+from workbench.model.policy import Policy
 from workbench.paths import DATA, ORGANISM
 from workbench.records import write_atomic
 from workbench.rollouts.sampling import sample_groups

@@ -189,7 +189,7 @@ def first_mistake(task: Task, problem: Problem, layout: Spans) -> float:
 
 
 def main() -> None:
-    from workbench.model.policy import load_policy
+    from workbench.model.loading import load_policy
     from workbench.tasks import load_task
 
     parser = argparse.ArgumentParser(

@@ -15,7 +15,8 @@ import importlib
 import pkgutil
 from pathlib import Path
 
-from workbench.core import Task, WorkbenchError, with_options
+from workbench.core import Task, WorkbenchError
+from workbench.options import with_options
 
 
 def load_task(name: str) -> Task:

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, coordinates, with_options
+from workbench.core import Problem, Verdict, WorkbenchError, coordinates
+from workbench.options import with_options
 from workbench.tasks import prompts
 from workbench.tasks.loading import INSTALL, SPLITS, split_of
 from workbench.tasks.verify import final_answer

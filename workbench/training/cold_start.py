@@ -34,7 +34,9 @@ from random import Random
 
 from workbench.core import Message, Problem, Step, Task, Verdict, WorkbenchError, coordinates
 from workbench.methods.sft import SFT
-from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
+from workbench.model.policy import Policy
 from workbench.rollouts.reconstructions import construct, eligible, pairs
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task

@@ -53,12 +53,14 @@ from tqdm.auto import tqdm
 
 from workbench.core import Method, Problem, Task, Verdict, WorkbenchError, coordinates
 from workbench.methods.sdpo import SDPO
-from workbench.model.policy import Learner, OptimConfig, Policy, load_policy
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
+from workbench.model.policy import Policy
 from workbench.records import dumps, environment, write_atomic
 from workbench.rollouts.sampling import generate
 from workbench.studies.discovery import SCHEMA_VERSION, curves, read_study, summary, verdict
 from workbench.tasks import load_task
-from workbench.training.run import update
+from workbench.training.update import update
 from workbench.viz.page import plain_table
 
 K = 16  # attempts in a step

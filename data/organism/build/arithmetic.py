@@ -449,7 +449,7 @@ def measure(
     """On held-out problems at temperature 1: each number with its 95 % bootstrap interval over
     problems.
     """
-    from workbench.model.policy import load_policy
+    from workbench.model.loading import load_policy
     from workbench.rollouts.sampling import sample_groups
 
     policy, task = load_policy(folder), Arithmetic()

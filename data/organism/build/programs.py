@@ -202,7 +202,7 @@ def measure(
     problems. feedback and again are of the problems with a wrong first attempt, so that feedback is
     compared with a second try.
     """
-    from workbench.model.policy import load_policy
+    from workbench.model.loading import load_policy
     from workbench.rollouts.sampling import generate, sample_groups
 
     policy, task = load_policy(folder), Programs()

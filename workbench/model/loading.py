@@ -1,0 +1,215 @@
+"""A policy from a folder, a hub id or a GGUF file, and a peft adapter on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from workbench.core import WorkbenchError
+from workbench.model import distributed
+from workbench.model.policy import Policy
+
+
+def load_policy(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str | None = None,
+    frozen: bool = False,
+    four_bit: bool = False,
+    unsloth: bool = False,
+) -> Policy:
+    """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py), and a peft adapter on
+    it.
+
+    ``device``: CUDA where there is one, else the CPU. ``frozen``: its weights will not be trained,
+    so they may be bf16, and are where the device computes in it. ``four_bit``: NF4 with double
+    quantisation (bitsandbytes), for LoRA only. Else fp32. ``unsloth``: through Unsloth's own
+    kernels, for LoRA on CUDA only.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    distributed.start()
+    # A damaged or foreign model fails in as many ways as there are files in it.
+    unreadable = (
+        OSError,
+        ValueError,
+        RuntimeError,
+        SafetensorError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ImportError,
+    )
+    frozen = frozen or four_bit
+    source, device = source_of(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = (
+        torch.bfloat16
+        if frozen and device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+        else torch.float32
+    )
+    fast = _unsloth() if unsloth else None
+    more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
+    try:
+        if fast:
+            net, tokenizer = fast.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
+            loading = {"missing_keys": ()}  # it does not say
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            net, loading = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, output_loading_info=True, **more
+            )
+    except unreadable as error:
+        raise WorkbenchError(why_not_loaded(model, error)) from error
+    if loading["missing_keys"]:  # transformers fills them with random numbers
+        raise WorkbenchError(
+            f"the model {model} lacks {len(loading['missing_keys'])} of its weights, such "
+            f"as {min(loading['missing_keys'])}"
+        )
+    if adapter is not None:
+        from peft import PeftModel
+
+        files = {file.name for file in Path(adapter).iterdir()} if Path(adapter).is_dir() else set()
+        if "adapter_config.json" not in files or not files & {
+            "adapter_model.safetensors",
+            "adapter_model.bin",
+        }:
+            raise WorkbenchError(
+                f"there is no adapter in {adapter}: a folder with adapter_config.json and "
+                "adapter_model.safetensors is needed"
+            )
+        try:
+            net = PeftModel.from_pretrained(net, str(adapter))
+        except unreadable as error:
+            raise WorkbenchError(
+                f"the adapter in {adapter} does not fit the model {model}"
+            ) from error
+    net.requires_grad_(False).eval()
+    for layer in net.modules():
+        # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
+        # backward pass: the adapters would silently get wrong gradients (tests/test_loading.py).
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    if not four_bit and not unsloth:
+        net.to(device)
+    policy = Policy(net, tokenizer, str(model))
+    policy.unsloth = unsloth
+    _check_head(policy)
+    return policy
+
+
+def source_of(model: str | Path) -> str | Path:
+    """What transformers loads: a folder, or a hub id as it is."""
+    from workbench.model import gguf
+
+    if not str(model).strip():
+        raise WorkbenchError("no model is named: a folder, a GGUF file or a hub id is needed")
+    path = Path(model).expanduser()
+    if str(model) == gguf.SMOLLM2 and not path.exists():
+        return gguf.folder(gguf.smollm2())
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise WorkbenchError(f"there is no file {model}")
+        return gguf.folder(path)
+    looks_local = (
+        str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
+    )
+    if looks_local and not (path / "config.json").is_file():
+        raise WorkbenchError(
+            f"there is no model in {model}: a Hugging Face folder with a config.json is needed"
+        )
+    return path if looks_local else str(model)
+
+
+def _unsloth():
+    """Unsloth's loader.
+
+    Importing it changes transformers, so it is done only when it is asked for, and before a model
+    is loaded.
+    """
+    if not torch.cuda.is_available():
+        raise WorkbenchError(
+            "Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes "
+            "through transformers and peft"
+        )
+    try:
+        from unsloth import FastLanguageModel
+    except Exception as error:
+        raise WorkbenchError(
+            f"Unsloth cannot be imported here (it wants constraints-gpu.txt): {_first_line(error)}"
+        ) from error
+    return FastLanguageModel
+
+
+def _nf4(dtype: torch.dtype):
+    """4 bits a weight, computed with in bf16 (fp32 on a GPU that has no bf16)."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception as error:  # not installed, or its library does not load on this machine
+        raise WorkbenchError(
+            "4-bit weights need the package bitsandbytes, which cannot be imported here: "
+            f"{_first_line(error)}"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    slow = torch.cuda.is_available() and dtype == torch.float32
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32 if slow else torch.bfloat16,
+    )
+
+
+def why_not_loaded(model: str | Path, error: Exception) -> str:
+    """Why a model could not be loaded, in one sentence."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    causes = [error]
+    while causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(causes[-1].__cause__ or causes[-1].__context__)
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return (
+            f"the model {model} is gated: accept its terms on its hub page, then log in with "
+            "`hf auth login`"
+        )
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return (
+            f"there is no model {model} on the hub (or it is private: log in with `hf auth "
+            "login`), and no such folder here"
+        )
+    if any(
+        isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
+        or "ConnectError" in type(cause).__name__
+        for cause in causes
+    ):
+        return (
+            f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
+            "GGUF file, or smollm2"
+        )
+    return f"could not load the model {model}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@torch.no_grad()
+def _check_head(policy: Policy) -> None:
+    """Models that change their logits after the output embedding (soft-capping, scaling) would get
+    wrong scores: refuse them.
+    """
+    ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
+    ours = torch.nn.functional.linear(policy.hidden(ids), policy.head)
+    theirs = policy.base(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
+        raise WorkbenchError(
+            f"{policy.name} changes its logits after the output embedding, which is not supported"
+        )
