@@ -165,7 +165,7 @@ def test_gather_is_the_one_shift():
             == tuple(batch.targets[i, :n].tolist())
         )
         assert batch.mask[i].tolist() == [True] * n + [False] * (batch.mask.shape[1] - n)
-        assert batch.attention_mask[i].sum() == len(prompt) + n
+        assert (batch.input_ids[i, len(prompt) + n :] == 0).all()
         np.testing.assert_allclose(batch.channels["pg"][i, :n], credit.pg)
         np.testing.assert_allclose(batch.sampler_logp[i, :n], credit.rollout.logprobs, rtol=1e-6)
     assert batch.gather.max() < batch.input_ids.shape[1]
@@ -187,6 +187,7 @@ def test_denominators_count_the_whole_batch_in_every_micro_batch():
                 "kl": 0,
                 "kl_right": 0,
                 "tokens": tokens,
+                "others": 0,
             }
 
 

@@ -328,11 +328,11 @@ def test_a_sampler_that_is_off_is_weighed():
         )
         for c in credits
     ]
-    from workbench.training.update import _weighted
+    from workbench.training.update import weigh_sampler
 
     [batch] = collate(moved, learner.policy.pad_id, None)
     scores = score(learner, batch)
-    found = _weighted(batch, scores).channels["pg"]
+    found = weigh_sampler(batch, scores).channels["pg"]
     ratio = (scores.logp.detach().double() - batch.sampler_logp.double()).exp().clamp(max=2.0)
     torch.testing.assert_close(
         found[batch.mask].double(),

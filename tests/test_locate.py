@@ -18,8 +18,8 @@ from workbench.inspection.locators import (
     SustainedNegative,
     Truth,
     locate,
-    shared_steps,
 )
+from workbench.spans import shared_steps
 from workbench.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic(steps=3)

@@ -327,7 +327,7 @@ def test_the_teacher_is_asked_in_batches_and_without_gradient(monkeypatch):
     asked, states = [], batches.states
 
     def watched(policy, batch):
-        asked.append((policy, len(batch.credits), torch.is_grad_enabled()))
+        asked.append((policy, len(batch.rows), torch.is_grad_enabled()))
         return states(policy, batch)
 
     monkeypatch.setattr(batches, "states", watched)

@@ -763,8 +763,8 @@ def test_every_step_logs_the_health_and_each_number_is_explained_once():
     )
     assert all(explained[name] == 1 for name in health)
     assert (
-        "teacher_distance," in step_of._measure.__doc__
-        and "length (completion tokens)" in step_of._describe.__doc__
+        "teacher_distance," in step_of.measure.__doc__
+        and "length (completion tokens)" in step_of.describe.__doc__
     )
     for step in range(2):
         record = update(SDPO(k=8), learner, task, task.problems("train", 4, step), (0, step))

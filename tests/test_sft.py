@@ -35,11 +35,13 @@ def test_loss_and_gradient_equal_hugging_face(tiny_policy):
     tiny_policy.model.zero_grad()
 
     labels = torch.full_like(batch.input_ids, -100)
+    real = torch.zeros_like(batch.input_ids)
     for i, credit in enumerate(batch.credits):
         p, t = len(credit.rollout.prompt_ids), len(credit.rollout.completion_ids)
+        real[i, : p + t] = 1
         labels[i, p : p + t] = batch.input_ids[i, p : p + t]
     theirs = tiny_policy.model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), labels=labels
+        input_ids=batch.input_ids, attention_mask=real.long(), labels=labels
     ).loss
     theirs.backward()
     assert loss.value.item() == pytest.approx(theirs.item(), abs=1e-5)

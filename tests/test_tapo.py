@@ -199,7 +199,7 @@ def test_no_gradient_flows_through_the_token_weights():
     grad, through = torch.autograd.grad(loss.value, (logp, entropy), allow_unused=True)
     assert through is None or not through.any()
     ref = torch.tensor([c.rollout.origin != "policy" for c in batch.credits])[:, None] & batch.mask
-    want = -suppression(logp, entropy) * batch.channels["pg"] * method.weights(batch)
+    want = -suppression(logp, entropy) * batch.channels["pg"] * method.token_weights(batch)
     torch.testing.assert_close(grad[ref], want[ref])
     assert not torch.allclose(suppression(logp, entropy)[ref], torch.tensor(1.0))
 
@@ -622,7 +622,7 @@ def test_the_prompt_for_real_models_names_the_role_the_goals_and_the_format():
 def test_a_step_of_a_policy_that_cannot_reconstruct_is_grpos_and_says_so(tiny_policy):
     task, problems = Toy(), Toy().problems("train", 12, 0)
     learner = Learner(tiny_policy)
-    with pytest.warns(UserWarning, match="cold_start"):
+    with pytest.warns(UserWarning, match="cold-start"):
         ours = TAPO(n_pos=1, n_neg=1)
         groups = ours.sample(learner, task, problems, (0,))
         assert ours.diagnose(groups, [])["parse_rate"] == 0
@@ -685,36 +685,6 @@ def test_a_step_with_reconstructions_runs_and_is_measured(tiny_policy, monkeypat
         if r.origin == "correction"
     ]
     assert made and any(any(row) for _, row in made)
-
-
-def test_corrections_from_the_buffer_join_their_group(tiny_policy, tmp_path):
-    from workbench.corrections import buffer, compose
-
-    task, path = ARITHMETIC, tmp_path / "buffer.jsonl"
-    source = arithmetic_group(tiny_policy).rollouts[-1]
-    made = compose.of_text(tiny_policy, QUESTION, source, MENDED)
-    buffer.append(
-        path, buffer.Correction(made, compose.to_rollout(tiny_policy, task, made), "tiny")
-    )
-    groups = TAPO(buffer=str(path)).sample(
-        Learner(tiny_policy), task, task.problems("train", 4, 0), (0,)
-    )
-    assert len(groups) == 4 and groups[0].problem.id == QUESTION.id
-    [mine] = split(groups[0])[1]
-    assert (mine.text, mine.origin, mine.borrowed) == (MENDED, "edited", len(mine.completion_ids))
-    credits = TAPO().credit(groups, None)
-    assert (
-        next(c for c in credits if c.rollout is mine).pg.tolist()
-        == [1.0] * len(mine.completion_ids)
-        and groups[0].notes["generated"] == 0
-    )
-    found = TAPO().diagnose(groups, credits)
-    # not the policy's doing
-    assert (found["composed"], found["corrections"]) == (1, 0) and math.isnan(found["ref_correct"])
-    with pytest.raises(WorkbenchError, match="no corrections"):
-        TAPO(buffer=str(tmp_path / "none.jsonl")).sample(
-            Learner(tiny_policy), task, task.problems("train", 4, 0), (0,)
-        )
 
 
 def test_the_figures_show_the_numbers_that_they_are_given():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.inspection.credit import comparable_rollouts, credit_by_method, group_of
+from workbench.inspection.credit import comparable_rollouts, credit_by_method
 from workbench.methods.grpo import GRPO
 from workbench.methods.luffy import LUFFY
 from workbench.methods.opd import OPD
@@ -44,15 +44,12 @@ def main() -> None:
     for number, problem in enumerate(task.problems("validation", 50, 0)):
         found = credit_by_method(learner, task, problem, METHODS, (0, number))
         if all(
-            any(r.origin != "policy" and r.verdict.correct for r in found[name].rollouts)
+            any(r.origin != "policy" and r.verdict.correct for r in found[name].group.rollouts)
             for name in ("TAPO", "TRAPO")
-        ) and any(r.origin == "guided" for r in found["TRAPO"].rollouts):
+        ) and any(r.origin == "guided" for r in found["TRAPO"].group.rollouts):
             break
     figure = columns(
-        {
-            name: (group_of(problem, way), way.credit)
-            for name, way in comparable_rollouts(found).items()
-        },
+        {name: (of.group, of.credit) for name, of in comparable_rollouts(found).items()},
         lambda token: learner.policy.tokenizer.decode([token]),
     )
     out = ROOT / "data" / "examples" / "readme.png"

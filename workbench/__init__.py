@@ -58,7 +58,6 @@ _PLACES = {
         "realised_credit",
         "comparable_rollouts",
         "credit_by_method",
-        "group_of",
     ),
     "workbench.inspection.locators": ("Divergence", "locate"),
     "workbench.corrections.buffer": ("Replay",),

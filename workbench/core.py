@@ -134,19 +134,17 @@ class Group:
 
     @property
     def has_contrast(self) -> bool:
-        """False when all rewards are equal: then a group-relative advantage is 0 and the group
-        teaches nothing.
-        """
+        """False when all rewards are equal: then a group-relative advantage is 0 everywhere."""
         return bool(np.ptp(self.rewards) > 0)
 
 
 @dataclass(frozen=True)
 class Credit:
-    """What a method says each completion token of one rollout is worth: [T] per channel, T =
-    len(completion_ids).
+    """What a method says each completion token of one rollout is worth.
 
-    ``teacher_prompt_ids`` is the prompt under which a teacher re-scores the same completion (``kl``
-    channel).
+    Each channel is [T], T = len(completion_ids). ``teacher_prompt_ids`` is the prompt under which a
+    teacher re-scores the same completion (``kl`` channel). ``weight`` and ``notes`` are numbers of
+    the whole rollout that the method's own ``loss`` and ``diagnose`` read, and nobody else.
     """
 
     rollout: Rollout
@@ -154,6 +152,8 @@ class Credit:
     nll: np.ndarray
     kl: np.ndarray
     teacher_prompt_ids: tuple[int, ...] | None = None
+    weight: float = 0.0
+    notes: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in CHANNELS:
@@ -165,21 +165,30 @@ class Credit:
 
     @classmethod
     def of(
-        cls,
-        rollout: Rollout,
-        *,
-        pg: Any = 0.0,
-        nll: Any = 0.0,
-        kl: Any = 0.0,
-        teacher_prompt_ids: tuple[int, ...] | None = None,
+        cls, rollout: Rollout, *, pg: Any = 0.0, nll: Any = 0.0, kl: Any = 0.0, **more: Any
     ) -> Credit:
-        """Numbers are spread over the completion, arrays of T are taken as they are."""
+        """Numbers are spread over the completion, arrays of [T] are taken as they are."""
         size = len(rollout.completion_ids)
-        wide = [
+        channels = [
             np.broadcast_to(np.asarray(value, np.float32), (size,)).copy()
             for value in (pg, nll, kl)
         ]
-        return cls(rollout, *wide, teacher_prompt_ids)
+        return cls(rollout, *channels, **more)
+
+
+def places_of(credits: Sequence[Credit], groups: Sequence[Group]) -> list[tuple[int, int]]:
+    """(group, rollout) of each credit: a method credits the very rollouts of its groups.
+
+    Raises ValueError for a credit of a rollout that is in none of them.
+    """
+    rollouts = [(i, j, r) for i, group in enumerate(groups) for j, r in enumerate(group.rollouts)]
+    places = []
+    for credit in credits:
+        place = [(i, j) for i, j, rollout in rollouts if rollout is credit.rollout]
+        if not place:
+            raise ValueError("a method credited a rollout that is in none of its groups")
+        places += place[:1]
+    return places
 
 
 @dataclass(frozen=True)
@@ -220,30 +229,41 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rollouts as right-padded tensors.
+class Packed:
+    """Prompts and their completions as right-padded tensors.
 
-    B rows, S = longest prompt + completion, T = longest completion.
-
-    ``gather[b, t]`` is the position in the row whose *next-token* distribution predicts completion
-    token t: the one shift. ``denominators`` and ``sequences`` count over the whole batch of the
-    step, also when this is one of its micro-batches.
+    B rows, S = longest prompt + completion, T = longest completion. ``gather[b, t]`` is the
+    position in the row whose *next-token* distribution predicts completion token t: the one shift.
     """
 
+    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # ids of prompt and completion
     input_ids: Tensor  # [B, S] int64
-    attention_mask: Tensor  # [B, S] bool
     gather: Tensor  # [B, T] int64, positions into S
     targets: Tensor  # [B, T] int64, completion ids (0 where padded)
     mask: Tensor  # [B, T] bool, a real completion token
+
+
+@dataclass(frozen=True)
+class Batch(Packed):
+    """Credited rollouts, packed: the whole batch of a step, or one of its micro-batches.
+
+    ``places[b]`` is row b's place among the credits of the step. ``denominators`` and ``sequences``
+    count over the whole batch also where this is a micro-batch:
+
+        pg, nll, kl   tokens with a non-zero entry in the channel
+        kl_right      those of ``kl`` in correct rollouts
+        tokens        completion tokens
+        others        completion tokens of rollouts that the policy did not write alone
+    """
+
     channels: Mapping[str, Tensor]  # pg, nll, kl: [B, T] float
     sampler_logp: Tensor  # [B, T] the sampler's log-probs; NaN where borrowed, 0 where padded
-    # [B, T] log-probs before the first update on this batch; None while that update is this one
-    old_logp: Tensor | None
-    # per channel: tokens with a non-zero entry; "kl_right": those in correct rollouts; "tokens":
-    # completion tokens
     denominators: Mapping[str, float]
     sequences: int
     credits: tuple[Credit, ...]
+    places: tuple[int, ...]
+    # [B, T] log-probs before the first update on this batch; None while that update is this one
+    old_logp: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -285,9 +305,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one update leaves behind: numbers for the curve, and a few whole groups with their
-    credit.
-    """
+    """What one update leaves behind: numbers for the curve, and whole groups with their credit."""
 
     step: int
     metrics: Mapping[str, float]
@@ -297,9 +315,7 @@ class StepRecord:
 
 @runtime_checkable
 class Task(Protocol):
-    """Problems, grading, and the prompts that put a solution, an attempt or feedback in front of
-    the policy.
-    """
+    """Problems, grading, and prompts that show a solution, an attempt or feedback."""
 
     name: str
     max_new: int  # longest completion, in tokens
@@ -314,16 +330,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Distil:
-    """What the ``kl`` channel compares with (METHODS: arXiv 2601.20802):
+    """What the ``kl`` channel compares the policy pi with: a teacher q (arXiv 2601.20802).
 
-    D_a(pi || q), q a teacher that re-scores the policy's own tokens.
-
-    ``alpha`` a = 1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between: (1-a) KL(pi || m)
-    + a KL(q || m), m = (1-a) pi + a q. ``top_k``: over the policy's k likeliest tokens and one
-    bucket for the rest; 0: over the whole vocabulary. ``teacher``: whose weights read: the EMA
-    teacher's, the frozen reference's, the policy's own as they are now, the learner's expert's
-    (another network with the same vocabulary), or "mixed": log q is (1 - trust) log reference +
-    trust log policy, normalised. ``clip``: largest credit of any token of the vocabulary.
+    alpha     1: reverse KL, KL(pi || q); 0: forward KL, KL(q || pi); between, with
+              m = (1 - alpha) pi + alpha q: (1 - alpha) KL(pi || m) + alpha KL(q || m)
+    top_k     over the policy's k likeliest tokens and one bucket for the rest; 0: over all tokens
+    teacher   whose weights read: the EMA "teacher"'s, the frozen "reference"'s, the "policy"'s own
+              as they are now, the learner's "expert"'s (another network, same vocabulary), or
+              "mixed": log q = (1 - trust) log reference + trust log policy, normalised
+    clip      largest credit of any token of the vocabulary
     """
 
     alpha: float = 0.5
@@ -334,9 +349,7 @@ class Distil:
 
 
 class Method(Protocol):
-    """A paper: a frozen dataclass of its hyper-parameters, ``class GRPO(Method)``, with three
-    verbs.
-    """
+    """A paper: a frozen dataclass of its hyper-parameters with three verbs."""
 
     samples: bool = True  # does the policy write, as much as the task lets it?
     needs_reference: bool = False  # should ``score`` also give the frozen reference's log-probs?
@@ -355,7 +368,8 @@ class Method(Protocol):
 
 
 def coordinates(*where: int | str) -> int:
-    """A 63-bit seed from coordinates such as (run seed, step, problem id, sample): equal
-    coordinates, equal draw, in any order of calls.
+    """A 63-bit seed from coordinates such as (run seed, step, problem id, sample).
+
+    Equal coordinates, equal draw, in any order of calls.
     """
     return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1

@@ -14,6 +14,7 @@ from functools import cached_property
 from workbench.core import Rollout, Step
 
 Decode = Callable[[Sequence[int]], str]
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # a line with its line breaks; blank lines go with the line before
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
 
@@ -25,6 +26,11 @@ def split_steps(text: str) -> list[Step]:
     """
     spans = [match.span() for match in _STEP.finditer(text) if match.end() > match.start()]
     return [Step(i, start, end) for i, (start, end) in enumerate(spans)]
+
+
+def step_texts(text: str) -> list[str]:
+    """What each written step says."""
+    return [text[step.start : step.end] for step in split_steps(text)]
 
 
 def token_starts(decode: Decode, ids: Sequence[int]) -> list[int]:
@@ -115,3 +121,18 @@ class Spans:
         """How many tokens it takes to have all of a step, its line break included."""
         end = self.steps[step].end
         return sum(start < end for start in self.starts[: self.written])
+
+
+def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:
+    """How many leading steps two completions have in common."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(own, other)) if says(a) != says(b)),
+        min(len(own), len(other)),
+    )
+
+
+def says(step: str) -> tuple[str, ...]:
+    """What a step comes down to: its numbers in any order (85+47 is 47+85), or its words where it
+    has none.
+    """
+    return tuple(sorted(_NUMBER.findall(step))) or tuple(step.casefold().split())

@@ -20,10 +20,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
-from workbench.inspection.locators import shared_steps
 from workbench.model.policy import Policy
 from workbench.rollouts.reconstructions import TRANSITION, Pair, construct
-from workbench.spans import Spans, common_prefix, split_steps
+from workbench.spans import Spans, common_prefix, shared_steps, split_steps
 
 _ANSWER = re.compile(
     r"\\boxed\s*\{\s*[^{}\s]|####[ \t]*\S|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]|^A:[ "

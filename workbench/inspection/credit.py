@@ -1,30 +1,70 @@
-"""One question, seen by every method: the attempts that all of them share, what each adds of its
-own, and what each says of every token.
+"""Realised credit: what a method's update tells each token, in one unit for all methods.
 
-Samples come from coordinates, so methods that let the policy write alone write the same attempts;
-TAPO adds its reconstructions, LUFFY, TRAPO and SFT an expert's words.
+It is the number of the project: the coefficient of grad log pi(y_t) in -grad L, times the number of
+completion tokens, so that a token mean shows the method's own number. What is drawn is what the
+optimiser uses (tests/test_credit_is_gradient.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from workbench.core import CHANNELS, Group, Method, Problem, Rollout, Task
+from workbench.core import CHANNELS, Group, Method, Problem, Rollout, Task, places_of
 from workbench.model.batch import collate, score
 from workbench.model.learner import FrozenLearner, Learner
 
 ROWS = 32  # rollouts read together
 
 
-class MethodCredit(NamedTuple):
-    """A method's realised credit on a few rollouts: [T] each."""
+@dataclass(frozen=True)
+class RealisedCredit:
+    """A method's credit on the rollouts of a group, [T] each; NaN on a rollout that it leaves out.
 
-    rollouts: tuple[Rollout, ...]
+    ``channels`` are those of pg, nll and kl that are not zero everywhere.
+    """
+
+    group: Group
     credit: tuple[np.ndarray, ...]
+    channels: Mapping[str, tuple[np.ndarray, ...]]
+
+    def only(self, places: Sequence[int]) -> RealisedCredit:
+        """Of some rollouts alone."""
+        rollouts = tuple(self.group.rollouts[i] for i in places)
+        channels = {name: tuple(of[i] for i in places) for name, of in self.channels.items()}
+        credit = tuple(self.credit[i] for i in places)
+        return RealisedCredit(replace(self.group, rollouts=rollouts), credit, channels)
+
+
+@torch.no_grad()
+def realised_credit(
+    learner: Learner | FrozenLearner, group: Group, method: Method
+) -> RealisedCredit:
+    """What ``method`` tells each token of a group that is taken as the whole batch."""
+    policy = learner.policy
+    credits = method.credit([group], learner)
+    places = [place for _, place in places_of(credits, [group])]
+    blank = [np.full(len(r.completion_ids), np.nan, np.float32) for r in group.rollouts]
+    realised = list(blank)
+    for batch in collate(credits, policy.pad_id, ROWS, policy.device):
+        loss = method.loss(score(learner, batch, method), batch)
+        for i, row in zip(batch.places, loss.credit.cpu().numpy()):
+            realised[places[i]] = row[: len(credits[i].pg)]
+    channels = {}
+    for name in CHANNELS:
+        numbers = list(blank)
+        for place, credit in zip(places, credits):
+            numbers[place] = getattr(credit, name)
+        if any(np.nan_to_num(row).any() for row in numbers):
+            channels[name] = tuple(numbers)
+    return RealisedCredit(group, tuple(realised), channels)
+
+
+# ---- one question, seen by several methods
 
 
 def credit_by_method(
@@ -33,90 +73,48 @@ def credit_by_method(
     problem: Problem,
     methods: Mapping[str, Method],
     seed: tuple[int, ...],
-) -> dict[str, MethodCredit]:
-    """Each method's own group for the problem, painted as if it were the whole batch."""
-    found = {}
+) -> dict[str, RealisedCredit]:
+    """Each method's credit on its own group for the problem.
+
+    Samples come from coordinates, so methods that let the policy write alone write the same
+    attempts; TAPO adds its reconstructions, LUFFY, TRAPO and SFT an expert's words.
+    """
+    credits = {}
     for name, method in methods.items():
         [group] = method.sample(learner, task, [problem], seed)
-        found[name] = MethodCredit(
-            group.rollouts, realised_credit(learner, group, method)["credit"]
-        )
-    return found
+        credits[name] = realised_credit(learner, group, method)
+    return credits
 
 
-def comparable_rollouts(found: Mapping[str, MethodCredit]) -> dict[str, MethodCredit]:
-    """Few enough to draw: of each method one right and one wrong attempt, the same ones for all
-    where they have them, and one of those that the policy did not write alone: a right one where
-    there is one, with the most credit.
+def comparable_rollouts(credits: Mapping[str, RealisedCredit]) -> dict[str, RealisedCredit]:
+    """Few enough to draw: of each method one right and one wrong attempt, and one borrowed.
+
+    The attempts are the same for all methods where they have them. Of the rollouts that the policy
+    did not write alone: a right one where there is one, with the most credit.
     """
-    shared = _common([way.rollouts for way in found.values()])
-    return {name: _take(way, shared) for name, way in found.items()}
+    shared = _shared_attempts([credit.group for credit in credits.values()])
+    return {name: credit.only(_drawn(credit, shared)) for name, credit in credits.items()}
 
 
-def _common(groups: list[tuple[Rollout, ...]]) -> list[tuple[int, ...]]:
+def _shared_attempts(groups: Sequence[Group]) -> list[tuple[int, ...]]:
     """A right and a wrong attempt that most methods have, by their token ids."""
-    counts: dict[tuple[bool, tuple[int, ...]], int] = {}
+    counts: dict[bool, Counter] = {True: Counter(), False: Counter()}
     for group in groups:
-        for key in {(r.verdict.correct, r.completion_ids) for r in group if r.origin == "policy"}:
-            counts[key] = counts.get(key, 0) + 1
-    best = (
-        max((key for key in counts if key[0] == right), key=counts.get, default=None)
-        for right in (True, False)
-    )
-    return [key[1] for key in best if key is not None]
+        attempts = [r for r in group.rollouts if r.origin == "policy"]
+        for correct, ids in dict.fromkeys((r.verdict.correct, r.completion_ids) for r in attempts):
+            counts[correct][ids] += 1
+    return [max(count, key=count.get) for count in counts.values() if count]
 
 
-def _take(way: MethodCredit, shared: list[tuple[int, ...]]) -> MethodCredit:
-    ids = [r.completion_ids for r in way.rollouts]
-    own = [ids.index(wanted) for wanted in shared if wanted in ids]
-    added = [i for i, r in enumerate(way.rollouts) if r.origin != "policy"]
-    extra = (
-        [
-            max(
-                added,
-                key=lambda i: (
-                    way.rollouts[i].verdict.correct,
-                    float(np.abs(np.nan_to_num(way.credit[i])).sum()),
-                ),
-            )
-        ]
-        if added
-        else []
-    )
-    kept = [*own, *extra]
-    return MethodCredit(tuple(way.rollouts[i] for i in kept), tuple(way.credit[i] for i in kept))
+def _drawn(credit: RealisedCredit, shared: Sequence[tuple[int, ...]]) -> list[int]:
+    rollouts = credit.group.rollouts
+    ids = [rollout.completion_ids for rollout in rollouts]
+    places = [ids.index(attempt) for attempt in shared if attempt in ids]
+    borrowed = [i for i, rollout in enumerate(rollouts) if rollout.origin != "policy"]
+    if borrowed:
+        places.append(max(borrowed, key=lambda i: _interest(rollouts[i], credit.credit[i])))
+    return places
 
 
-def group_of(problem: Problem, way: MethodCredit) -> Group:
-    return Group(problem, way.rollouts)
-
-
-@torch.no_grad()
-def realised_credit(
-    learner: Learner | FrozenLearner, group: Group, method: Method
-) -> dict[str, tuple[np.ndarray, ...]]:
-    """``credit`` (realised) and the non-zero channels of ``method`` on a group taken as the whole
-    batch; NaN on a rollout that it leaves out.
-    """
-    found = {id(r): {} for r in group.rollouts}
-    for batch in collate(
-        method.credit([group], learner), learner.policy.pad_id, ROWS, learner.policy.device
-    ):
-        loss = method.loss(score(learner, batch, method), batch)
-        for credit, row in zip(batch.credits, loss.credit.cpu().numpy()):
-            numbers = {
-                "credit": row[: len(credit.rollout.completion_ids)],
-                **{name: getattr(credit, name) for name in CHANNELS},
-            }
-            found.setdefault(id(credit.rollout), {}).update(numbers)
-    used = [
-        "credit",
-        *(name for name in CHANNELS if any(np.any(row.get(name, 0)) for row in found.values())),
-    ]
-    return {
-        name: tuple(
-            np.asarray(found[id(r)].get(name, np.full(len(r.completion_ids), np.nan)))
-            for r in group.rollouts
-        )
-        for name in used
-    }
+def _interest(rollout: Rollout, numbers: np.ndarray) -> tuple[bool, float]:
+    return rollout.verdict.correct, float(np.abs(np.nan_to_num(numbers)).sum())

@@ -17,7 +17,6 @@ workbench/studies/locator_table.py scores them against the truth.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +26,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from workbench.core import Group, Inspection, Rollout, WorkbenchError, coordinates
-from workbench.spans import Decode, Spans, common_prefix
+from workbench.spans import Decode, Spans, common_prefix, shared_steps
 
 BEST = 3  # candidates that a locator names at most
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 class Candidate(NamedTuple):
@@ -231,21 +229,6 @@ class Divergence:
             else 0
         )
         return case.candidate(layout.token_at(min(own.start + same, own.end - 1)), shared)
-
-
-def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:
-    """How many leading steps two completions have in common."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(own, other)) if says(a) != says(b)),
-        min(len(own), len(other)),
-    )
-
-
-def says(step: str) -> tuple[str, ...]:
-    """What a step comes down to: its numbers in any order (85+47 is 47+85), or its words where it
-    has none.
-    """
-    return tuple(sorted(_NUMBER.findall(step))) or tuple(step.casefold().split())
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""What a model says of every token: readings under the plain prompt and under the self-teacher's,
-and whole groups made ready for the viewer.
+"""What models say of every token, and whole groups made ready for the viewer.
 
 The self-teacher is SDPO's (workbench/methods/sdpo.py): the policy itself, reading the same
 completion under a longer prompt, with another correct solution of the group or the feedback on this
@@ -9,24 +8,14 @@ attempt. Where it disagrees, Delta_t = log q(y_t) - log pi(y_t) is negative.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 
-from workbench.core import (
-    Credit,
-    Group,
-    Inspection,
-    Method,
-    Rollout,
-    Task,
-    TokenStats,
-    WorkbenchError,
-)
+from workbench.core import Group, Inspection, Method, Rollout, Task, TokenStats, WorkbenchError
 from workbench.inspection.credit import ROWS, realised_credit
 from workbench.methods.sdpo import SDPO, teacher_prompt
-from workbench.model.batch import collate, states
+from workbench.model.batch import deal, pack, states
 from workbench.model.learner import FrozenLearner, Learner
 from workbench.model.policy import Policy
 from workbench.model.scores import ranks, token_scores, top_k
@@ -36,45 +25,33 @@ from workbench.model.scores import ranks, token_scores, top_k
 def token_stats(
     policy: Policy, prompts: Sequence[tuple[int, ...]], rollouts: Sequence[Rollout], k: int = 5
 ) -> list[TokenStats]:
-    """One reading for each rollout: its completion under ``prompts[i]``, which need not be the
-    prompt that it was sampled with.
+    """What the policy says of each rollout's completion under ``prompts[i]``.
 
-    Scored by chunk from hidden states. Raises WorkbenchError when a prompt and its completion do
-    not fit the model's context.
+    That need not be the prompt that it was sampled with. Scored by chunk from hidden states. Raises
+    WorkbenchError when a prompt and its completion do not fit the model's context.
     """
-    moved = [
-        Credit.of(replace(rollout, prompt_ids=tuple(prompt)))
+    rows = [
+        (tuple(prompt), rollout.completion_ids)
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
-    longest = max(
-        (len(c.rollout.prompt_ids) + len(c.rollout.completion_ids) for c in moved), default=0
-    )
+    longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
     if longest > policy.context:
         raise WorkbenchError(
             f"a prompt and its completion have {longest} tokens, more than the model's "
             f"context of {policy.context}"
         )
-    found: dict[int, TokenStats] = {}
-    for batch in collate(moved, policy.pad_id, ROWS, policy.device):
-        hidden, targets = states(policy, batch), batch.targets[batch.mask]
-        columns = (
-            *token_scores(hidden, policy.head, targets),
-            ranks(hidden, policy.head, targets),
-            *top_k(hidden, policy.head, k),
-        )
-        lengths = batch.mask.sum(-1).tolist()
-        for credit, logp, entropy, rank, values, ids in zip(
-            batch.credits, *(column.cpu().split(lengths) for column in columns)
-        ):
-            found[id(credit)] = TokenStats(
-                credit.rollout.prompt_ids,
-                logp.numpy(),
-                entropy.numpy(),
-                rank.numpy(),
-                ids.numpy(),
-                values.numpy(),
-            )
-    return [found[id(credit)] for credit in moved]
+    stats: list = [None] * len(rows)
+    for places in deal(rows, ROWS):
+        packed = pack([rows[place] for place in places], policy.pad_id, policy.device)
+        hidden, targets = states(policy, packed), packed.targets[packed.mask]
+        logp, entropy = token_scores(hidden, policy.head, targets)
+        top_logp, top_ids = top_k(hidden, policy.head, k)
+        columns = (logp, entropy, ranks(hidden, policy.head, targets), top_ids, top_logp)
+        lengths = packed.mask.sum(-1).tolist()
+        by_row = zip(*(column.cpu().split(lengths) for column in columns))
+        for place, numbers in zip(places, by_row):
+            stats[place] = TokenStats(rows[place][0], *(part.numpy() for part in numbers))
+    return stats
 
 
 def inspect_group(
@@ -99,50 +76,45 @@ def inspect_group(
     "feedback" (where there is no solution); None: what the first SDPO among ``methods`` shows, or
     SDPO() does. ``teacher``: whose weights read as the self-teacher ("policy", "reference", or
     "teacher": the learner's EMA). A ``Policy`` stands for a learner that has not learned yet.
-    Raises WorkbenchError where the model's context is too short, and where a method cannot paint
+    Raises WorkbenchError where the model's context is too short, and where a method cannot credit
     this group: one that learns from a stronger model needs a learner with an expert.
     """
     learner = FrozenLearner(learner) if isinstance(learner, Policy) else learner
-    policy, rollouts = learner.policy, group.rollouts
-    student = token_stats(policy, [r.prompt_ids for r in rollouts], rollouts, k)
-    shows = _shows(methods, show)
+    rollouts = group.rollouts
+    by_student = token_stats(learner.policy, [r.prompt_ids for r in rollouts], rollouts, k)
+    by_teacher = _teacher_stats(learner, group, _self_teacher(methods, show), teacher, k)
+    deltas = []
+    for student, read in zip(by_student, by_teacher):
+        nothing = np.full_like(student.logprobs, np.nan)
+        deltas.append(nothing if read is None else read.logprobs - student.logprobs)
+    layers = {"delta": tuple(deltas)}
+    for name, method in methods.items():
+        realised = realised_credit(learner, group, method)
+        layers[f"{name} credit"] = realised.credit
+        for channel, numbers in realised.channels.items():
+            layers[f"{name} {channel}"] = numbers
+    first_errors = tuple(task.first_error(group.problem, r.text) for r in rollouts)
+    return Inspection(group, layers, tuple(by_student), by_teacher, first_errors)
+
+
+def _teacher_stats(
+    learner: Learner | FrozenLearner, group: Group, method: SDPO, which: str, k: int
+) -> tuple[TokenStats | None, ...]:
+    """What the self-teacher says of each rollout; None where it is shown nothing."""
     prompts = [
-        teacher_prompt(policy, group.problem, rollout, *shows.shown(group, i))
-        for i, rollout in enumerate(rollouts)
+        teacher_prompt(learner.policy, group.problem, rollout, *method.shown(group, i))
+        for i, rollout in enumerate(group.rollouts)
     ]
     taught = [i for i, prompt in enumerate(prompts) if prompt is not None]
-    with learner.weights(teacher) as weights:
-        read_by_teacher = dict(
-            zip(
-                taught,
-                token_stats(
-                    weights, [prompts[i] for i in taught], [rollouts[i] for i in taught], k
-                ),
-            )
+    with learner.weights(which) as weights:
+        stats = token_stats(
+            weights, [prompts[i] for i in taught], [group.rollouts[i] for i in taught], k
         )
-    delta = tuple(
-        read_by_teacher[i].logprobs - student[i].logprobs
-        if i in read_by_teacher
-        else np.full_like(student[i].logprobs, np.nan)
-        for i in range(len(rollouts))
-    )
-    layers = {"delta": delta}
-    for name, method in methods.items():
-        layers |= {
-            f"{name} {layer}": values
-            for layer, values in realised_credit(learner, group, method).items()
-        }
-    first_errors = tuple(task.first_error(group.problem, r.text) for r in rollouts)
-    return Inspection(
-        group,
-        layers,
-        tuple(student),
-        tuple(read_by_teacher.get(i) for i in range(len(rollouts))),
-        first_errors,
-    )
+    by_place = dict(zip(taught, stats))
+    return tuple(by_place.get(i) for i in range(len(prompts)))
 
 
-def _shows(methods: Mapping[str, Method], show: Sequence[str] | None) -> SDPO:
+def _self_teacher(methods: Mapping[str, Method], show: Sequence[str] | None) -> SDPO:
     """The SDPO whose self-teacher is read."""
     if show is None:
         return next((method for method in methods.values() if isinstance(method, SDPO)), SDPO())

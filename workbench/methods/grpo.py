@@ -1,9 +1,11 @@
-r"""GRPO: group-relative policy optimisation.   arXiv 2402.03300 (DeepSeekMath, eqs. 3 and 21), 2503.20783 (Dr.GRPO), 2503.14476 (DAPO)
+r"""GRPO: group-relative policy optimisation.
 
-    A_i  = (r_i - mean_G r) / (std_G r + eps)                                        population std;
-         Dr.GRPO: no division
-    L    = - mean_t min(rho_t A_i, clip(rho_t, 1 - eps_lo, 1 + eps_hi) A_i)  +  beta k3(pi, pi_ref)
-    rho_t = pi(y_t) / pi_old(y_t),      k3 = pi_ref/pi - 1 - log(pi_ref/pi)
+arXiv 2402.03300 (DeepSeekMath, eqs. 3 and 21), 2503.20783 (Dr.GRPO), 2503.14476 (DAPO)
+
+    A_i    = (r_i - mean_G r) / (std_G r + eps)      population std; Dr.GRPO: no division
+    L      = - mean_t min(rho_t A_i, clip(rho_t, 1 - eps_lo, 1 + eps_hi) A_i) + beta k3(pi, pi_ref)
+    rho_t  = pi(y_t) / pi_old(y_t)
+    k3     = pi_ref/pi - 1 - log(pi_ref/pi)
 
 Realised credit of a token: rho_t A_i where the clip lets the gradient pass, 0 where it does not;
 plus beta (pi_ref/pi - 1) from k3. A group whose rewards are all equal has A = 0: no gradient, loss
@@ -68,52 +70,54 @@ class GRPO(Method):
     def credit(self, groups, learner) -> list[Credit]:
         credits = []
         for group in groups:
-            rewards = torch.tensor(group.rewards)
-            # Without contrast exactly 0, not the rounding of r - mean(r) over eps.
-            advantages = (
-                standardize(rewards, self.scale)
-                if group.has_contrast
-                else torch.zeros_like(rewards)
-            )
-            credits += [
-                Credit.of(rollout, pg=float(a)) for rollout, a in zip(group.rollouts, advantages)
-            ]
+            for rollout, advantage in zip(group.rollouts, self.advantages(group)):
+                credits.append(Credit.of(rollout, pg=advantage))
         return credits
 
+    def advantages(self, group: Group) -> list[float]:
+        """[K] A_i. Without contrast exactly 0, not the rounding of r - mean(r) over eps."""
+        if not group.has_contrast:
+            return [0.0] * len(group.rollouts)
+        return standardize(torch.tensor(group.rewards), self.scale).tolist()
+
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        """Metrics, means over the tokens of the batch:
+        return self.weighted_loss(scores, batch, self.token_weights(batch))
+
+    def weighted_loss(self, scores: Scores, batch: Batch, weight: torch.Tensor) -> Loss:
+        """The objective with ``weight`` [B, T], what each token counts.
+
+        Metrics, means over the tokens of the batch, whatever the objective's mean is:
 
         ratio         rho. 1 on the first update of a batch; later ones move away from it, and far
                       from 1 the clip decides.
         clipped       share of tokens whose gradient the clip holds back: 0 on the first update. Of
-                      the last of several (``last_clipped``) a few
-                      per cent are healthy; much more means too many or too large updates on one
-                      batch.
+                      the last of several (``last_clipped``) a few per cent are healthy; much more
+                      means too many or too large updates on one batch.
         kl_reference  nats a token, with beta > 0. Grows from 0 as the policy leaves its reference;
                       a jump is a policy running away.
         """
-        old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
-        objective, coefficient = clipped(
-            scores.logp, old, batch.channels["pg"], self.eps_lo, self.eps_hi
-        )
-        per_token, credit = -objective, coefficient
-        # the metrics are token means, whatever the objective's mean is
-        metrics, tokens = {}, batch.denominators["tokens"]
-        weight = self.weights(batch)
+        old_logp = scores.logp.detach() if batch.old_logp is None else batch.old_logp
+        advantage, tokens = batch.channels["pg"], batch.denominators["tokens"]
+        objective, credit = clipped(scores.logp, old_logp, advantage, self.eps_lo, self.eps_hi)
+        ratio = (scores.logp - old_logp).exp().detach()[batch.mask]
+        held_back = (credit == 0) & (advantage != 0) & batch.mask
+        metrics = {
+            "ratio": float(ratio.sum()) / tokens,
+            "clipped": float(held_back.sum()) / tokens,
+        }
+        per_token = -objective
         if self.beta:
             penalty = k3(scores.logp, scores.reference)
             per_token = per_token + self.beta * penalty
             credit = credit + self.beta * ((scores.reference - scores.logp).exp() - 1).detach()
             metrics["kl_reference"] = float(penalty.detach()[batch.mask].sum()) / tokens
-        ratio = (scores.logp - old).exp().detach()[batch.mask]
-        held = (coefficient == 0) & (batch.channels["pg"] != 0) & batch.mask
-        metrics |= {"ratio": float(ratio.sum()) / tokens, "clipped": float(held.sum()) / tokens}
         per_token = per_token * weight
         return Loss(per_token.sum(), per_token.detach(), credit * weight * tokens, metrics)
 
-    def weights(self, batch: Batch) -> torch.Tensor:
-        """[B, T] what each token counts in the mean; over the whole batch they sum to 1
-        (``constant``: to the mean length over the constant).
+    def token_weights(self, batch: Batch) -> torch.Tensor:
+        """[B, T] what each token counts in the mean.
+
+        Over the whole batch they sum to 1 (``constant``: to the mean length over the constant).
         """
         mask = batch.mask.float()
         if self.aggregate == "token":

@@ -1,21 +1,25 @@
-r"""SCOPE: signal-calibrated on-policy distillation with dual-path adaptive weighting.   arXiv 2604.10688
+r"""SCOPE: signal-calibrated on-policy distillation with dual-path adaptive weighting.
+
+arXiv 2604.10688
 
     right answers, Omega_c    w_i = PPL_S(y_i)^(+1/tau) / sum_{j in Omega_c} PPL_S(y_j)^(+1/tau)
                               surprising ones up
     wrong answers, Omega_w    w_i = PPL_T(y_i)^(-1/tau) / sum_{j in Omega_w} PPL_T(y_j)^(-1/tau)
                               those the teacher is sure about up
-    L = sum_{Omega_c} w_i sum_t -log pi(y_t)  -  sum_{Omega_w} w_i sum_t rho_t Delta_t,      Delta_t
-                                              = log q(y_t) - log pi_old(y_t)
 
-PPL(y) = exp(-mean_t log p(y_t)) over the completion, Omega per problem, weights constant. Realised
-credit: w_i on a right answer, w_i rho_t Delta_t on a wrong one. No reward term, no baseline, no
-clip; a group that is all right has the first term only, one that is all wrong the second.
+    L        = sum_{Omega_c} w_i sum_t -log pi(y_t)  -  sum_{Omega_w} w_i sum_t rho_t Delta_t
+    Delta_t  = log q(y_t) - log pi_old(y_t)
+    PPL(y)   = exp(-mean_t log p(y_t))           over the completion
 
-``normalise`` code (the released one): w_i times the size of its subset, so 1 on average; right
-answers over their own tokens, wrong ones over all tokens of the batch. paper: each w_i (1/|y_i|)
+Omega per problem, weights constant. Realised credit: w_i on a right answer, w_i rho_t Delta_t on a
+wrong one. No reward term, no baseline, no clip; a group that is all right has the first term only,
+one that is all wrong the second.
+
+``normalise``: "code" (the released one): w_i times the size of its subset, so 1 on average; right
+answers over their own tokens, wrong ones over all tokens of the batch. "paper": each w_i (1/|y_i|)
 sum_t, then the mean over problems. The default weights are the paper's; the released scripts favour
-right answers of *low* perplexity (correct=low). Ablations: correct and wrong each high | low |
-uniform | off, the perplexity that counts more.
+right answers of *low* perplexity (correct=low). Ablations: ``correct`` and ``wrong`` each high |
+low | uniform | off, the perplexity that counts more.
 
 Differs from the paper:
 - right answers have -log pi(y_t) in place of -rho_t (as released): the same gradient in the first
@@ -38,23 +42,23 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.core import (
+    Batch,
+    Credit,
+    Group,
+    Loss,
+    Method,
+    Rollout,
+    Scores,
+    WorkbenchError,
+    places_of,
+)
 from workbench.methods.opd import require_teacher, teacher_logprobs
 from workbench.model.batch import rescore
 from workbench.rollouts.sampling import sample_groups
 
 POWERS = {"high": 1.0, "low": -1.0, "uniform": 0.0}
 Weighting = Literal["high", "low", "uniform", "off"]
-
-
-@dataclass(frozen=True)
-class Weighted(Credit):
-    """A credit that remembers its rollout's weight in its subset (they sum to 1) and the perplexity
-    that the weight comes from.
-    """
-
-    weight: float = 0.0
-    perplexity: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -89,78 +93,71 @@ class SCOPE(Method):
 
     def credit(self, groups, learner) -> list[Credit]:
         require_teacher(learner, self.teacher, "SCOPE")
-        rollouts = [r for group in groups for r in group.rollouts]
-        right = [r for r in rollouts if r.verdict.correct and self.correct != "off"]
-        asked = [r for r in rollouts if not r.verdict.correct and self.wrong != "off"]
-        student = {
-            id(r): logp
-            for path in (right, asked)
-            for r, (logp, _) in zip(path, rescore(learner.policy, path))
-        }
-        teacher = {
-            id(r): logp for r, logp in zip(asked, teacher_logprobs(learner, asked, self.teacher))
-        }
-        credits: list[Weighted] = []
-        for group in groups:
-            right = [r for r in group.rollouts if r.verdict.correct]
-            wrong = [
-                r
-                for r in group.rollouts
-                if not r.verdict.correct and teacher.get(id(r), 0) is not None
-            ]
-            for r, weight, perplexity, scale in self.weigh(right, student, self.correct):
-                credits.append(
-                    replace(
-                        Weighted.of(r, nll=weight * scale), weight=weight, perplexity=perplexity
-                    )
-                )
-            for r, weight, perplexity, scale in self.weigh(wrong, teacher, self.wrong):
-                delta = teacher[id(r)] - student[id(r)] if weight else 0.0
-                credits.append(
-                    replace(
-                        Weighted.of(r, pg=weight * scale * delta),
-                        weight=weight,
-                        perplexity=perplexity,
-                    )
-                )
-        # the loss is a mean over sequences; the paper's is over problems
+        credits: list[Credit] = []
+        paths = zip(self.right_path(groups, learner), self.wrong_path(groups, learner))
+        for right, wrong in paths:
+            credits += right + wrong
         if self.normalise == "paper":
-            per_problem = len(credits) / len(groups)
-            credits = [replace(c, pg=c.pg * per_problem, nll=c.nll * per_problem) for c in credits]
+            # the loss is a mean over sequences; the paper's is over problems
+            scale = len(credits) / len(groups)
+            credits = [replace(c, pg=c.pg * scale, nll=c.nll * scale) for c in credits]
         return credits
 
-    def weigh(
-        self, members: Sequence[Rollout], logp: dict[int, np.ndarray], how: Weighting
-    ) -> list[tuple[Rollout, float, float, float]]:
-        """(rollout, weight, perplexity, what ``normalise`` multiplies the weight with) of each
-        member of one subset of one group.
-        """
-        if how == "off" or not members:
-            return [(r, 0.0, float("nan"), 1.0) for r in members]
-        perplexities = np.array([perplexity(logp[id(r)]) for r in members])
-        scale = float(len(members)) if self.normalise == "code" else 1.0
-        return [
-            (r, float(w), float(p), scale)
-            for r, w, p in zip(members, weights(perplexities, POWERS[how] / self.tau), perplexities)
-        ]
+    def right_path(self, groups: Sequence[Group], learner) -> list[list[Credit]]:
+        """Each group's right answers, imitated: nll = w_i."""
+        members = [[r for r in group.rollouts if r.verdict.correct] for group in groups]
+        if self.correct == "off":
+            return _without_credit(members)
+        student = _by_group(rescore(learner.policy, _all(members)), members)
+        credits = []
+        for rollouts, scored in zip(members, student):
+            perplexities = [perplexity(logp) for logp, _ in scored]
+            shares = weights(perplexities, POWERS[self.correct] / self.tau)
+            credits.append([])
+            for rollout, share, ppl in zip(rollouts, shares, perplexities):
+                nll, notes = share * self.size(rollouts), {"perplexity": ppl}
+                credits[-1].append(Credit.of(rollout, nll=nll, weight=share, notes=notes))
+        return credits
+
+    def wrong_path(self, groups: Sequence[Group], learner) -> list[list[Credit]]:
+        """Each group's wrong answers that the teacher could score, distilled: pg = w_i Delta_t."""
+        members = [[r for r in group.rollouts if not r.verdict.correct] for group in groups]
+        if self.wrong == "off":
+            return _without_credit(members)
+        student = _by_group(rescore(learner.policy, _all(members)), members)
+        teacher = _by_group(teacher_logprobs(learner, _all(members), self.teacher), members)
+        credits = []
+        for rollouts, by_student, by_teacher in zip(members, student, teacher):
+            scored = [row for row in zip(rollouts, by_student, by_teacher) if row[2] is not None]
+            perplexities = [perplexity(q) for _, _, q in scored]
+            shares = weights(perplexities, POWERS[self.wrong] / self.tau)
+            credits.append([])
+            for (rollout, (p, _), q), share, ppl in zip(scored, shares, perplexities):
+                pg, notes = share * self.size(scored) * (q - p), {"perplexity": ppl}
+                credits[-1].append(Credit.of(rollout, pg=pg, weight=share, notes=notes))
+        return credits
+
+    def size(self, members: Sequence) -> float:
+        """What ``normalise`` multiplies the weights of a subset with."""
+        return float(len(members)) if self.normalise == "code" else 1.0
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
-        pg, nll, tokens = batch.channels["pg"], batch.channels["nll"], batch.denominators["tokens"]
+        old_logp = scores.logp.detach() if batch.old_logp is None else batch.old_logp
+        tokens = batch.denominators["tokens"]
         if self.normalise == "code":
-            for_pg, for_nll = 1 / tokens, 1 / max(batch.denominators["nll"], 1.0)
+            for_wrong, for_right = 1 / tokens, 1 / max(batch.denominators["nll"], 1.0)
         else:
-            for_pg = for_nll = 1 / (batch.mask.sum(-1, keepdim=True) * batch.sequences)
-        distilled = pg * (scores.logp - old).exp()
-        per_token = -nll * scores.logp * for_nll - distilled * for_pg
-        credit = (nll * for_nll + distilled * for_pg).detach() * tokens
-        parts = {"loss_right": -nll * scores.logp * for_nll, "loss_wrong": -distilled * for_pg}
-        return Loss(
-            per_token.sum(),
-            per_token.detach(),
-            credit,
-            {name: float(part.detach().sum()) for name, part in parts.items()},
-        )
+            for_wrong = for_right = 1 / (batch.mask.sum(-1, keepdim=True) * batch.sequences)
+        imitated = batch.channels["nll"] * for_right
+        distilled = batch.channels["pg"] * (scores.logp - old_logp).exp() * for_wrong
+        right, wrong = -imitated * scores.logp, -distilled
+        per_token = right + wrong
+        credit = (imitated + distilled).detach() * tokens
+        metrics = {
+            "loss_right": float(right.detach().sum()),
+            "loss_wrong": float(wrong.detach().sum()),
+        }
+        return Loss(per_token.sum(), per_token.detach(), credit, metrics)
 
     def diagnose(self, groups, credits) -> dict[str, float]:
         """teacher_failed: rollouts left out because the teacher could not score them.
@@ -169,33 +166,35 @@ class SCOPE(Method):
         over its size, 1 where all weigh the same; near 1 the routing does the work and not the
         weights.
         """
-        found = {
-            "teacher_failed": float(sum(len(group.rollouts) for group in groups) - len(credits))
-        }
-        by_rollout = {id(c.rollout): c for c in credits if c.weight}
+        rollouts = sum(len(group.rollouts) for group in groups)
+        metrics = {"teacher_failed": float(rollouts - len(credits))}
+        places = places_of(credits, groups)
         for name, correct in (("right", True), ("wrong", False)):
-            subsets = [
-                [
-                    by_rollout[id(r)]
-                    for r in g.rollouts
-                    if id(r) in by_rollout and r.verdict.correct == correct
-                ]
-                for g in groups
-            ]
+            subsets: list[list[Credit]] = [[] for _ in groups]
+            for credit, (i, _) in zip(credits, places):
+                if credit.weight and credit.rollout.verdict.correct == correct:
+                    subsets[i].append(credit)
             subsets = [subset for subset in subsets if subset]
             if subsets:
-                found[f"perplexity_{name}"] = float(
-                    np.mean([c.perplexity for subset in subsets for c in subset])
-                )
-                found[f"ess_{name}"] = float(
-                    np.mean(
-                        [
-                            effective_size([c.weight for c in subset]) / len(subset)
-                            for subset in subsets
-                        ]
-                    )
-                )
-        return found
+                perplexities = [c.notes["perplexity"] for subset in subsets for c in subset]
+                sizes = [effective_size([c.weight for c in s]) / len(s) for s in subsets]
+                metrics[f"perplexity_{name}"] = float(np.mean(perplexities))
+                metrics[f"ess_{name}"] = float(np.mean(sizes))
+        return metrics
+
+
+def _all(members: Sequence[Sequence[Rollout]]) -> list[Rollout]:
+    return [rollout for rollouts in members for rollout in rollouts]
+
+
+def _by_group(values: Sequence, members: Sequence[Sequence[Rollout]]) -> list[list]:
+    """Values for the rollouts of all groups, group by group."""
+    stream = iter(values)
+    return [[next(stream) for _ in rollouts] for rollouts in members]
+
+
+def _without_credit(members: Sequence[Sequence[Rollout]]) -> list[list[Credit]]:
+    return [[Credit.of(rollout) for rollout in rollouts] for rollouts in members]
 
 
 def perplexity(logp: np.ndarray) -> float:
@@ -205,6 +204,8 @@ def perplexity(logp: np.ndarray) -> float:
 
 def weights(perplexities: Sequence[float], power: float) -> np.ndarray:
     """[n] perplexities to the ``power``, over their sum."""
+    if not len(perplexities):
+        return np.zeros(0)
     logs = power * np.log(perplexities)
     raised = np.exp(logs - logs.max())
     return raised / raised.sum()

@@ -1,26 +1,28 @@
-r"""TAPO: learning from micro-reflective trajectories that the policy composes itself.   arXiv 2606.18844 (eqs. 1 to 8, algorithm 1)
+r"""TAPO: learning from micro-reflective trajectories that the policy composes itself.
 
-    eligible   |P| >= n_pos and |N| >= n_neg;  up to m_max of N are rewritten, each with its own y+
-               ~ Uniform(P)                        Eq. 3
-    y_ref      what the policy writes from (x, y-, y+): y- through its first mistake, "Wait, ...",
-               the correction. Wrong ones stay as negatives.
-    A_orig     (r - mean) / (std + eps) over the K rollouts only;    A_ref the same over this
-               query's reconstructions only        Eqs. 1, 4, 5
-               |G_ref| = 1: A_ref = r
-    w_t        clamp(exp(log pi(y_t | x, y_<t) + H_t), 0.01, 10), no gradient, on reconstructions
-               only                                Eqs. 7, 8
-    L          L_GRPO(G_orig) + lam L_ref,      L_ref = - mean w_t min(rho_t A_ref, clip(rho_t, 1 -
-               eps, 1 + eps) A_ref)                Eq. 6
+arXiv 2606.18844 (eqs. 1 to 8, algorithm 1)
+
+    eligible  |P| >= n_pos and |N| >= n_neg; up to m_max of N are rewritten, each        Eq. 3
+              with its own y+ ~ Uniform(P)
+    y_ref     what the policy writes from (x, y-, y+): y- through its first mistake,
+              "Wait, ...", the correction. Wrong ones stay as negatives.
+    A_orig    (r - mean) / (std + eps) over the K rollouts only; A_ref the same over     Eqs. 1, 4,
+              this query's reconstructions only. |G_ref| = 1: A_ref = r                  5
+    w_t       clamp(exp(log pi(y_t | x, y_<t) + H_t), 0.01, 10), no gradient, on         Eqs. 7, 8
+              reconstructions only
+    L         L_GRPO(G_orig) + lam L_ref                                                 Eq. 6
+    L_ref     - mean_t w_t min(rho_t A_ref, clip(rho_t, 1 - eps, 1 + eps) A_ref)
 
 Everything about y_ref is conditioned on the plain x, never on the synthesis prompt. Realised
-credit, where the clip lets it pass: of a token of the K rollouts rho_t A_orig N / N_orig, of one of
-y_ref w_t rho_t A_ref lam N / (T |G_ref| Q), with N_orig tokens in the K rollouts of all problems, N
-in all completions, T in this y_ref. (N is the drawing's: it makes the mean of a picture the
-gradient's.)
+credit, where the clip lets it pass, with N_orig tokens in the K rollouts of all problems, N in all
+completions, T in this y_ref (N is the drawing's: it makes the mean of a picture the gradient's):
+
+    of a token of the K rollouts    rho_t A_orig N / N_orig
+    of a token of y_ref             w_t rho_t A_ref lam N / (T |G_ref| Q)
 
 The mean in L_ref is over tokens, over the query's G_ref, over all Q queries of the step (0 where
 there is none). So a token counts lam / (T |G_ref| Q), which ``credit`` computes from all groups of
-the step and each rollout carries as its ``weight``: micro-batches add up to the batch, and without
+the step and each credit carries as its ``weight``: micro-batches add up to the batch, and without
 reconstructions loss and gradient are GRPO's (tokens and sequences are those of the K rollouts
 only).
 
@@ -31,29 +33,29 @@ Differs from the paper, or is not said there:
 - w_t is that of the current weights; at the first update those are pi_old's. No KL term: beta must
   be 0;
 - ``prefix``: "masked" (no credit on the beginning shared with a wrong rollout), "spliced" (y-
-  verbatim through the failure point), "none" (a whole
-  new solution from y+); ``reference`` False withholds y+; ``dae`` False is one merged advantage
-  group, all else unchanged; ``sft`` imitates the correct reconstructions instead (nll, same mean)
-  beside GRPO, and workbench/training/cold_start.py without it; ``ots`` as named; ``m_max`` 1 is
-  |G_ref| = 1 everywhere; ``negatives`` False drops wrong reconstructions before A_ref: the rewards
-  left are equal, so only a single one teaches;
-- ``buffer``: a file of corrections composed by hand (workbench/corrections/buffer.py). Its problems
-  take the place of up to a quarter of the step's, and its
-  corrections join their G_ref, eligible or not; they stay marked by their origin and as borrowed.
+  verbatim through the failure point), "none" (a whole new solution from y+);
+- ``reference`` False withholds y+; ``dae`` False is one merged advantage group, all else unchanged;
+  ``ots`` as named; ``m_max`` 1 is |G_ref| = 1 everywhere;
+- ``sft`` imitates the correct reconstructions instead (nll, same mean) beside GRPO, and
+  workbench/training/cold_start.py without it;
+- ``negatives`` False drops wrong reconstructions before A_ref: the rewards left are equal, so only
+  a single one teaches.
 The control with about as many generated tokens is GRPO with a larger k: measure TAPO's
-(``generated``), at most half as many again.
+(``generated``), at most half as many again. Corrections composed by hand join a G_ref through
+workbench/corrections/replay.py.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 
-from workbench.core import Batch, Credit, Group, Loss, Scores, WorkbenchError
+from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.rollouts.reconstructions import (
     PREFIXES,
@@ -61,41 +63,39 @@ from workbench.rollouts.reconstructions import (
     copied,
     eligible,
     extend,
-    from_buffer,
     measure,
     pairs,
     split,
 )
+from workbench.rollouts.sampling import sample_groups
 
 CURES = {  # what may be near zero, and what then helps
     "eligible": "few problems of a step are eligible: take problems that the policy solves about "
     "one time in three",
-    "parse_rate": "few of its reconstructions can be read (dropped_* say why): teach the policy the "
-    "format first, python -m workbench.training.cold_start",
-    "ref_correct": "few of its reconstructions end right: the policy cannot use the correct response: "
-    "python -m workbench.training.cold_start",
+    "parse_rate": "few of its reconstructions can be read (dropped_* say why): teach the policy "
+    "the format first, workbench cold-start",
+    "ref_correct": "few of its reconstructions end right: the policy cannot use the correct "
+    "response: workbench cold-start",
 }
 
 
-@dataclass(frozen=True)
-class Weighed(Credit):
-    """``weight``: what each token counts in the loss.
-
-    ``share``: what it counts in the mean of w; 0 for the policy's own rollouts.
-    """
-
-    weight: float = 0.0
-    share: float = 0.0
-
-
 def suppression(logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
-    """Eqs. 7 and 8: w = clamp(exp(log p + H), 0.01, 10), without gradient. With two
-    outcomes: p = .9 -> 1.25, .5 -> 1, .3 -> .55, .1 -> .14, .01 -> .011."""
+    """Eqs. 7 and 8: w = clamp(exp(log p + H), 0.01, 10), without gradient.
+
+    With two outcomes: p = .9 -> 1.25, .5 -> 1, .3 -> .55, .1 -> .14, .01 -> .011.
+    """
     return (logp + entropy).detach().exp().clamp(0.01, 10.0)
 
 
 @dataclass(frozen=True)
-class TAPO(GRPO):
+class TAPO(Method):
+    k: int = 8  # rollouts per problem
+    scale: Literal["std", "none"] = "std"
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+    eps_lo: float = 0.2
+    eps_hi: float = 0.2
+    beta: float = 0.0
+    constant: int = 80
     n_pos: int = 2
     n_neg: int = 4
     m_max: int = 4  # most reconstructions of a query
@@ -106,10 +106,9 @@ class TAPO(GRPO):
     ots: bool = True  # out-of-distribution token suppression
     negatives: bool = True
     sft: bool = False
-    buffer: str = ""
 
     def __post_init__(self):
-        super().__post_init__()
+        _ = self.grpo  # its own checks
         if self.prefix not in PREFIXES:
             raise WorkbenchError(f"TAPO takes prefix={'|'.join(PREFIXES)}")
         if self.beta:
@@ -124,116 +123,116 @@ class TAPO(GRPO):
                 f"n_neg={self.n_neg} wrong ones"
             )
 
-    def sample(self, learner, task, problems, seed) -> list[Group]:
-        composed = (
-            from_buffer(self.buffer, learner.policy, len(problems) // 4 or 1, seed)
-            if self.buffer
-            else {}
+    @property
+    def grpo(self) -> GRPO:
+        """Its part for the K rollouts."""
+        return GRPO(
+            self.k,
+            self.scale,
+            self.aggregate,
+            self.eps_lo,
+            self.eps_hi,
+            self.beta,
+            self.constant,
         )
-        problems = [
-            *(g.problem for g in composed.values()),
-            *(p for p in problems if p.id not in composed),
-        ][: len(problems)]
-        groups = super().sample(learner, task, problems, seed)
-        chosen = [
-            pair
-            for g in groups
-            if eligible(g, self.n_pos, self.n_neg)
-            for pair in pairs(g, self.m_max, seed)
-        ]
-        made = construct(
+
+    def sample(self, learner, task, problems, seed) -> list[Group]:
+        groups = sample_groups(learner.policy, task, problems, self.k, seed)
+        chosen = []
+        for group in groups:
+            if eligible(group, self.n_pos, self.n_neg):
+                chosen += pairs(group, self.m_max, seed)
+        constructions = construct(
             learner.policy, task, chosen, seed, prefix=self.prefix, reference=self.reference
         )
+        by_problem: dict[str, list] = {group.problem.id: [] for group in groups}
+        for construction in constructions:
+            by_problem[construction.pair.problem.id].append(construction)
         wrong_too = self.negatives and not self.sft
-        return [
-            extend(
-                g,
-                [m for m in made if m.pair.problem.id == g.problem.id],
-                composed.get(g.problem.id),
-                wrong_too,
-            )
-            for g in groups
-        ]
+        return [extend(group, by_problem[group.problem.id], wrong_too) for group in groups]
 
     def credit(self, groups, learner) -> list[Credit]:
-        own, ref = ([len(r.completion_ids) for g in groups for r in split(g)[i]] for i in (0, 1))
-        painted = []
+        rollouts = [rollout for group in groups for rollout in split(group)[0]]
+        tokens = sum(len(rollout.completion_ids) for rollout in rollouts)
+        credits = []
         for group in groups:
-            for credit in self._advantages(group, learner):
-                rollout, length = credit.rollout, len(credit.pg)
+            for rollout, advantage in zip(group.rollouts, self.advantages(group)):
+                length = len(rollout.completion_ids)
                 if rollout.origin == "policy":
                     weight = {
-                        "token": 1 / sum(own),
-                        "sequence": 1 / (length * len(own)),
-                        "constant": 1 / (self.constant * len(own)),
+                        "token": 1 / tokens,
+                        "sequence": 1 / (length * len(rollouts)),
+                        "constant": 1 / (self.constant * len(rollouts)),
                     }[self.aggregate]
-                    painted.append(
-                        Weighed(rollout, credit.pg, credit.nll, credit.kl, weight=weight)
-                    )
+                    credits.append(Credit.of(rollout, pg=advantage, weight=weight))
                     continue
-                kept = np.arange(length) >= (
-                    copied(rollout, group) if self.prefix == "masked" else 0
-                )
-                pg, nll = (0.0, kept) if self.sft else (credit.pg * kept, 0.0)
-                weight = self.lam / (max(1, kept.sum()) * len(split(group)[1]) * len(groups))
-                painted.append(
-                    replace(Weighed.of(rollout, pg=pg, nll=nll), weight=weight, share=1 / sum(ref))
-                )
-        return painted
+                start = copied(rollout, group) if self.prefix == "masked" else 0
+                learned = np.arange(length) >= start
+                terms = len(split(group)[1]) * len(groups)  # |G_ref| Q
+                weight = self.lam / (max(1, learned.sum()) * terms)
+                channel = {"nll": learned} if self.sft else {"pg": advantage * learned}
+                credits.append(Credit.of(rollout, weight=weight, **channel))
+        return credits
 
-    def _advantages(self, group: Group, learner) -> list[Credit]:
-        own, ref = split(group)
+    def advantages(self, group: Group) -> list[float]:
+        """A_orig of the K rollouts and A_ref of the reconstructions, in rollout order."""
         if not self.dae:
-            return super().credit([group], learner)
-        credits = super().credit([replace(group, rollouts=own)], learner) if own else []
-        if len(ref) == 1:
-            return [*credits, Credit.of(ref[0], pg=ref[0].verdict.reward)]
-        return credits + (super().credit([replace(group, rollouts=ref)], learner) if ref else [])
+            return self.grpo.advantages(group)
+        by_rollouts, reconstructions = split(group)
+        alone = self._among(group, by_rollouts)
+        if len(reconstructions) == 1:
+            among = [reconstructions[0].verdict.reward]
+        else:
+            among = self._among(group, reconstructions)
+        alone, among = iter(alone), iter(among)
+        return [next(alone if r.origin == "policy" else among) for r in group.rollouts]
 
-    def weights(self, batch: Batch) -> torch.Tensor:
-        """[B, T] what each token counts in the loss."""
-        return batch.mask * self._column(batch, "weight")
-
-    @staticmethod
-    def _column(batch: Batch, name: str) -> torch.Tensor:
-        return torch.tensor(
-            [[getattr(credit, name)] for credit in batch.credits],
-            dtype=torch.float32,
-            device=batch.mask.device,
-        )
+    def _among(self, group: Group, rollouts: Sequence[Rollout]) -> list[float]:
+        return self.grpo.advantages(replace(group, rollouts=rollouts)) if rollouts else []
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        share, w = self._column(batch, "share"), suppression(scores.logp, scores.entropy)
-        pg, nll = batch.channels["pg"], batch.channels["nll"] * self.weights(batch)
-        suppressed = torch.where(share > 0, pg * w, pg) if self.ots else pg
-        loss = super().loss(scores, replace(batch, channels={**batch.channels, "pg": suppressed}))
+        device, weight = batch.mask.device, self.token_weights(batch)
+        others = torch.tensor(
+            [[c.rollout.origin != "policy"] for c in batch.credits], device=device
+        )
+        suppressed, metrics = batch.channels["pg"], {}
+        if others.any():
+            w = suppression(scores.logp, scores.entropy)
+            share = 1 / batch.denominators["others"]
+            metrics["ots_weight"] = float((w * others.float() * share * batch.mask).sum())
+            if self.ots:
+                suppressed = torch.where(others, suppressed * w, suppressed)
+        channels = batch.channels | {"pg": suppressed}
+        loss = self.grpo.weighted_loss(scores, replace(batch, channels=channels), weight)
+        nll = batch.channels["nll"] * weight
         imitation = -scores.logp * nll
-        metrics = {
-            **loss.metrics,
-            **({"ots_weight": float((w * share * batch.mask).sum())} if share.any() else {}),
-        }
         return Loss(
             loss.value + imitation.sum(),
             loss.per_token + imitation.detach(),
             loss.credit + nll * batch.denominators["tokens"],
-            metrics,
+            {**loss.metrics, **metrics},
         )
 
+    def token_weights(self, batch: Batch) -> torch.Tensor:
+        """[B, T] what each token counts in the loss."""
+        weights = [[credit.weight] for credit in batch.credits]
+        return batch.mask * torch.tensor(weights, dtype=torch.float32, device=batch.mask.device)
+
     def diagnose(self, groups, credits) -> dict[str, float]:
-        """``synthesis.measure``, and a warning where there is next to nothing to measure.
+        """``reconstructions.measure``, and a warning where there is next to nothing to measure.
 
         The mean of w, ``ots_weight``, comes with the loss: well under 1, the reconstructions are
         far from what the policy would write.
         """
-        found = measure(groups, self.n_pos, self.n_neg)
+        metrics = measure(groups, self.n_pos, self.n_neg)
         tried = sum(group.notes.get("pairs", 0) for group in groups)
         enough = {
             "eligible": len(groups) >= 8,
             "parse_rate": tried >= 4,
-            "ref_correct": found["corrections"] >= 8,
+            "ref_correct": metrics["corrections"] >= 8,
         }
         for name, cure in CURES.items():
             # the same words each time: Python shows them once
-            if enough[name] and found[name] < 0.05:
+            if enough[name] and metrics[name] < 0.05:
                 warnings.warn(f"TAPO does little more than GRPO here, {cure}", stacklevel=2)
-        return found
+        return metrics

@@ -1,13 +1,14 @@
-"""Reconstructions (TAPO, arXiv 2606.18844, section 3.3): which wrong rollouts are taken up, and the
-policy rewriting them from its own successes.
+"""Reconstructions: the policy rewrites its wrong rollouts from its own successes.
 
-    pairs       which wrong rollout y-, with which correct sibling y+      Eq. 3; uniform without
-                replacement, each y- with a y+ of its own
-    construct   synthesis prompt(x, y-, y+) -> output -> y_ref, graded     one generation for all
-                pairs of a step
+TAPO, arXiv 2606.18844, section 3.3
+
+    pairs       which wrong rollout y-, with which correct sibling y+       Eq. 3; uniform without
+                                                                            replacement, a y+ each
+    construct   synthesis prompt(x, y-, y+) -> output -> y_ref, graded      one generation for all
+                                                                            pairs of a step
     extend      the group with G_ref in it
-    copied, overlap, measure   how much of y_ref is y-, how much of the rest is y+, and the other
-                               numbers of a step
+    copied, overlap, measure    how much of y_ref is y-, how much of the rest is y+, and the other
+                                numbers of a step
 
 An output that is not usable is dropped, with the reason: ``truncated`` (cut off before it ended),
 ``unparsed`` (not exactly one analysis and one reconstruction, or an empty one), ``injected``
@@ -19,18 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
-from workbench.inspection.locators import shared_steps
+from workbench.core import Group, Message, Problem, Rollout, Task, WorkbenchError, coordinates
 from workbench.model import distributed
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
-from workbench.spans import common_prefix, split_steps
+from workbench.spans import common_prefix, shared_steps, split_steps, step_texts
 from workbench.tasks.prompts import LEAKS, TAGS, parse_synthesis
 
 REASONS = ("truncated", "unparsed", "injected", "long")
@@ -66,9 +67,9 @@ class Construction:
 
 def split(group: Group) -> tuple[tuple[Rollout, ...], tuple[Rollout, ...]]:
     """G_orig and G_ref: the rollouts that the policy wrote alone, and all others."""
-    return tuple(r for r in group.rollouts if r.origin == "policy"), tuple(
-        r for r in group.rollouts if r.origin != "policy"
-    )
+    alone = tuple(r for r in group.rollouts if r.origin == "policy")
+    others = tuple(r for r in group.rollouts if r.origin != "policy")
+    return alone, others
 
 
 def eligible(group: Group, n_pos: int = 2, n_neg: int = 4) -> bool:
@@ -78,17 +79,16 @@ def eligible(group: Group, n_pos: int = 2, n_neg: int = 4) -> bool:
 
 
 def pairs(group: Group, most: int, seed: tuple[int | str, ...]) -> list[Pair]:
-    """At most ``most`` wrong rollouts, uniform without replacement, each with its own y+ ~
-    Uniform(P). The group needs one right and one wrong.
+    """At most ``most`` wrong rollouts, uniform without replacement, each with a y+ ~ Uniform(P).
+
+    The group needs one right and one wrong.
     """
-    own, _ = split(group)
-    wrong = [i for i, r in enumerate(own) if not r.verdict.correct]
-    right = [r for r in own if r.verdict.correct]
+    alone, _ = split(group)
+    wrong = [i for i, rollout in enumerate(alone) if not rollout.verdict.correct]
+    right = [rollout for rollout in alone if rollout.verdict.correct]
     rng = Random(coordinates(*seed, group.problem.id, "pairs"))
-    return [
-        Pair(group.problem, own[i], rng.choice(right), i)
-        for i in sorted(rng.sample(wrong, min(most, len(wrong))))
-    ]
+    chosen = sorted(rng.sample(wrong, min(most, len(wrong))))
+    return [Pair(group.problem, alone[i], rng.choice(right), i) for i in chosen]
 
 
 def construct(
@@ -100,12 +100,12 @@ def construct(
     prefix: str = "free",
     reference: bool = True,
 ) -> list[Construction]:
-    """Let the policy write y_ref for each pair; y_ref has the plain prompt, and its log-probs are
-    those under the plain prompt.
+    """Let the policy write y_ref for each pair.
 
-    ``prefix``: ``spliced`` puts y- up to its failure point and the transition into the policy's
-    mouth; ``none`` asks for a whole new solution from y+ instead; ``free`` and ``masked`` construct
-    alike. Without ``reference`` y+ is withheld. Raises WorkbenchError without a synthesis prompt.
+    y_ref has the plain prompt, and its log-probs are those under the plain prompt. ``prefix``:
+    ``spliced`` puts y- up to its failure point and the transition into the policy's mouth; ``none``
+    asks for a whole new solution from y+ instead; ``free`` and ``masked`` construct alike. Without
+    ``reference`` y+ is withheld. Raises WorkbenchError without a synthesis prompt.
     """
     if prefix != "none" and not hasattr(task, "synthesis"):
         raise WorkbenchError(
@@ -113,7 +113,7 @@ def construct(
             "for a reconstruction"
         )
     return distributed.spread(
-        chosen, lambda mine: _construct(policy, task, mine, seed, prefix, reference)
+        chosen, lambda share: _construct(policy, task, share, seed, prefix, reference)
     )
 
 
@@ -125,57 +125,58 @@ def _construct(
     prefix: str,
     reference: bool,
 ) -> list[Construction]:
-    shown = [(pair, pair.right.text if reference else "") for pair in chosen]
-    prompts = [
-        policy.prompt_ids(
-            task.reprompt(pair.problem, solution=right, attempt="" if right else pair.wrong.text)
-            if prefix == "none"
-            else task.synthesis(pair.problem, pair.wrong.text, right)
-        )
-        for pair, right in shown
-    ]
+    prompts = [policy.prompt_ids(_messages(task, pair, prefix, reference)) for pair in chosen]
     seeds = [coordinates(*seed, "synthesis", pair.problem.id, pair.name) for pair in chosen]
-    made = [
-        _read(policy, task, pair, *written, whole=prefix == "none")
-        for pair, written in zip(chosen, _write(policy, task, prompts, [""] * len(prompts), seeds))
+    outputs = _write(policy, task, prompts, [""] * len(prompts), seeds)
+    constructions = [
+        _read(policy, task, pair, *output, whole=prefix == "none")
+        for pair, output in zip(chosen, outputs)
     ]
     if prefix == "spliced":
-        made = _splice(policy, task, made, prompts, seeds)
-    kept = [m.rollout for m in made if m.rollout is not None]
-    scored = iter(rescore(policy, kept))
-    return [
-        m
-        if m.rollout is None
-        else replace(m, rollout=replace(m.rollout, logprobs=tuple(next(scored)[0].tolist())))
-        for m in made
-    ]
+        constructions = _splice(policy, task, constructions, prompts, seeds)
+    return _scored(policy, constructions)
+
+
+def _messages(task: Task, pair: Pair, prefix: str, reference: bool) -> tuple[Message, ...]:
+    """What the policy is asked."""
+    right = pair.right.text if reference else ""
+    if prefix != "none":
+        return task.synthesis(pair.problem, pair.wrong.text, right)
+    attempt = "" if right else pair.wrong.text
+    return task.reprompt(pair.problem, solution=right, attempt=attempt)
+
+
+def _scored(policy: Policy, constructions: Sequence[Construction]) -> list[Construction]:
+    """With the policy's log-probs under the plain prompt."""
+    usable = [i for i, each in enumerate(constructions) if each.rollout is not None]
+    scored = list(constructions)
+    for i, (logp, _) in zip(usable, rescore(policy, [constructions[i].rollout for i in usable])):
+        rollout = replace(constructions[i].rollout, logprobs=tuple(logp.tolist()))
+        scored[i] = replace(constructions[i], rollout=rollout)
+    return scored
 
 
 def _write(
     policy: Policy, task: Task, prompts, heads: Sequence[str], seeds: Sequence[int]
 ) -> list[tuple[str, int, str]]:
-    """(output, tokens written, why it cannot be used or "") for each prompt; an output begins with
-    its head, which the policy finds written.
+    """(output, tokens written, why it cannot be used or "") for each prompt.
+
+    An output begins with its head, which the policy finds written.
     """
     prompts = [prompt + policy.completion_ids(head)[:-1] for prompt, head in zip(prompts, heads)]
     rooms = [min(2 * task.max_new, policy.context - len(prompt)) for prompt in prompts]
-    fits = [i for i, room in enumerate(rooms) if room >= task.max_new]
-    found = [("", 0, "long")] * len(prompts)
-    for i, [sample] in zip(
-        fits,
-        generate(
-            policy,
-            [prompts[i] for i in fits],
-            [[seeds[i]] for i in fits],
-            max_new=[rooms[i] for i in fits],
-        ),
-    ):
-        found[i] = (
-            heads[i] + policy.decode(sample.ids),
-            len(sample.ids),
-            "" if sample.finished else "truncated",
-        )
-    return found
+    fitting = [i for i, room in enumerate(rooms) if room >= task.max_new]
+    samples = generate(
+        policy,
+        [prompts[i] for i in fitting],
+        [[seeds[i]] for i in fitting],
+        max_new=[rooms[i] for i in fitting],
+    )
+    outputs = [("", 0, "long")] * len(prompts)
+    for i, [sample] in zip(fitting, samples):
+        text = heads[i] + policy.decode(sample.ids)
+        outputs[i] = text, len(sample.ids), "" if sample.finished else "truncated"
+    return outputs
 
 
 def _read(
@@ -188,141 +189,110 @@ def _read(
     whole: bool = False,
 ) -> Construction:
     """Parse, check, tokenise as a reply to the plain prompt, grade."""
+    drop = partial(Construction, pair, output, written)
     said = output.rpartition("</think>")[2]  # a reasoning model's thoughts are not the output
     parsed = ("", said.strip("\n")) if whole and said.strip() else parse_synthesis(said)
     if dropped or parsed is None:
-        return Construction(pair, output, written, dropped=dropped or "unparsed")
+        return drop(dropped=dropped or "unparsed")
     analysis, text = parsed
     ids = policy.completion_ids(text)
-    if any(leak in "\n" + text for leak in LEAKS) or set(ids[:-1]) & (
-        set(policy.tokenizer.all_special_ids) | policy.stop_ids
-    ):
-        return Construction(pair, output, written, analysis, dropped="injected")
-    if len(pair.wrong.prompt_ids) + len(ids) > policy.context:
-        return Construction(pair, output, written, analysis, dropped="long")
-    rollout = Rollout(
-        pair.wrong.prompt_ids,
-        ids,
-        (float("nan"),) * len(ids),
-        text,
-        task.grade(pair.problem, text),
-        origin="correction",
-    )
-    return Construction(pair, output, written, analysis, rollout)
+    control = set(policy.tokenizer.all_special_ids) | policy.stop_ids
+    if any(leak in "\n" + text for leak in LEAKS) or control & set(ids[:-1]):
+        return drop(analysis, dropped="injected")
+    prompt = pair.wrong.prompt_ids
+    if len(prompt) + len(ids) > policy.context:
+        return drop(analysis, dropped="long")
+    unscored = (float("nan"),) * len(ids)
+    verdict = task.grade(pair.problem, text)
+    return drop(analysis, Rollout(prompt, ids, unscored, text, verdict, origin="correction"))
 
 
 def _splice(
-    policy: Policy, task: Task, made: Sequence[Construction], prompts, seeds: Sequence[int]
+    policy: Policy, task: Task, drafts: Sequence[Construction], prompts, seeds: Sequence[int]
 ) -> list[Construction]:
-    """Write the usable ones a second time: after their own analysis and y- verbatim through its
-    failure point, the policy goes on from "Wait, ".
+    """Write the usable ones a second time.
+
+    After their own analysis and y- verbatim through its failure point, the policy goes on from
+    "Wait, ".
     """
-    again = [i for i, m in enumerate(made) if m.rollout is not None]
-    heads = []
-    for i in again:
-        kept = made[i].pair.wrong.text[: failure_point(task, made[i].pair)]
-        heads.append(
-            f"{TAGS[0]}{made[i].analysis}{TAGS[1]}{TAGS[2]}{kept}{'' if kept.endswith(chr(10)) else chr(10)}{TRANSITION}"
-        )
-    found = list(made)
-    for i, (output, written, dropped) in zip(
-        again, _write(policy, task, [prompts[i] for i in again], heads, [seeds[i] for i in again])
-    ):
-        found[i] = _read(policy, task, made[i].pair, output, made[i].written + written, dropped)
-    return found
+    usable = [i for i, draft in enumerate(drafts) if draft.rollout is not None]
+    heads = [_head(task, drafts[i]) for i in usable]
+    outputs = _write(policy, task, [prompts[i] for i in usable], heads, [seeds[i] for i in usable])
+    constructions = list(drafts)
+    for i, (output, written, dropped) in zip(usable, outputs):
+        draft = drafts[i]
+        constructions[i] = _read(policy, task, draft.pair, output, draft.written + written, dropped)
+    return constructions
 
 
-def extend(
-    group: Group,
-    made: Sequence[Construction],
-    composed: Group | None = None,
-    wrong_too: bool = True,
-) -> Group:
-    """The group with its reconstructions and those composed by hand, and notes of what was written
-    and dropped.
-    """
-    ref = [m.rollout for m in made if m.rollout is not None] + list(
-        composed.rollouts if composed else ()
-    )
-    ref = [r for r in ref if wrong_too or r.verdict.correct]
-    # y_ref itself is counted as a rollout
-    elsewhere = sum(m.written for m in made) - sum(len(r.completion_ids) - r.borrowed for r in ref)
-    dropped = {f"dropped_{why}": sum(m.dropped == why for m in made) for why in REASONS}
-    return replace(
-        group,
-        rollouts=group.rollouts + tuple(ref),
-        notes={**group.notes, "pairs": len(made), "generated": elsewhere, **dropped},
-    )
+def _head(task: Task, draft: Construction) -> str:
+    """The beginning of an output: the analysis, y- through its failure point, the transition."""
+    wrong = draft.pair.wrong.text[: failure_point(task, draft.pair)]
+    line_break = "" if wrong.endswith("\n") else "\n"
+    return f"{TAGS[0]}{draft.analysis}{TAGS[1]}{TAGS[2]}{wrong}{line_break}{TRANSITION}"
 
 
-def from_buffer(
-    path: str, policy: Policy, most: int, seed: tuple[int | str, ...]
-) -> dict[str, Group]:
-    """At most ``most`` groups of corrections composed by hand (workbench/corrections/buffer.py),
-    drawn with the seed, by the id of their problem.
-    """
-    from workbench.corrections import buffer  # which imports compose, which imports this
-
-    found = buffer.groups(buffer.load(path), policy)
-    if not found:
-        raise WorkbenchError(f"there are no corrections in the buffer {path}")
-    return {
-        group.problem.id: group
-        for group in Random(coordinates(*seed, "buffer")).sample(found, min(most, len(found)))
+def extend(group: Group, constructions: Sequence[Construction], wrong_too: bool = True) -> Group:
+    """The group with its reconstructions, and notes of what was written and dropped."""
+    usable = [each.rollout for each in constructions if each.rollout is not None]
+    reconstructions = [r for r in usable if wrong_too or r.verdict.correct]
+    written = sum(each.written for each in constructions)
+    notes = {
+        "pairs": len(constructions),
+        # y_ref itself is counted as a rollout
+        "generated": written - sum(len(r.completion_ids) for r in reconstructions),
     }
+    for reason in REASONS:
+        notes[f"dropped_{reason}"] = sum(each.dropped == reason for each in constructions)
+    rollouts = group.rollouts + tuple(reconstructions)
+    return replace(group, rollouts=rollouts, notes={**group.notes, **notes})
 
 
 def failure_point(task: Task, pair: Pair) -> int:
-    """The character of y- where its first wrong step ends: by the task where it knows, else the
-    first step that says something else than y+.
+    """The character of y- where its first wrong step ends.
+
+    By the task where it knows, else the first step that says something else than y+.
     """
     text = pair.wrong.text
-    known = task.first_error(pair.problem, text)
-    if known is not None:
-        return known.end
-    own, right = split_steps(text), split_steps(pair.right.text)
-    same = shared_steps(
-        [text[s.start : s.end] for s in own], [pair.right.text[s.start : s.end] for s in right]
-    )
-    return own[min(same, len(own) - 1)].end if own else 0
+    truth = task.first_error(pair.problem, text)
+    if truth is not None:
+        return truth.end
+    steps = split_steps(text)
+    if not steps:
+        return 0
+    shared = shared_steps(step_texts(text), step_texts(pair.right.text))
+    return steps[min(shared, len(steps) - 1)].end
 
 
 # ---- what became of y- and y+ in y_ref
 
 
-def copied(made: Rollout, group: Group) -> int:
-    """Tokens of the longest beginning that ``made`` shares with a wrong rollout of its group: where
-    it stops copying is the failure point. (With any of them, so it never falls short of what is
-    shared with the one that was rewritten.)
+def copied(reconstruction: Rollout, group: Group) -> int:
+    """Tokens of the longest beginning shared with a wrong rollout of the group.
+
+    Where it stops copying is the failure point. (With any of them, so it never falls short of what
+    is shared with the one that was rewritten.)
     """
-    return max(
-        (
-            common_prefix(made.completion_ids, r.completion_ids)
-            for r in split(group)[0]
-            if not r.verdict.correct
-        ),
-        default=0,
-    )
+    wrong = [r.completion_ids for r in split(group)[0] if not r.verdict.correct]
+    ids = reconstruction.completion_ids
+    return max((common_prefix(ids, other) for other in wrong), default=0)
 
 
-def overlap(made: Rollout, group: Group) -> float:
-    """Share of the 5-token sequences after the copied beginning that a correct rollout of the group
-    has, too (the most for any of them). Near 1: the policy copies y+ instead of mending y-.
+def overlap(reconstruction: Rollout, group: Group) -> float:
+    """Share of the 5-token sequences after the copied beginning that a correct rollout has, too.
+
+    The most for any correct rollout of the group. Near 1: the policy copies y+ instead of mending
+    y-.
     """
-    grams = lambda ids: {ids[i : i + NGRAM] for i in range(len(ids) - NGRAM + 1)}  # noqa: E731
-    new = grams(made.completion_ids[copied(made, group) :])
-    return (
-        max(
-            (
-                len(new & grams(r.completion_ids)) / len(new)
-                for r in split(group)[0]
-                if r.verdict.correct
-            ),
-            default=0.0,
-        )
-        if new
-        else 0.0
-    )
+    new = _grams(reconstruction.completion_ids[copied(reconstruction, group) :])
+    right = [_grams(r.completion_ids) for r in split(group)[0] if r.verdict.correct]
+    if not new:
+        return 0.0
+    return max((len(new & grams) / len(new) for grams in right), default=0.0)
+
+
+def _grams(ids: tuple[int, ...]) -> set[tuple[int, ...]]:
+    return {ids[i : i + NGRAM] for i in range(len(ids) - NGRAM + 1)}
 
 
 def measure(groups: Sequence[Group], n_pos: int, n_neg: int) -> dict[str, float]:
@@ -341,22 +311,30 @@ def measure(groups: Sequence[Group], n_pos: int, n_neg: int) -> dict[str, float]
                  nothing to measure.
     composed     corrections composed by hand that joined a G_ref.
     """
-    mean = lambda values: float(np.mean(values)) if values else float("nan")  # noqa: E731
-    tried, lost = (
-        sum(g.notes.get(name, 0) for g in groups for name in names)
-        for names in (["pairs"], [f"dropped_{why}" for why in REASONS])
-    )
-    ref = [(r, g) for g in groups for r in split(g)[1]]
-    made = [(r, copied(r, g), g) for r, g in ref if not r.borrowed]
-    several = [[r.verdict.reward for r in split(g)[1]] for g in groups if len(split(g)[1]) > 1]
+    by_policy, rewards_equal = [], []
+    composed = 0
+    for group in groups:
+        reconstructions = split(group)[1]
+        by_policy += [(r, group) for r in reconstructions if not r.borrowed]
+        composed += sum(bool(r.borrowed) for r in reconstructions)
+        if len(reconstructions) > 1:
+            rewards_equal.append(len({r.verdict.reward for r in reconstructions}) == 1)
+    tried = sum(group.notes.get("pairs", 0) for group in groups)
+    dropped = sum(g.notes.get(f"dropped_{why}", 0) for g in groups for why in REASONS)
+    lengths = [copied(r, group) for r, group in by_policy]
+    shares = [n / len(r.completion_ids) for n, (r, _) in zip(lengths, by_policy)]
     return {
-        "eligible": mean([eligible(g, n_pos, n_neg) for g in groups]),
-        "parse_rate": 1 - lost / tried if tried else float("nan"),
-        "corrections": float(len(made)),
-        "ref_correct": mean([r.verdict.correct for r, _, _ in made]),
-        "ref_equal": mean([len(set(rewards)) == 1 for rewards in several]),
-        "copied": mean([n for _, n, _ in made]),
-        "copied_share": mean([n / len(r.completion_ids) for r, n, _ in made]),
-        "overlap": mean([overlap(r, g) for r, _, g in made]),
-        "composed": float(len(ref) - len(made)),
+        "eligible": _mean([eligible(group, n_pos, n_neg) for group in groups]),
+        "parse_rate": 1 - dropped / tried if tried else float("nan"),
+        "corrections": float(len(by_policy)),
+        "ref_correct": _mean([r.verdict.correct for r, _ in by_policy]),
+        "ref_equal": _mean(rewards_equal),
+        "copied": _mean(lengths),
+        "copied_share": _mean(shares),
+        "overlap": _mean([overlap(r, group) for r, group in by_policy]),
+        "composed": float(composed),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

@@ -1,4 +1,4 @@
-"""Which run may be gone on with, and from where."""
+"""Which run may be gone on with, and from which step."""
 
 from __future__ import annotations
 
@@ -13,53 +13,57 @@ from workbench.model.learner import Learner
 from workbench.records import dumps
 
 # A run may be resumed with more steps or other housekeeping, not with another algorithm.
-_FREE = ("steps", "eval_every", "eval_problems", "eval_samples", "checkpoint_every", "keep_groups")
+HOUSEKEEPING = (
+    "steps",
+    "eval_every",
+    "eval_problems",
+    "eval_samples",
+    "checkpoint_every",
+    "keep_groups",
+)
+RETIRED = {"buffer": ""}  # options that older runs recorded, with the value that did nothing
 
 
-def _identity(config: dict) -> dict:
-    paths = {key: os.path.normpath(config[key]) for key in ("model", "teacher") if config.get(key)}
-    return {**config, **paths, "plan": {k: v for k, v in config["plan"].items() if k not in _FREE}}
+def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
+    """The step to go on from: 0, or that of the checkpoint in ``out``, which the learner loads.
 
-
-def _fresh(out: Path) -> int:
-    metrics = out / "metrics.jsonl"
-    # A run that failed within its first step left no line: it may be begun again.
-    if (out / "checkpoint.pt").exists() or (metrics.exists() and metrics.stat().st_size):
-        raise WorkbenchError(
-            f"{out} already holds a run: go on with it (--resume), or name another folder"
-        )
+    Raises WorkbenchError where there is a run already (without ``resume``), one under other
+    settings, or none to resume.
+    """
+    checkpoint = out / "checkpoint.pt"
+    if not resume:
+        metrics = out / "metrics.jsonl"
+        # A run that failed within its first step left no line: it may be begun again.
+        if checkpoint.exists() or (metrics.exists() and metrics.stat().st_size):
+            raise WorkbenchError(
+                f"{out} already holds a run: go on with it (--resume), or name another folder"
+            )
+        return 0
+    if checkpoint.exists():
+        return _load(checkpoint, learner, config)
+    if (out / "config.json").exists():  # killed before its first checkpoint
+        _refuse_changes(out, _config(out / "config.json"), config)
+    elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
     return 0
 
 
-def _resume(out: Path, learner: Learner, config: dict) -> int:
-    path = out / "checkpoint.pt"
-    if not path.exists():
-        begun = [p for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
-        if (out / "config.json").exists():
-            _same(out, _stored(out / "config.json"), config)
-            return 0  # killed before its first checkpoint: from the start
-        if not begun:
-            return 0
-        raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
+def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
+    # of a sharded policy's checkpoint this rank only looks up its parts
+    gathered = learner.policy.gathered
+    device = learner.policy.device if gathered else "cpu"
     try:
-        # of a sharded policy's checkpoint this rank only looks up its parts
-        whole = learner.policy.gathered
-        saved = torch.load(
-            path,
-            map_location=learner.policy.device if whole else "cpu",
-            mmap=not whole,
-            weights_only=True,
-        )
-        state, was, step = saved["learner"], saved["config"], saved["step"]
-        state["trainable"], state["optimiser"], was["plan"]
+        saved = torch.load(checkpoint, map_location=device, mmap=not gathered, weights_only=True)
+        state, recorded, step = saved["learner"], saved["config"], saved["step"]
+        state["trainable"], state["optimiser"], recorded["plan"]
     except Exception as error:
-        raise WorkbenchError(f"{path} is not a checkpoint of the workbench") from error
-    _same(out, was, config)
+        raise WorkbenchError(f"{checkpoint} is not a checkpoint of the workbench") from error
+    _refuse_changes(checkpoint.parent, recorded, config)
     learner.load_state(state)
     return step
 
 
-def _stored(path: Path) -> dict:
+def _config(path: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return config | {"plan": dict(config["plan"])}
@@ -67,23 +71,38 @@ def _stored(path: Path) -> dict:
         raise WorkbenchError(f"{path} is damaged: name another folder") from error
 
 
-def _same(out: Path, was: dict, now: dict) -> None:
-    """Refuse to go on with a run under other settings. (Through JSON: there a tuple is a list.)"""
-    was, now = (json.loads(dumps(_identity(config))) for config in (was, now))
-    changed = [name for key in now if key in was for name in _changes(key, was[key], now[key])]
-    if changed:
+def _refuse_changes(out: Path, recorded: dict, config: dict) -> None:
+    before, now = _identity(recorded), _identity(config)
+    changes = []
+    for key in now:
+        if key in before:
+            changes += _changes(key, before[key], now[key])
+    if changes:
         raise WorkbenchError(
-            f"the run in {out} was started with other settings ({', '.join(changed)}): "
-            "resume with the same ones, "
-            "or name another folder"
+            f"the run in {out} was started with other settings ({', '.join(changes)}): "
+            "resume with the same ones, or name another folder"
         )
 
 
-def _changes(key: str, was, now) -> list[str]:
-    """What differs, as "key was -> now"; of a group of settings, each.
+def _identity(config: dict) -> dict:
+    """What must not change. (Through JSON: there a tuple is a list.)"""
+    identity = json.loads(dumps(config))
+    for name in HOUSEKEEPING:
+        identity["plan"].pop(name, None)
+    for name, idle in RETIRED.items():
+        if identity.get("options", {}).get(name) == idle:
+            del identity["options"][name]
+    for name in ("model", "teacher"):
+        if identity.get(name):
+            identity[name] = os.path.normpath(identity[name])
+    return identity
+
+
+def _changes(key: str, before, now) -> list[str]:
+    """What differs, as "key before -> now"; of a group of settings, each.
 
     A setting that an older run did not record cannot be compared.
     """
-    if isinstance(was, dict) and isinstance(now, dict):
-        return [name for inner in was for name in _changes(inner, was[inner], now.get(inner))]
-    return [] if was == now else [f"{key}: {was} -> {now}"]
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [name for inner in before for name in _changes(inner, before[inner], now.get(inner))]
+    return [] if before == now else [f"{key}: {before} -> {now}"]

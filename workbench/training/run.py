@@ -1,8 +1,4 @@
-"""The one loop.
-
-``update`` is the whole algorithm; ``fit`` repeats it, with records, evaluation and checkpoints that
-survive a kill.
-"""
+"""A run: many updates, with records, evaluation and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -14,23 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from workbench.core import (
-    Method,
-    Problem,
-    Task,
-    WorkbenchError,
-    coordinates,
-)
+from workbench.core import Method, Problem, StepRecord, Task, WorkbenchError, coordinates
 from workbench.evaluation.metrics import evaluate
 from workbench.model import distributed
 from workbench.model.learner import Learner
+from workbench.model.policy import Policy
 from workbench.records import RunWriter, dumps, replace_folder, write_atomic
-from workbench.training.resume import _fresh, _resume
+from workbench.training.resume import first_step
 from workbench.training.update import update
 
 
@@ -79,9 +71,11 @@ def fit(
     watch: Mapping[str, Task] = {},
     progress: bool = True,
 ) -> Path:
-    """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy in
-    it. ``watch``: other tasks that every evaluation also measures, as ``eval_NAME`` (avg@k on their
-    validation split): what the policy could do before and may forget.
+    """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy.
+
+    ``watch``: other tasks that every evaluation also measures, as ``eval_NAME`` (avg@k on their
+    validation split): what the policy could do before and may forget. ``writers`` are given each
+    step's record beside the run directory's own.
 
     A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves
     the same metrics as one that was not: seeds come from coordinates, so nothing depends on what
@@ -96,138 +90,189 @@ def fit(
     evaluation in ``best`` (none where no update brought it above its start), and warns once when it
     seems to collapse.
     """
-    from tqdm.auto import tqdm
-
-    out, main = Path(out), distributed.main()
-    if plan.prompts < distributed.size():
-        raise WorkbenchError(
-            f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
-            "step: start fewer, or set prompts higher"
-        )
+    out = Path(out)
     config = {
         "method": type(method).__name__,
         "options": asdict(method),
         "plan": asdict(plan),
         **(config or {}),
     }
-    start = _resume(out, learner, config) if resume else _fresh(out)
+    start = first_step(out, learner, config, resume)
+    exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
+    _refuse_what_cannot_be(method, learner, task, plan, exams, start, config, out)
+    log = _Log(out, config, start, method, writers)
+    with _bar(method, plan, start, progress) as bar:
+        for step in range(start, plan.steps):
+            record = _step(method, learner, task, plan, exams, log, step)
+            log.write(record, keep=plan.keep_groups)
+            if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
+                distributed.agree(lambda: {"weights": learner.fingerprint()})
+                _checkpoint(out, learner, step + 1, config)
+            bar.update()
+            correct, length = record.metrics["correct"], record.metrics["length"]
+            bar.set_postfix(correct=f"{correct:.2f}", length=f"{length:.0f}", refresh=False)
+    _save_policy(out, learner, "adapter" if learner.lora else "model")
+    distributed.gather("saved")  # nobody goes on before there is something to read
+    return out
+
+
+def _step(
+    method: Method,
+    learner: Learner,
+    task: Task,
+    plan: TrainConfig,
+    exams: Mapping[str, Exam],
+    log: _Log,
+    step: int,
+) -> StepRecord:
+    """One update, with the evaluations that are due before it and, at the end, after it."""
+    evaluation: dict[str, float] = {}
+    if plan.eval_every and step % plan.eval_every == 0:
+        evaluation = evaluate_now(learner, exams)
+        if step:
+            keep_best(log, learner, evaluation["eval_avg"], log.history)
+    problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
+    with _memory(learner, plan):
+        record = update(
+            method,
+            learner,
+            task,
+            problems,
+            (plan.seed, step),
+            step=step,
+            rows=plan.rows,
+            updates=plan.updates,
+        )
+    if plan.eval_every and step + 1 == plan.steps:
+        final = evaluate_now(learner, exams)
+        keep_best(log, learner, final["eval_avg"], [*log.history, evaluation])
+        evaluation |= {f"final_{name}": value for name, value in final.items()}
+    return replace(record, metrics=record.metrics | evaluation)
+
+
+class Exam(NamedTuple):
+    """Validation problems of one task."""
+
+    task: Task
+    problems: list[Problem]
+    samples: int
+
+    @classmethod
+    def of(cls, task: Task, plan: TrainConfig) -> Exam:
+        problems = task.problems("validation", plan.eval_problems, 0) if plan.eval_every else []
+        return cls(task, problems, plan.eval_samples)
+
+
+def evaluate_now(learner: Learner, exams: Mapping[str, Exam]) -> dict[str, float]:
+    """eval_avg, eval_low, eval_high, eval_length of the task; ``eval_NAME`` of those watched."""
+    metrics = {}
+    with learner.gathered():
+        for name, exam in exams.items():
+            result = evaluate(learner.policy, exam.task, exam.problems, exam.samples, 0)
+            if name:
+                metrics[f"eval_{name}"] = result.avg
+                continue
+            for part in ("avg", "low", "high", "length"):
+                metrics[f"eval_{part}"] = getattr(result, part)
+    return metrics
+
+
+def keep_best(log: _Log, learner: Learner, average: float, earlier: Sequence[Mapping]) -> None:
+    """Save the policy to ``best`` if it is better than at all ``earlier`` evaluations."""
+    better = average > max(_evaluations(earlier), default=0.0)
+    if distributed.gather(better)[0]:  # the first rank knows the history
+        _save_policy(log.out, learner, "best")
+
+
+class _Log:
+    """The run directory as it is written: by the first rank; the others keep no history."""
+
+    def __init__(self, out: Path, config: dict, start: int, method: Method, writers: Sequence):
+        self.out, self.method = out, method
+        self.writers: Sequence = ()
+        self.history: list[Mapping[str, float]] = []
+        if distributed.main():
+            self.writers = (RunWriter(out, config, start), *writers)
+            self.history = _history(out)
+        self.ended = collapse(self.history, method)
+
+    def write(self, record: StepRecord, keep: int) -> None:
+        """Add a step, with ``keep`` whole groups if it was evaluated."""
+        if not distributed.main():
+            return
+        self.history.append(record.metrics)
+        self.warn_of_collapse(record.step)
+        keep = keep if any(name in record.metrics for name in _EVALUATIONS) else 0
+        record = replace(record, groups=record.groups[:keep], credit=record.credit[:keep])
+        for writer in self.writers:
+            writer.write(record)
+
+    def warn_of_collapse(self, step: int) -> None:
+        """Once a run."""
+        if self.ended:
+            return
+        self.ended = collapse(self.history, self.method)
+        if self.ended:
+            best = self.out / "best"
+            where = f" The policy of its best evaluation is in {best}." if best.is_dir() else ""
+            text = f"step {step}: {self.ended}: the run may be collapsing.{where}"
+            warnings.warn(text, stacklevel=4)
+
+
+def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=plan.steps,
+        initial=start,
+        desc=type(method).__name__,
+        disable=not (progress and distributed.main()),
+        unit="step",
+    )
+
+
+# ---- what is refused, and what is said when memory runs out
+
+
+def _refuse_what_cannot_be(
+    method: Method,
+    learner: Learner,
+    task: Task,
+    plan: TrainConfig,
+    exams: Mapping[str, Exam],
+    start: int,
+    config: dict,
+    out: Path,
+) -> None:
+    """Before anything is written: what would fail in the first steps, or in some ranks only."""
+    if plan.prompts < distributed.size():
+        raise WorkbenchError(
+            f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
+            "step: start fewer, or set prompts higher"
+        )
     first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
-    validation, *others = [
-        t.problems("validation", plan.eval_problems, 0) if plan.eval_every else []
-        for t in (task, *watch.values())
-    ]
-    for t, problems in (
-        (task, first if method.samples else []),
-        *zip((task, *watch.values()), (validation, *others)),
-    ):
-        _fits(learner.policy, t, problems)
+    if method.samples:
+        _refuse_too_long(learner.policy, task, first)
+    for exam in exams.values():
+        _refuse_too_long(learner.policy, exam.task, exam.problems)
     distributed.agree(
         lambda: {
             "settings": dumps(config),
             "run folders": str(out),
             "checkpoints": start,
             "weights": learner.fingerprint(),
-            "problems": repr((first, validation, others)),
+            "problems": repr((first, [exam.problems for exam in exams.values()])),
         }
     )
-    writer = RunWriter(out, config, start) if main else None
-    history = _history(out) if main else []
-    ended = collapse(history, method)
-
-    def measured() -> dict[str, float]:
-        with learner.gathered():
-            result = evaluate(learner.policy, task, validation, plan.eval_samples, 0)
-            more = {
-                f"eval_{name}": evaluate(learner.policy, other, problems, plan.eval_samples, 0).avg
-                for (name, other), problems in zip(watch.items(), others)
-            }
-        return {
-            "eval_avg": result.avg,
-            "eval_low": result.low,
-            "eval_high": result.high,
-            "eval_length": result.length,
-            **more,
-        }
-
-    with tqdm(
-        total=plan.steps,
-        initial=start,
-        desc=type(method).__name__,
-        disable=not (progress and main),
-        unit="step",
-    ) as bar:
-        for step in range(start, plan.steps):
-            extra = measured() if plan.eval_every and step % plan.eval_every == 0 else {}
-            # the first rank knows the history
-            if (
-                extra
-                and step
-                and distributed.gather(extra["eval_avg"] > max(_evaluated(history), default=0.0))[0]
-            ):
-                _save_policy(out, learner, "best")
-            problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
-            with _memory(learner, plan):
-                record = update(
-                    method,
-                    learner,
-                    task,
-                    problems,
-                    (plan.seed, step),
-                    step=step,
-                    rows=plan.rows,
-                    updates=plan.updates,
-                )
-            last = step + 1 == plan.steps
-            if last and plan.eval_every:
-                best, extra = (
-                    max(_evaluated([*history, extra]), default=0.0),
-                    extra | {f"final_{name}": value for name, value in measured().items()},
-                )
-                if distributed.gather(extra["final_eval_avg"] > best)[0]:
-                    _save_policy(out, learner, "best")
-            if main:
-                history.append(record.metrics | extra)
-                if not ended and (ended := collapse(history, method)):
-                    kept = (
-                        f" The policy of its best evaluation is in {out / 'best'}."
-                        if (out / "best").is_dir()
-                        else ""
-                    )
-                    warnings.warn(
-                        f"step {step}: {ended}: the run may be collapsing.{kept}", stacklevel=2
-                    )
-            keep = plan.keep_groups if extra else 0
-            record = replace(
-                record,
-                metrics=record.metrics | extra,
-                groups=record.groups[:keep],
-                credit=record.credit[:keep],
-            )
-            for each in (writer, *writers) if main else ():
-                each.write(record)
-            if (step + 1) % plan.checkpoint_every == 0 or last:
-                distributed.agree(lambda: {"weights": learner.fingerprint()})
-                _checkpoint(out, learner, step + 1, config)
-            bar.update()
-            bar.set_postfix(
-                correct=f"{record.metrics['correct']:.2f}",
-                length=f"{record.metrics['length']:.0f}",
-                refresh=False,
-            )
-    _save_policy(out, learner, "adapter" if learner.lora else "model")
-    distributed.gather("saved")  # nobody goes on before there is something to read
-    return out
 
 
-def _fits(policy, task: Task, problems: Sequence[Problem]) -> None:
-    """Refuse, before anything is written, what would fail as soon as it is sampled."""
+def _refuse_too_long(policy: Policy, task: Task, problems: Sequence[Problem]) -> None:
     for problem in problems:
-        n = len(policy.prompt_ids(problem.messages))
-        if n + task.max_new > policy.context:
+        length = len(policy.prompt_ids(problem.messages))
+        if length + task.max_new > policy.context:
             raise WorkbenchError(
-                f"{problem.id}: its prompt of {n} tokens and {task.max_new} new ones do not "
-                "fit the model's context of "
-                f"{policy.context}: lower the task's max_new "
+                f"{problem.id}: its prompt of {length} tokens and {task.max_new} new ones do not "
+                f"fit the model's context of {policy.context}: lower the task's max_new "
                 "(problems.jsonl:max_new=64), or leave the problem out"
             )
 
@@ -238,29 +283,36 @@ def _memory(learner: Learner, plan: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(
-            error, (torch.OutOfMemoryError, MemoryError)
-        ) and "not enough memory" not in str(error):
+        ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not ran_out and "not enough memory" not in str(error):
             raise
-        cures = [
-            f"rows (now {plan.rows}), the rollouts in a micro-batch",
-            "the method's k or the task's max_new, if it ran out while sampling",
-        ]
-        cures += [] if learner.policy.checkpointing else ["activations, with --checkpointing"]
-        cures += [] if learner.lora else ["gradients and optimiser, with --lora 16"]
-        cures += (
-            ["weights, gradients and optimiser, with --shard"]
-            if distributed.size() > 1 and learner.policy.gathered
-            else []
-        )
-        cures += (
-            []
-            if not learner.lora or getattr(learner.policy.base, "is_quantized", False)
-            else ["weights, with --4bit"]
-        )
         raise WorkbenchError(
-            f"out of memory on {learner.policy.device}; lower in this order: {'; '.join(cures)}"
+            f"out of memory on {learner.policy.device}; lower in this order: "
+            f"{'; '.join(_cures(learner, plan))}"
         ) from error
+
+
+def _cures(learner: Learner, plan: TrainConfig) -> list[str]:
+    policy = learner.policy
+    cures = [
+        f"rows (now {plan.rows}), the rollouts in a micro-batch",
+        "the method's k or the task's max_new, if it ran out while sampling",
+    ]
+    if not policy.checkpointing:
+        cures.append("activations, with --checkpointing")
+    if not learner.lora:
+        cures.append("gradients and optimiser, with --lora 16")
+    if distributed.size() > 1 and policy.gathered:
+        cures.append("weights, gradients and optimiser, with --shard")
+    if learner.lora and not getattr(policy.base, "is_quantized", False):
+        cures.append("weights, with --4bit")
+    return cures
+
+
+# ---- collapse
+
+
+_EVALUATIONS = ("eval_avg", "final_eval_avg")
 
 
 def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int = 5) -> str:
@@ -271,7 +323,7 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
     under a tenth or ``length`` under a fifth of where it began. (A reward or an expert may rightly
     lower these.)
     """
-    evaluated = _evaluated(history)
+    evaluated = _evaluations(history)
     if evaluated and 0.05 <= max(evaluated) > 2 * evaluated[-1]:
         return (
             f"right answers to the validation problems fell from {max(evaluated):.3g} to "
@@ -289,13 +341,12 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
     return ""
 
 
-def _evaluated(history: Sequence[Mapping[str, float]]) -> list[float]:
-    return [
-        line[name]
-        for line in history
-        for name in ("eval_avg", "final_eval_avg")
-        if np.isfinite(line.get(name, np.nan))
-    ]
+def _evaluations(history: Sequence[Mapping[str, float]]) -> list[float]:
+    averages = [line.get(name, np.nan) for line in history for name in _EVALUATIONS]
+    return [average for average in averages if np.isfinite(average)]
+
+
+# ---- files
 
 
 def _history(out: Path) -> list[dict[str, float]]:

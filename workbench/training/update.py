@@ -1,14 +1,25 @@
-"""One update: sample, credit, collate, score, loss, step."""
+"""One update: sample, credit, collate, score, loss, step. ``update`` is the whole algorithm."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from workbench.core import Batch, Group, Loss, Method, Scores, StepRecord, Task
+from workbench.core import (
+    Batch,
+    Credit,
+    Group,
+    Loss,
+    Method,
+    Problem,
+    Scores,
+    StepRecord,
+    Task,
+    places_of,
+)
 from workbench.model import distributed
 from workbench.model.batch import collate, score
 from workbench.model.learner import Learner
@@ -20,7 +31,7 @@ def update(
     method: Method,
     learner: Learner,
     task: Task,
-    problems: Sequence,
+    problems: Sequence[Problem],
     seed: tuple[int, ...],
     *,
     step: int = 0,
@@ -30,60 +41,72 @@ def update(
     """Sample, credit, score, loss, step.
 
     ``rows``: rollouts in a micro-batch (None: all at once). ``updates``: optimiser steps on the
-    same batch.
-
-    Micro-batches use the denominators of the whole batch, so their number changes the memory and
-    not the gradient. For the same reason ranks can deal them out: each adds up its share, and all
-    of them the rest (see distributed.py).
+    same batch. Micro-batches use the denominators of the whole batch, so their number changes the
+    memory and not the gradient; for the same reason ranks can deal them out (distributed.py).
     """
     clock = _Clock()
     with learner.gathered():
         groups = method.sample(learner, task, problems, seed)
-        clock("seconds_sample")
+        clock.lap("seconds_sample")
         credits = method.credit(groups, learner)
-    batches, idle = learner.placement.share(
-        collate(credits, learner.policy.pad_id, _rows(rows, len(credits)), learner.policy.device)
-    )
-    metrics: dict[str, float] = {}
-    painted: dict[int, list[float]] = {}
-    skipped = learner.skipped
-    for number in range(updates):
-        parts: dict[str, float] = {}
-        for i, batch in enumerate(batches):
-            scores = score(learner, batch, method)
-            if number == 0 and not learner.policy.trains_in_fp32:
-                batches[i] = batch = _weighted(batch, scores)
-            loss = method.loss(scores, batch)
-            _differentiate(learner, scores, loss.value)
-            # the first update is on policy: only a later one has ratios other than 1, and clips
-            if 0 < number == updates - 1:
-                _add(parts, {f"last_{name}": value for name, value in loss.metrics.items()})
-            if number == 0:
-                _add(parts, _measure(scores, batch, loss))
-                painted |= _paint(batch, loss)
-                if updates > 1:
-                    batches[i] = replace(batch, old_logp=scores.logp.detach())
-        for batch in idle:
-            _differentiate(learner, score(learner, batch, method))
-        norm = learner.step()
-        for part in distributed.gather(parts):
-            _add(metrics, part)
-        if number == 0:
-            metrics["grad_norm"] = norm
-    if (
-        method.distil is not None
-        and method.distil.teacher == "teacher"
-        and learner.skipped == skipped
-    ):
-        metrics["teacher_distance"] = learner.update_teacher()
-    clock("seconds_train")
-    metrics |= (
-        _describe(groups)
-        | dict(method.diagnose(groups, credits))
-        | {"skipped": float(learner.skipped)}
-        | clock.laps
-    )
-    return StepRecord(step, metrics, tuple(groups), _painting(groups, painted))
+    policy, skipped = learner.policy, learner.skipped
+    batches = collate(credits, policy.pad_id, _rows_a_rank(rows, len(credits)), policy.device)
+    share, idle = learner.placement.share(batches)
+
+    first = last = accumulate(method, learner, share, idle)
+    norm = learner.step()
+    for _ in range(updates - 1):
+        last = accumulate(method, learner, first.batches, idle)
+        learner.step()
+
+    metrics = _added(first.measures | first.losses) | {"grad_norm": norm}
+    if updates > 1:
+        metrics |= {f"last_{name}": value for name, value in _added(last.losses).items()}
+    metrics |= _follow(method, learner, skipped)
+    clock.lap("seconds_train")
+    metrics |= describe(groups) | dict(method.diagnose(groups, credits))
+    metrics |= {"skipped": float(learner.skipped)} | clock.laps
+    return StepRecord(step, metrics, tuple(groups), by_group(groups, credits, first.credit))
+
+
+@dataclass
+class Pass:
+    """What one pass over a rank's micro-batches leaves beside the gradient.
+
+    ``batches`` hold the log-probs from before the first update; ``credit`` is the realised credit
+    of a rollout by its place among the credits; the metrics are parts of whole-batch means.
+    """
+
+    batches: list[Batch] = field(default_factory=list)
+    credit: dict[int, list[float]] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+def accumulate(
+    method: Method, learner: Learner, batches: Sequence[Batch], idle: Sequence[Batch] = ()
+) -> Pass:
+    """Score, loss and backward over micro-batches: the gradient of their sum is added up.
+
+    ``idle``: batches of other ranks that this one goes through to keep step with them.
+    """
+    result = Pass()
+    for batch in batches:
+        scores = score(learner, batch, method)
+        if batch.old_logp is None and not learner.policy.trains_in_fp32:
+            batch = weigh_sampler(batch, scores)
+        loss = method.loss(scores, batch)
+        _differentiate(learner, scores, loss.value)
+        _add(result.measures, measure(scores, batch, loss))
+        _add(result.losses, loss.metrics)
+        for place, credit, row in zip(batch.places, batch.credits, loss.credit.tolist()):
+            result.credit[place] = [round(number, 5) for number in row[: len(credit.pg)]]
+        if batch.old_logp is None:
+            batch = replace(batch, old_logp=scores.logp.detach())
+        result.batches.append(batch)
+    for batch in idle:
+        _differentiate(learner, score(learner, batch, method))
+    return result
 
 
 def _differentiate(learner: Learner, scores: Scores, value: torch.Tensor | None = None) -> None:
@@ -96,33 +119,65 @@ def _differentiate(learner: Learner, scores: Scores, value: torch.Tensor | None 
         (value if here else 0 * scores.logp.sum()).backward()
 
 
-def _rows(rows: int | None, credits: int) -> int | None:
+def _follow(method: Method, learner: Learner, skipped: int) -> dict[str, float]:
+    """The EMA teacher follows, where the method has one and all updates were finite."""
+    if method.distil is None or method.distil.teacher != "teacher" or learner.skipped != skipped:
+        return {}
+    return {"teacher_distance": learner.update_teacher()}
+
+
+def _rows_a_rank(rows: int | None, credits: int) -> int | None:
     """So few rollouts in a micro-batch that no rank goes without."""
-    return (
-        rows if distributed.size() == 1 else min(rows or credits, -(-credits // distributed.size()))
-    )
+    if distributed.size() == 1:
+        return rows
+    return min(rows or credits, -(-credits // distributed.size()))
 
 
 class _Clock:
     def __init__(self):
-        self.laps, self.last = {}, time.perf_counter()
+        self.laps: dict[str, float] = {}
+        self.last = time.perf_counter()
 
-    def __call__(self, name: str) -> None:
+    def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self.last = now - self.last, now
+        self.laps[name] = now - self.last
+        self.last = now
+
+
+# ---- metrics
 
 
 def _add(metrics: dict[str, float], more: dict[str, float]) -> None:
     for name, value in more.items():
-        metrics[name] = (
-            max(metrics.get(name, 0.0), value)
-            if name.endswith("_max")
-            else metrics.get(name, 0.0) + value
-        )
+        before = metrics.get(name, 0.0)
+        metrics[name] = max(before, value) if name.endswith("_max") else before + value
+
+
+def _added(part: dict[str, float]) -> dict[str, float]:
+    """This rank's part and all others'."""
+    metrics: dict[str, float] = {}
+    for other in distributed.gather(part):
+        _add(metrics, other)
+    return metrics
 
 
 @torch.no_grad()
-def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
+def weigh_sampler(batch: Batch, scores: Scores) -> Batch:
+    """The policy-gradient channel times min(pi_trainer / pi_sampler, 2).
+
+    In bf16, in 4 bits, or with another engine the sampler's distribution is a little off the
+    trainer's; without these truncated importance weights the gradient is that of neither. (The
+    other channels are not an expectation over the sampler, or weigh it themselves:
+    methods/sdpo.py.)
+    """
+    sampled = batch.mask & batch.sampler_logp.isfinite()
+    ratio = (scores.logp - batch.sampler_logp).exp().clamp(max=SAMPLER_CAP)
+    weighted = batch.channels["pg"] * torch.where(sampled, ratio, 1.0)
+    return replace(batch, channels=batch.channels | {"pg": weighted})
+
+
+@torch.no_grad()
+def measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     """Parts of whole-batch means.
 
     loss         the value that was differentiated. Near 0 for GRPO whatever happens (its advantages
@@ -132,71 +187,30 @@ def _measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     gap_max      largest |sampler log-prob - trainer log-prob|. Under 1e-4 in fp32; more means that
                  the two disagree about the model.
     gap_mean     its mean. In 4 bits .01 to .02 was seen (SmolLM2 on a CPU); truncated importance
-                 weights correct for it (``_weighted``).
+                 weights correct for it (``weigh_sampler``).
     credit_mean  mean |realised credit| a token. 0: nothing was learned in this step.
 
-    And in ``update``, for a method with an EMA teacher: teacher_distance, |theta - theta'| / |theta
-    - theta_0| after its step. From 1 - u it falls slowly while the policy moves on; 0 is no teacher
-    but the policy itself, and a value that stays near 1 a teacher that does not follow.
+    And in ``update``: grad_norm, before clipping, of the first update (a norm that jumps tenfold is
+    a bad batch or too high a rate); skipped, updates so far that were not made because a gradient
+    was not finite (healthy: 0); last_NAME, a loss's metric in the last of several updates on one
+    batch; for a method with an EMA teacher teacher_distance, |theta - theta'| / |theta - theta_0|
+    after its step. From 1 - u it falls slowly while the policy moves on; 0 is no teacher but the
+    policy itself, and a value that stays near 1 a teacher that does not follow.
     """
     tokens = batch.denominators["tokens"]
-    known = batch.mask & batch.sampler_logp.isfinite()
-    gap = torch.where(known, scores.logp.detach() - batch.sampler_logp, 0.0).abs()
+    sampled = batch.mask & batch.sampler_logp.isfinite()
+    gap = torch.where(sampled, scores.logp.detach() - batch.sampler_logp, 0.0).abs()
     return {
         "loss": float(loss.value),
         "entropy": float(scores.entropy[batch.mask].sum()) / tokens,
         "gap_max": float(gap.max()),
         "gap_mean": float(gap.sum()) / tokens,
         "credit_mean": float(loss.credit[batch.mask].abs().sum()) / tokens,
-        **loss.metrics,
     }
 
 
-@torch.no_grad()
-def _weighted(batch: Batch, scores: Scores) -> Batch:
-    """The policy-gradient channel times min(pi_trainer / pi_sampler, 2): truncated importance
-    weights. In bf16, in 4 bits, or with another engine the sampler's distribution is a little off
-    the trainer's; without the weights the gradient is that of neither. (The other channels are not
-    an expectation over the sampler, or weigh it themselves: methods/sdpo.py.)
-    """
-    known = batch.mask & batch.sampler_logp.isfinite()
-    weight = torch.where(
-        known, (scores.logp - batch.sampler_logp).exp().clamp(max=SAMPLER_CAP), 1.0
-    )
-    return replace(batch, channels=batch.channels | {"pg": batch.channels["pg"] * weight})
-
-
-def _paint(batch: Batch, loss: Loss) -> dict[int, list[float]]:
-    return {
-        id(credit.rollout): [round(x, 5) for x in row[: len(credit.rollout.completion_ids)]]
-        for credit, row in zip(batch.credits, loss.credit.tolist())
-    }
-
-
-def _painting(
-    groups: Sequence[Group], painted: dict[int, list[float]]
-) -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """What all ranks painted, by group and rollout.
-
-    (Ranks know a rollout by its place: ``id`` is each one's own.)
-    """
-    order = [id(r) for group in groups for r in group.rollouts]
-    found = {
-        place: row
-        for part in distributed.gather({i: painted[r] for i, r in enumerate(order) if r in painted})
-        for place, row in part.items()
-    }
-    places = iter(range(len(order)))
-    return tuple(
-        tuple(tuple(found.get(next(places), ())) for _ in group.rollouts) for group in groups
-    )
-
-
-def _describe(groups: Sequence[Group]) -> dict[str, float]:
-    """What there is to say of the rollouts, beside ``update``'s own: grad_norm, before clipping, of
-    the first update (a norm that jumps tenfold is a bad batch or too high a rate), skipped, updates
-    so far that were not made because a gradient was not finite (healthy: 0), and last_NAME, a
-    loss's metric in the last of several updates on one batch.
+def describe(groups: Sequence[Group]) -> dict[str, float]:
+    """What there is to say of the rollouts.
 
     reward, correct, length (completion tokens), finished (share that ended its turn): means over
     the rollouts that the policy wrote alone. contrast: share of groups in which their rewards
@@ -204,22 +218,30 @@ def _describe(groups: Sequence[Group]) -> dict[str, float]:
     tokens the policy wrote, also those that are in no rollout. Any other note of the groups is
     summed.
     """
-    own = [r for group in groups for r in group.own]
-    n = len(own)
-    notes: dict[str, float] = {
-        "generated": float(
-            sum(len(r.completion_ids) - r.borrowed for group in groups for r in group.rollouts)
-        )
+    alone = [rollout for group in groups for rollout in group.own]
+    differ = [len({rollout.verdict.reward for rollout in group.own}) > 1 for group in groups]
+    metrics = {
+        "reward": sum(rollout.verdict.reward for rollout in alone) / len(alone),
+        "correct": sum(rollout.verdict.correct for rollout in alone) / len(alone),
+        "contrast": sum(differ) / len(groups),
+        "length": sum(len(rollout.completion_ids) for rollout in alone) / len(alone),
+        "finished": sum(rollout.finished for rollout in alone) / len(alone),
+        "generated": 0.0,
     }
     for group in groups:
-        for name, value in group.notes.items():
-            notes[name] = notes.get(name, 0.0) + value
-    return {
-        "reward": sum(r.verdict.reward for r in own) / n,
-        "correct": sum(r.verdict.correct for r in own) / n,
-        "contrast": sum(len({r.verdict.reward for r in group.own}) > 1 for group in groups)
-        / len(groups),
-        "length": sum(len(r.completion_ids) for r in own) / n,
-        "finished": sum(r.finished for r in own) / n,
-        **notes,
-    }
+        metrics["generated"] += sum(len(r.completion_ids) - r.borrowed for r in group.rollouts)
+        _add(metrics, dict(group.notes))
+    return metrics
+
+
+def by_group(
+    groups: Sequence[Group], credits: Sequence[Credit], by_place: dict[int, list[float]]
+) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """All ranks' realised credit, by group and rollout; empty for a rollout without any."""
+    rows: list[list[tuple[float, ...]]] = [[()] * len(group.rollouts) for group in groups]
+    places = places_of(credits, groups)
+    for part in distributed.gather(by_place):
+        for place, numbers in part.items():
+            i, j = places[place]
+            rows[i][j] = tuple(numbers)
+    return tuple(tuple(row) for row in rows)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import toys
 
+from workbench.core import Group
 from workbench.inspection.credit import (
-    MethodCredit,
+    RealisedCredit,
     comparable_rollouts,
     credit_by_method,
-    group_of,
     realised_credit,
 )
 from workbench.methods.grpo import GRPO
@@ -35,11 +35,11 @@ def found():
 
 def test_methods_that_let_the_policy_write_see_the_same_attempts(found):
     ids = {
-        name: [r.completion_ids for r in way.rollouts if r.origin == "policy"]
+        name: [r.completion_ids for r in way.group.rollouts if r.origin == "policy"]
         for name, way in found.items()
     }
     assert ids["GRPO"] == ids["SDPO"] == ids["TRAPO"] and not ids["SFT"]
-    assert [r.origin for r in found["TRAPO"].rollouts] == ["policy"] * 4 + ["guided"] * 3 + [
+    assert [r.origin for r in found["TRAPO"].group.rollouts] == ["policy"] * 4 + ["guided"] * 3 + [
         "expert"
     ]
 
@@ -47,8 +47,8 @@ def test_methods_that_let_the_policy_write_see_the_same_attempts(found):
 def test_the_numbers_are_those_of_the_method_on_its_own_group(found):
     for name, way in found.items():
         again = realised_credit(
-            FrozenLearner(toys.tiny_policy()), group_of(PROBLEM, way), METHODS[name]
-        )["credit"]
+            FrozenLearner(toys.tiny_policy()), way.group, METHODS[name]
+        ).credit
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(way.credit, again))
     # a random model is never right: no contrast
     assert all((credit == 0).all() for credit in found["GRPO"].credit)
@@ -63,32 +63,34 @@ def test_few_are_picked_the_shared_ones_and_one_addition():
         replace(toys.rollout(5, reward, seed=4), origin="expert", borrowed=5)
         for reward in (0.0, 1.0)
     )
-    flat = lambda *rollouts: MethodCredit(
-        rollouts, tuple(np.full(len(r.completion_ids), 1.0) for r in rollouts)
-    )  # noqa: E731
+
+    def flat(*rollouts):
+        numbers = tuple(np.full(len(r.completion_ids), 1.0) for r in rollouts)
+        return RealisedCredit(Group(PROBLEM, rollouts), numbers, {})
+
     kept = comparable_rollouts(
         {"a": flat(other, right, wrong), "b": flat(wrong, right), "c": flat(right)}
     )
     assert [
-        [r is x for r, x in zip(kept[name].rollouts, want)]
+        [r is x for r, x in zip(kept[name].group.rollouts, want)]
         for name, want in (("a", (right, wrong)), ("b", (right, wrong)), ("c", (right,)))
     ] == [[True, True], [True, True], [True]]
-    assert comparable_rollouts({"a": flat(right, bad, good)})["a"].rollouts == (right, good)
+    assert comparable_rollouts({"a": flat(right, bad, good)})["a"].group.rollouts == (right, good)
 
 
 def test_a_column_for_each_method_with_every_token(found):
     decode = lambda token: toys.tiny_policy().tokenizer.decode([token])  # noqa: E731
     kept = comparable_rollouts({name: found[name] for name in ("SFT", "TRAPO")})
     narrow = columns(
-        {name: (group_of(PROBLEM, way), way.credit) for name, way in kept.items()}, decode, width=12
+        {name: (way.group, way.credit) for name, way in kept.items()}, decode, width=12
     ).axes[0]
     for text in narrow.texts:  # a long line goes on below, and not into the next column
         if text.get_ha() == "center":
             middle, half = text.get_position()[0], len(text.get_text()) / 2
             assert (middle + half - 0.5) // 12 == (middle - half) // 12 or half > 5
     figure = columns(
-        {name: (group_of(PROBLEM, way), way.credit) for name, way in kept.items()}, decode
+        {name: (way.group, way.credit) for name, way in kept.items()}, decode
     )
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"SFT", "TRAPO", "✓ expert"} <= set(words)
-    assert len(words) >= sum(len(r.completion_ids) for way in kept.values() for r in way.rollouts)
+    assert len(words) >= sum(len(r.completion_ids) for way in kept.values() for r in way.group.rollouts)
