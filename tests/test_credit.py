@@ -46,9 +46,7 @@ def test_methods_that_let_the_policy_write_see_the_same_attempts(found):
 
 def test_the_numbers_are_those_of_the_method_on_its_own_group(found):
     for name, way in found.items():
-        again = realised_credit(
-            FrozenLearner(toys.tiny_policy()), way.group, METHODS[name]
-        ).credit
+        again = realised_credit(FrozenLearner(toys.tiny_policy()), way.group, METHODS[name]).credit
         assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(way.credit, again))
     # a random model is never right: no contrast
     assert all((credit == 0).all() for credit in found["GRPO"].credit)
@@ -88,9 +86,9 @@ def test_a_column_for_each_method_with_every_token(found):
         if text.get_ha() == "center":
             middle, half = text.get_position()[0], len(text.get_text()) / 2
             assert (middle + half - 0.5) // 12 == (middle - half) // 12 or half > 5
-    figure = columns(
-        {name: (way.group, way.credit) for name, way in kept.items()}, decode
-    )
+    figure = columns({name: (way.group, way.credit) for name, way in kept.items()}, decode)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"SFT", "TRAPO", "✓ expert"} <= set(words)
-    assert len(words) >= sum(len(r.completion_ids) for way in kept.values() for r in way.group.rollouts)
+    assert len(words) >= sum(
+        len(r.completion_ids) for way in kept.values() for r in way.group.rollouts
+    )

@@ -236,7 +236,9 @@ def test_what_is_drawn_is_what_the_parameters_feel_in_expectation(method):
         pg = (
             torch.zeros(n)
             if base is None
-            else (method.mix or 1.0) * (batch.channels["pg"] * base.token_weights(batch))[i, :n] * tokens
+            else (method.mix or 1.0)
+            * (batch.channels["pg"] * base.token_weights(batch))[i, :n]
+            * tokens
         )
         by_hand = (
             by_hand + (logp.exp().detach() * (by_token[i, :n] - pg[:, None]) * logp).sum() / tokens

@@ -8,7 +8,7 @@ from random import SystemRandom
 
 import pytest
 
-from workbench import methods
+from workbench.methods import from_record
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.records import read_run
@@ -18,12 +18,6 @@ from workbench.training.run import TrainConfig, collapse, fit
 
 ROOT = Path(__file__).parent.parent
 STEPS = 2
-
-
-def method_of(config):
-    # JSON has no infinity: such a limit is the default
-    options = {name: value for name, value in config["options"].items() if value is not None}
-    return methods.find(config["method"].lower())(**options)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +45,7 @@ def test_the_first_steps_of_a_committed_run_come_out_again(cell, tmp_path):
     )
     again = read_run(
         fit(
-            method_of(config),
+            from_record(config),
             learner,
             load_task(config["task"]),
             plan,
@@ -108,7 +102,7 @@ def test_recorded_runs_that_lost_half_of_what_they_could_would_have_been_warned_
     for folder in grid.RECORDS.iterdir():
         if (folder / "metrics.jsonl").is_file():
             run = read_run(folder)
-            lines, method = run.metrics.to_dict("records"), method_of(run.config)
+            lines, method = run.metrics.to_dict("records"), from_record(run.config)
             if any(collapse(lines[:n], method) for n in range(1, len(lines) + 1)):
                 warned.add(folder.name)
             arm, model, seed = folder.name.rsplit("-", 2)

@@ -58,3 +58,8 @@ def shaped(logp: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """
     p = logp.exp()
     return -p / (p + gamma), (gamma * p / (p + gamma).square()).detach()
+
+
+def ratio(logp: Tensor, old_logp: Tensor | None) -> Tensor:
+    """rho = pi / pi_old of each token, with gradient; 1 where pi_old is the policy itself, None."""
+    return (logp - (logp.detach() if old_logp is None else old_logp)).exp()

@@ -354,7 +354,7 @@ def _doctor(args) -> None:
             raise WorkbenchError("doctor --method and --measure want a --model")
         print(doctor.report())
         return
-    names = [args.method] if args.method else methods.names()
+    names = [args.method] if args.method else methods.METHODS
     kinds = [methods.find(name) for name in names]
     print(
         f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU "

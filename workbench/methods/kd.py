@@ -1,7 +1,9 @@
-r"""KD: knowledge distillation on what a stronger model writes, off policy.   Sequence level: Kim and Rush, arXiv 1606.07947
+r"""KD: knowledge distillation on what a stronger model writes, off policy.
 
-    L = - mean_t log pi(y_t | x, y_<t)          over the tokens of k samples y ~ q of each problem,
-                                                q: the teacher
+Sequence level: Kim and Rush, arXiv 1606.07947
+
+    L = - mean_t log pi(y_t | x, y_<t)      over the tokens of k samples y ~ q of each problem,
+                                            q: the teacher
 
 Realised credit of a token: 1 on every token that the teacher wrote, likely or not. It is SFT on the
 teacher's samples in place of expert solutions. Beside OPD it shows what it is worth that the policy
@@ -52,41 +54,31 @@ class KD(Method):
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         require_teacher(learner, self.teacher, "KD")
-        groups = sample_groups(learner.expert, task, problems, self.k, seed)
-        return [
-            Group(
-                group.problem,
-                tuple(given(learner.policy, group.problem, r) for r in group.rollouts),
-                {"expert_tokens": float(sum(len(r.completion_ids) for r in group.rollouts))},
-            )
-            for group in groups
-        ]
+        groups = []
+        for group in sample_groups(learner.expert, task, problems, self.k, seed):
+            rollouts = tuple(adopted(learner.policy, group.problem, r) for r in group.rollouts)
+            tokens = float(sum(len(rollout.completion_ids) for rollout in rollouts))
+            groups.append(Group(group.problem, rollouts, {"expert_tokens": tokens}))
+        return groups
 
     def credit(self, groups, learner) -> list[Credit]:
-        return [
-            Credit.of(r, nll=1.0)
-            for group in groups
-            for r in group.rollouts
-            if r.verdict.correct or not self.correct
-        ]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        return [Credit.of(r, nll=1.0) for r in rollouts if r.verdict.correct or not self.correct]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         return SFT().loss(scores, batch)
 
 
-def given(policy: Policy, problem: Problem, written: Rollout) -> Rollout:
-    """What another model with the same tokenizer wrote, token by token, after the policy's own
-    prompt: none of it is the policy's.
+def adopted(policy: Policy, problem: Problem, rollout: Rollout) -> Rollout:
+    """What another model with the same tokenizer wrote, after the policy's own prompt.
 
-    Raises WorkbenchError when it does not fit the policy's context.
+    None of its tokens is the policy's. Raises WorkbenchError when it does not fit the context.
     """
-    prompt, size = policy.prompt_ids(problem.messages), len(written.completion_ids)
+    prompt, size = policy.prompt_ids(problem.messages), len(rollout.completion_ids)
     if len(prompt) + size > policy.context:
         raise WorkbenchError(
             f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
-            "tokens, "
-            f"more than the model's context of {policy.context}"
+            f"tokens, more than the model's context of {policy.context}"
         )
-    return replace(
-        written, prompt_ids=prompt, logprobs=(float("nan"),) * size, origin="expert", borrowed=size
-    )
+    unscored = (float("nan"),) * size
+    return replace(rollout, prompt_ids=prompt, logprobs=unscored, origin="expert", borrowed=size)

@@ -1,9 +1,11 @@
-r"""LUFFY: learning to reason under off-policy guidance.   arXiv 2504.14945 (mixed-policy GRPO with policy shaping)
+r"""LUFFY: learning to reason under off-policy guidance.
 
-    A_i = r_i - mean_G r                          over k - 1 own rollouts and one whole expert trace
-    L   = [ sum_own - A_i rho_t  +  sum_expert - A_i f(pi(y_t)) ] / (max length * sequences)  -  c
-        mean_t H_t
-    f(p) = p / (p + gamma)                        grad f = gamma p / (p + gamma)^2  grad log p
+arXiv 2504.14945 (mixed-policy GRPO with policy shaping)
+
+    A_i  = r_i - mean_G r                     over k - 1 own rollouts and one whole expert trace
+    L    = [ sum_own - A_i rho_t  +  sum_expert - A_i f(pi(y_t)) ] / (max length * sequences)
+           - c mean_t H_t
+    f(p) = p / (p + gamma)                    grad f = gamma p / (p + gamma)^2  grad log p
 
 Realised credit: own token rho_t A_i, expert token A_i gamma p/(p + gamma)^2, both over (max length
 * sequences). Where every own rollout is right, A = 0 and the trace teaches nothing; the expert's
@@ -41,34 +43,28 @@ class LUFFY(Method):
             )
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        experts = [
-            [
-                expert_rollout(learner.policy, task, problem, text, task.max_new)
+        policy, experts, starts = learner.policy, [], []
+        for problem in problems:
+            traces = [
+                expert_rollout(policy, task, problem, text, task.max_new)
                 for text in problem.solutions[:1]
             ]
-            for problem in problems
-        ]
-        starts = [
-            Prefix(
-                problem,
-                (),
-                [coordinates(*seed, problem.id, j) for j in range(self.k - len(expert))],
-            )
-            for problem, expert in zip(problems, experts)
-        ]
+            places = range(self.k - len(traces))
+            seeds = [coordinates(*seed, problem.id, place) for place in places]
+            experts.append(tuple(traces))
+            starts.append(Prefix(problem, (), seeds))
+        written = continue_from(policy, task, starts)
         return [
-            Group(problem, (*own, *expert))
-            for problem, own, expert in zip(
-                problems, continue_from(learner.policy, task, starts), experts
-            )
+            Group(problem, (*rollouts, *traces))
+            for problem, rollouts, traces in zip(problems, written, experts)
         ]
 
     def credit(self, groups, learner) -> list[Credit]:
-        return [
-            mixed(rollout, a, weight=a)
-            for group in groups
-            for rollout, a in zip(group.rollouts, centered(group))
-        ]
+        credits = []
+        for group in groups:
+            for rollout, advantage in zip(group.rollouts, centered(group)):
+                credits.append(mixed(rollout, advantage, weight=advantage))
+        return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         return mixed_loss(

@@ -1,10 +1,12 @@
-r"""OPD: on-policy distillation.   The baseline of SCOPE, arXiv 2604.10688; its own teacher as context: OPSD, arXiv 2601.18734
+r"""OPD: on-policy distillation.
 
-    Delta_t = log q(y_t | x, y_<t) - log pi_old(y_t | x, y_<t)          q: the teacher; y ~ pi_old
-    token   : L = - mean_t Delta_t rho_t                                one-sample estimate of the
-            gradient of the next line
-    logit   : L = mean_t KL(pi || sg q)                                 over the policy's top_k
-            tokens and one bucket for the others; 0: over all
+The baseline of SCOPE, arXiv 2604.10688; its own teacher as context: OPSD, arXiv 2601.18734
+
+    Delta_t = log q(y_t | x, y_<t) - log pi_old(y_t | x, y_<t)      q: the teacher; y ~ pi_old
+
+    token   : L = - mean_t Delta_t rho_t        one-sample estimate of the next line's gradient
+    logit   : L = mean_t KL(pi || sg q)         over the policy's top_k tokens and one bucket for
+                                                the others; 0: over all
 
 Realised credit of a token: rho_t Delta_t, in logit form without rho_t, and a token of the bucket
 has the bucket's; below 0 where the teacher would write the token more rarely than the policy did.
@@ -33,7 +35,9 @@ from typing import Literal
 import numpy as np
 
 from workbench.core import Batch, Credit, Distil, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.losses import ratio
 from workbench.model.batch import rescore
+from workbench.model.policy import Policy
 from workbench.rollouts.sampling import sample_groups
 
 
@@ -66,59 +70,51 @@ class OPD(Method):
         return sample_groups(learner.policy, task, problems, self.k, seed)
 
     def credit(self, groups, learner) -> list[Credit]:
-        """The teacher is asked here in both forms: what it cannot score is left out before anything
-        is divided by its tokens.
+        """The teacher is asked here in both forms.
+
+        What it cannot score is left out before anything is divided by its tokens.
         """
         require_teacher(learner, self.teacher, "OPD")
-        rollouts = [r for group in groups for r in group.rollouts]
-        scored = [
-            (r, logp)
-            for r, logp in zip(rollouts, teacher_logprobs(learner, rollouts, self.teacher))
-            if logp is not None
-        ]
+        asked = [rollout for group in groups for rollout in group.rollouts]
+        answers = teacher_logprobs(learner, asked, self.teacher)
+        rollouts = [r for r, logp in zip(asked, answers) if logp is not None]
         if self.form == "logit":
-            if self.teacher == "expert" and len(learner.expert.head) < len(learner.policy.head):
-                raise WorkbenchError(
-                    f"the teacher {learner.expert.name} has fewer outputs than "
-                    f"{learner.policy.name}: form=logit cannot compare them"
-                )
-            return [Credit.of(r, kl=1.0, teacher_prompt_ids=r.prompt_ids) for r, _ in scored]
-        own = rescore(learner.policy, [r for r, _ in scored])
-        return [
-            Credit.of(r, pg=teacher - student) for (r, teacher), (student, _) in zip(scored, own)
-        ]
+            self._refuse_small_head(learner)
+            return [Credit.of(r, kl=1.0, teacher_prompt_ids=r.prompt_ids) for r in rollouts]
+        teacher = [logp for logp in answers if logp is not None]
+        student = [logp for logp, _ in rescore(learner.policy, rollouts)]
+        return [Credit.of(r, pg=q - p) for r, q, p in zip(rollouts, teacher, student)]
+
+    def _refuse_small_head(self, learner) -> None:
+        if self.teacher == "expert" and len(learner.expert.head) < len(learner.policy.head):
+            raise WorkbenchError(
+                f"the teacher {learner.expert.name} has fewer outputs than "
+                f"{learner.policy.name}: form=logit cannot compare them"
+            )
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        """kl_teacher:
+        """Metrics, means over tokens:
 
-        KL(pi || q) in nats, mean over tokens; in token form its one-sample estimate, which can be
-        below 0. Falls toward 0. tail: the policy's probability outside top_k, in logit form. Below
-        0.01; more: take a larger top_k.
+        kl_teacher  KL(pi || q) in nats; in token form its one-sample estimate, which can be below
+                    0. Falls toward 0.
+        tail        the policy's probability outside top_k, in logit form. Below 0.01; more: take a
+                    larger top_k.
         """
         tokens = batch.denominators["tokens"]
         if self.form == "logit":
             weight = batch.channels["kl"] / batch.denominators["kl"]
             per_token = weight * scores.divergence
+            credit = weight * scores.divergence_credit * tokens
             metrics = {
                 "kl_teacher": float(per_token.detach().sum()),
                 "tail": float((weight * scores.tail_mass).sum()),
             }
-            return Loss(
-                per_token.sum(),
-                per_token.detach(),
-                weight * scores.divergence_credit * tokens,
-                metrics,
-            )
-        old = scores.logp.detach() if batch.old_logp is None else batch.old_logp
+            return Loss(per_token.sum(), per_token.detach(), credit, metrics)
         pg = batch.channels["pg"]
-        objective = pg * (scores.logp - old).exp()
+        objective = pg * ratio(scores.logp, batch.old_logp)
         per_token = -objective / tokens
-        return Loss(
-            per_token.sum(),
-            per_token.detach(),
-            objective.detach(),
-            {"kl_teacher": -float(pg.sum()) / tokens},
-        )
+        metrics = {"kl_teacher": -float(pg.sum()) / tokens}
+        return Loss(per_token.sum(), per_token.detach(), objective.detach(), metrics)
 
     def diagnose(self, groups, credits) -> dict[str, float]:
         """teacher_failed: rollouts left out because the teacher could not score them.
@@ -145,12 +141,15 @@ def teacher_logprobs(learner, rollouts: Sequence[Rollout], which: str) -> list[n
     None where it cannot score one: longer than its context, or a log-prob that is not finite. Such
     a rollout is left out, never counted as 0.
     """
-    with (
-        nullcontext(learner.expert)
-        if which == "expert"
-        else learner.weights("reference") as teacher
-    ):
-        fits = [len(r.prompt_ids) + len(r.completion_ids) <= teacher.context for r in rollouts]
-        scored = iter(rescore(teacher, [r for r, fit in zip(rollouts, fits) if fit]))
-        found = [next(scored)[0] if fit else None for fit in fits]
-    return [logp if logp is not None and np.isfinite(logp).all() else None for logp in found]
+    expert = nullcontext(learner.expert)
+    with expert if which == "expert" else learner.weights("reference") as teacher:
+        places = [i for i, rollout in enumerate(rollouts) if _fits(rollout, teacher)]
+        scored = rescore(teacher, [rollouts[i] for i in places])
+    answers: list[np.ndarray | None] = [None] * len(rollouts)
+    for i, (logp, _) in zip(places, scored):
+        answers[i] = logp if np.isfinite(logp).all() else None
+    return answers
+
+
+def _fits(rollout: Rollout, teacher: Policy) -> bool:
+    return len(rollout.prompt_ids) + len(rollout.completion_ids) <= teacher.context

@@ -53,6 +53,7 @@ from workbench.core import (
     WorkbenchError,
     places_of,
 )
+from workbench.losses import ratio
 from workbench.methods.opd import require_teacher, teacher_logprobs
 from workbench.model.batch import rescore
 from workbench.rollouts.sampling import sample_groups
@@ -142,14 +143,13 @@ class SCOPE(Method):
         return float(len(members)) if self.normalise == "code" else 1.0
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
-        old_logp = scores.logp.detach() if batch.old_logp is None else batch.old_logp
         tokens = batch.denominators["tokens"]
         if self.normalise == "code":
             for_wrong, for_right = 1 / tokens, 1 / max(batch.denominators["nll"], 1.0)
         else:
             for_wrong = for_right = 1 / (batch.mask.sum(-1, keepdim=True) * batch.sequences)
         imitated = batch.channels["nll"] * for_right
-        distilled = batch.channels["pg"] * (scores.logp - old_logp).exp() * for_wrong
+        distilled = batch.channels["pg"] * ratio(scores.logp, batch.old_logp) * for_wrong
         right, wrong = -imitated * scores.logp, -distilled
         per_token = right + wrong
         credit = (imitated + distilled).detach() * tokens

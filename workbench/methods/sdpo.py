@@ -1,19 +1,20 @@
-r"""SDPO: self-distillation policy optimisation.   arXiv 2601.20802 v2 (and the authors' code); SRPO routing: 2604.02288; OPSD: 2601.18734
+r"""SDPO: self-distillation policy optimisation.
 
-    q      = pi_theta'(. | reprompt(x, demonstration or feedback), y_<t)      theta': weights that
-           follow theta slowly
-    L      = mean_t w_t D_a(pi || sg q)                                       a = 1: KL(pi || q),  a
-           = 0: KL(q || pi),
-             D_a = (1-a) KL(pi || m) + a KL(q || m),  m = (1-a) pi + a q      a = 1/2:
-                                                      Jensen-Shannon
-    token  : L = - mean_t w_t sg(Delta_t) log pi(y_t),   Delta_t = log q(y_t) - log pi(y_t);
-           sequence: Delta_t's mean over the rollout
-    w_t    = min(pi / pi_old, cap) min(pi_old / pi_sampler, cap)              detached; 1 on the
-           first update with one engine
-    D over the policy's top_k tokens and one bucket for the others (eq. 11);  with GRPO: mix L_GRPO
-        + (1 - mix) L  (eq. 3's lambda)
-    mixed teacher: log q = (1 - trust) log q_ref + trust log q_theta - log Z  (the trust region),
-        both under the reprompt
+arXiv 2601.20802 v2 (and the authors' code); SRPO routing: 2604.02288; OPSD: 2601.18734
+
+    q         = pi_theta'(. | reprompt(x, demonstration or feedback), y_<t)
+                theta': weights that follow theta slowly
+    L         = mean_t w_t D_a(pi || sg q)          D over the policy's top_k tokens and one bucket
+                                                    for the others (eq. 11)
+    D_a       a = 1: KL(pi || q);  a = 0: KL(q || pi);  else, with m = (1-a) pi + a q,
+              (1-a) KL(pi || m) + a KL(q || m)      a = 1/2: Jensen-Shannon
+    token:    L = - mean_t w_t sg(Delta_t) log pi(y_t),   Delta_t = log q(y_t) - log pi(y_t)
+    sequence: the same with Delta_t's mean over the rollout
+    w_t       = min(pi / pi_old, cap) min(pi_old / pi_sampler, cap)
+                detached; 1 on the first update with one engine
+    mix       mix L_GRPO + (1 - mix) L              eq. 3's lambda
+    mixed     teacher: log q = (1 - trust) log q_ref + trust log q_theta - log Z (the trust region),
+              both under the reprompt
 
 The teacher never writes: it re-scores the policy's own tokens, knowing more. A rollout is shown
 another correct rollout of its group, drawn by coordinates (problem, its place, the texts of the
@@ -38,7 +39,7 @@ Differs from the paper and its code:
 - advantage_clip holds every token's credit c_v in the gradient at this value from above (paper: 5
   at test time), and leaves the loss's value alone;
 - a sampler that differs from the trainer is weighed as in the code (truncated at 2) in the GRPO of
-  mix and srpo too, but by training/run.py, for all methods;
+  mix and srpo too, but by training/update.py, for all methods;
 - srpo: one mean over all tokens of the batch, and exp(-H(q_t)) has mean 1 over each rollout, so
   that micro-batches do not change it.
 
@@ -141,67 +142,59 @@ class SDPO(Method):
         rollout = group.rollouts[i]
         if self.srpo and rollout.verdict.correct:
             return "", ""
+        texts = self._demonstrations(group, i)
+        group_texts = [r.text for r in group.rollouts]
+        draw = Random(coordinates("demonstration", group.problem.id, i, *group_texts))
+        demonstration = _unless_blank(THOUGHT.sub("", draw.choice(texts))) if texts else ""
+        if self.feedback == "always" or (self.feedback == "fallback" and not demonstration):
+            return demonstration, _unless_blank(rollout.verdict.feedback)
+        return demonstration, ""
+
+    def _demonstrations(self, group: Group, i: int) -> tuple[str, ...]:
+        """What rollout i may be shown."""
+        if self.demonstration == "none":
+            return ()
         if self.demonstration == "reference":
-            texts = group.problem.solutions[:1]
-        else:
-            texts = [
-                r.text
-                for j, r in enumerate(group.rollouts)
-                if r.verdict.correct
-                and self.demonstration != "none"
-                and (j != i or self.demonstration == "any")
-            ]
-        draw = Random(
-            coordinates("demonstration", group.problem.id, i, *(r.text for r in group.rollouts))
-        )
-        demonstration = _said(THOUGHT.sub("", draw.choice(texts))) if texts else ""
-        wanted = self.feedback == "always" or (self.feedback == "fallback" and not demonstration)
-        return demonstration, _said(rollout.verdict.feedback) if wanted else ""
+            return group.problem.solutions[:1]
+        right = [(j, r.text) for j, r in enumerate(group.rollouts) if r.verdict.correct]
+        return tuple(text for j, text in right if j != i or self.demonstration == "any")
 
     def credit(self, groups, learner) -> list[Credit]:
         credits = []
         for group in groups:
             # most rollouts of a group are shown what another one is
             prompts: dict[tuple, tuple[int, ...] | None] = {}
-            advantages = (
-                [c.pg for c in self.grpo.credit([group], learner)]
-                if self.mix or self.srpo
-                else [0.0] * len(group.rollouts)
-            )
+            advantages = [0.0] * len(group.rollouts)
+            if self.mix or self.srpo:
+                advantages = self.grpo.advantages(group)
             for i, (rollout, pg) in enumerate(zip(group.rollouts, advantages)):
                 shown = self.shown(group, i)
                 key = (*shown, len(rollout.completion_ids))
                 if key not in prompts:
                     prompts[key] = teacher_prompt(learner.policy, group.problem, rollout, *shown)
-                taught = prompts[key] is not None
+                prompt = prompts[key]
+                taught = prompt is not None
+                pg = 0.0 if self.srpo and taught else pg
                 credits.append(
-                    Credit.of(
-                        rollout,
-                        pg=0.0 if self.srpo and taught else pg,
-                        kl=float(taught),
-                        teacher_prompt_ids=prompts[key],
-                    )
+                    Credit.of(rollout, pg=pg, kl=float(taught), teacher_prompt_ids=prompt)
                 )
         return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         objective, coefficient = self.objective(scores, batch)
-        weight = self.weights(scores, batch)
-        mine = 1 - self.mix
-        per_token, credit = (
-            mine * weight * objective,
-            mine * (weight * coefficient).detach() * batch.denominators["tokens"],
+        weight = (1 - self.mix) * self.token_weights(scores, batch)
+        per_token = weight * objective
+        credit = (weight * coefficient).detach() * batch.denominators["tokens"]
+        metrics = self.health(scores, batch)
+        if not self.mix and not self.srpo:
+            return Loss(per_token.sum(), per_token.detach(), credit, metrics)
+        grpo, share = self.grpo.loss(scores, batch), self.mix or 1.0
+        return Loss(
+            per_token.sum() + share * grpo.value,
+            per_token.detach() + share * grpo.per_token,
+            credit + share * grpo.credit,
+            metrics | grpo.metrics,
         )
-        value, metrics = per_token.sum(), self.health(scores, batch)
-        if self.mix or self.srpo:
-            base, theirs = self.grpo.loss(scores, batch), self.mix or 1.0
-            value, credit, metrics = (
-                value + theirs * base.value,
-                credit + theirs * base.credit,
-                metrics | base.metrics,
-            )
-            per_token = per_token + theirs * base.per_token
-        return Loss(value, per_token.detach(), credit, metrics)
 
     def objective(self, scores: Scores, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, T] what is minimised, and its realised credit."""
@@ -212,21 +205,23 @@ class SDPO(Method):
             delta = delta.sum(-1, keepdim=True) / batch.mask.sum(-1, keepdim=True)
         return -delta * scores.logp, delta
 
-    def weights(self, scores: Scores, batch: Batch) -> torch.Tensor:
-        """[B, T] what each distilled token counts: its importance weight and its part in the mean."""
+    def token_weights(self, scores: Scores, batch: Batch) -> torch.Tensor:
+        """[B, T] what each distilled token counts: importance weight times part in the mean."""
         logp, kl = scores.logp.detach(), batch.channels["kl"]
-        old = logp if batch.old_logp is None else batch.old_logp
-        known = batch.mask & batch.sampler_logp.isfinite()
-        sampler = torch.where(known, old - batch.sampler_logp, 0.0)
-        weight = kl * (logp - old).exp().clamp(max=self.cap) * sampler.exp().clamp(max=self.cap)
+        old_logp = logp if batch.old_logp is None else batch.old_logp
+        sampled = batch.mask & batch.sampler_logp.isfinite()
+        off_sampler = torch.where(sampled, old_logp - batch.sampler_logp, 0.0).exp()
+        off_policy = (logp - old_logp).exp()
+        weight = kl * off_policy.clamp(max=self.cap) * off_sampler.clamp(max=self.cap)
+        lengths = batch.mask.sum(-1, keepdim=True)
         if self.srpo:
             sure = (-scores.teacher_entropy).exp() * batch.mask
-            weight = weight * sure * batch.mask.sum(-1, keepdim=True) / sure.sum(-1, keepdim=True)
+            weight = weight * sure * lengths / sure.sum(-1, keepdim=True)
         if self.aggregate == "sequence":
-            return weight / batch.mask.sum(-1, keepdim=True) / batch.sequences
-        return weight / (
-            batch.denominators["tokens"] if self.srpo else max(batch.denominators["kl"], 1.0)
-        )
+            return weight / lengths / batch.sequences
+        if self.srpo:
+            return weight / batch.denominators["tokens"]
+        return weight / max(batch.denominators["kl"], 1.0)
 
     @torch.no_grad()
     def health(self, scores: Scores, batch: Batch) -> dict[str, float]:
@@ -245,25 +240,24 @@ class SDPO(Method):
         teacher_entropy  nats, at the same places. Below the policy's; above it: what the teacher
                          reads confuses it.
         """
-        on, n = batch.channels["kl"] != 0, batch.denominators["kl"]
-        if not n:
+        distilled, tokens = batch.channels["kl"] != 0, batch.denominators["kl"]
+        if not tokens:
             return {}
-        right = on & torch.tensor(
-            [[c.rollout.verdict.correct] for c in batch.credits], device=on.device
-        )
-        delta, n_right = scores.teacher - scores.logp, batch.denominators["kl_right"]
         columns = {
             "divergence": scores.divergence,
             "tail": scores.tail_mass,
             "student_entropy": scores.entropy,
             "teacher_entropy": scores.teacher_entropy,
         }
-        metrics = {name: float(column[on].sum()) / n for name, column in columns.items()}
-        for name, where, count in (
-            ("delta_right", right, n_right),
-            ("delta_wrong", on & ~right, n - n_right),
-        ):
-            metrics |= {name: float(delta[where].sum()) / count} if count else {}
+        metrics = {name: float(of[distilled].sum()) / tokens for name, of in columns.items()}
+        verdicts = [[credit.rollout.verdict.correct] for credit in batch.credits]
+        right = distilled & torch.tensor(verdicts, device=distilled.device)
+        in_right = batch.denominators["kl_right"]
+        delta = scores.teacher - scores.logp
+        if in_right:
+            metrics["delta_right"] = float(delta[right].sum()) / in_right
+        if tokens > in_right:
+            metrics["delta_wrong"] = float(delta[distilled & ~right].sum()) / (tokens - in_right)
         return metrics
 
     def diagnose(self, groups, credits) -> dict[str, float]:
@@ -278,30 +272,30 @@ class SDPO(Method):
                       demonstration. Rising to 1: the group has one answer left.
         """
         shown = [self.shown(group, i) for group in groups for i in range(len(group.rollouts))]
-        lines = [
-            (line in text.split("\n"))
-            for credit, (text, _) in zip(credits, shown)
-            if text
-            for line in credit.rollout.text.split("\n")
-        ]
-        n = len(credits)
+        copied = []
+        for credit, (demonstration, _) in zip(credits, shown):
+            if demonstration:
+                lines = demonstration.split("\n")
+                copied += [line in lines for line in credit.rollout.text.split("\n")]
+        masked = sum(credit.teacher_prompt_ids is None for credit in credits)
         return {
-            "demonstrated": sum(bool(text) for text, _ in shown) / n,
-            "advised": sum(bool(words) for _, words in shown) / n,
-            "masked": sum(credit.teacher_prompt_ids is None for credit in credits) / n,
-            "copied": sum(lines) / max(len(lines), 1),
+            "demonstrated": sum(bool(text) for text, _ in shown) / len(credits),
+            "advised": sum(bool(words) for _, words in shown) / len(credits),
+            "masked": masked / len(credits),
+            "copied": sum(copied) / max(len(copied), 1),
         }
 
 
-def _said(text: str) -> str:
+def _unless_blank(text: str) -> str:
     return text if text.strip() else ""
 
 
 def teacher_prompt(
     policy, problem: Problem, rollout: Rollout, demonstration: str, feedback: str
 ) -> tuple[int, ...] | None:
-    """The prompt under which the teacher re-scores ``rollout``, short enough for the model's
-    context; None when there is nothing to show.
+    """The prompt under which the teacher re-scores ``rollout``; None: there is nothing to show.
+
+    Short enough for the model's context.
     """
     room = policy.context - len(rollout.completion_ids)
     texts = {"solution": demonstration, "feedback": feedback}
@@ -310,8 +304,8 @@ def teacher_prompt(
         if len(ids) <= room:
             return ids
         longer = max(texts, key=lambda name: len(texts[name]))
-        kept = policy.completion_ids(texts[longer])[:-1]
-        shorter = policy.decode(kept[: max(0, len(kept) - (len(ids) - room))])
+        tokens = policy.completion_ids(texts[longer])[:-1]
+        shorter = policy.decode(tokens[: max(0, len(tokens) - (len(ids) - room))])
         # a cut inside a character would come back longer
-        texts[longer] = _said(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))
+        texts[longer] = _unless_blank(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))
     return None

@@ -1,7 +1,6 @@
 r"""SFT: supervised fine-tuning on expert solutions.
 
-    L = - mean_t log pi(y_t | x, y_<t)          over the tokens of one expert solution of each
-                                                problem
+    L = - mean_t log pi(y_t | x, y_<t)      over the tokens of one expert solution of each problem
 
 Realised credit of a token: 1 on every token of the expert solution, right or wrong, likely or not:
 what reinforcement learning is compared with. SFT-then-RL is two runs, the second on the model that
@@ -32,17 +31,12 @@ class SFT(Method):
             raise WorkbenchError(f"SFT needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        groups = [
-            Group(
-                problem,
-                tuple(
-                    expert_rollout(learner.policy, task, problem, text)
-                    for text in problem.solutions[: self.k]
-                ),
-            )
-            for problem in problems
-            if problem.solutions
-        ]
+        groups = []
+        for problem in problems:
+            texts = problem.solutions[: self.k]
+            rollouts = [expert_rollout(learner.policy, task, problem, text) for text in texts]
+            if rollouts:
+                groups.append(Group(problem, tuple(rollouts)))
         if not groups:
             raise WorkbenchError(
                 "SFT needs expert solutions, and the problems of this task have none"
@@ -57,9 +51,8 @@ class SFT(Method):
 
         Falling; towards 0 the solutions are known by heart.
         """
-        nll = batch.channels["nll"]
-        per_token = -scores.logp * nll / batch.denominators["nll"]
-        credit = nll * batch.denominators["tokens"] / batch.denominators["nll"]
-        return Loss(
-            per_token.sum(), per_token.detach(), credit, {"nll": float(per_token.detach().sum())}
-        )
+        nll, learned = batch.channels["nll"], batch.denominators["nll"]
+        per_token = -scores.logp * nll / learned
+        credit = nll * batch.denominators["tokens"] / learned
+        value = per_token.sum()
+        return Loss(value, per_token.detach(), credit, {"nll": float(value.detach())})

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from workbench.core import WorkbenchError
+from workbench.methods import without_retired
 from workbench.model.learner import Learner
 from workbench.records import dumps
 
@@ -21,7 +22,6 @@ HOUSEKEEPING = (
     "checkpoint_every",
     "keep_groups",
 )
-RETIRED = {"buffer": ""}  # options that older runs recorded, with the value that did nothing
 
 
 def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
@@ -89,9 +89,7 @@ def _identity(config: dict) -> dict:
     identity = json.loads(dumps(config))
     for name in HOUSEKEEPING:
         identity["plan"].pop(name, None)
-    for name, idle in RETIRED.items():
-        if identity.get("options", {}).get(name) == idle:
-            del identity["options"][name]
+    identity["options"] = without_retired(identity.get("options", {}))
     for name in ("model", "teacher"):
         if identity.get(name):
             identity[name] = os.path.normpath(identity[name])
