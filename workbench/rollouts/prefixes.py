@@ -10,7 +10,7 @@ from typing import NamedTuple
 from workbench.core import Problem, Rollout, Task, WorkbenchError
 from workbench.model import distributed
 from workbench.model.policy import Policy
-from workbench.rollouts.sampling import generate
+from workbench.rollouts.sampling import Sample, generate
 from workbench.spans import Spans
 
 NAN = float("nan")
@@ -25,45 +25,36 @@ def expert_rollout(
 
     Raises WorkbenchError when it does not fit the model's context.
     """
-    prompt, ids = policy.prompt_ids(problem.messages), policy.completion_ids(text)
-    kept = ids[:longest]
-    if len(prompt) + len(kept) > policy.context:
+    prompt, solution = policy.prompt_ids(problem.messages), policy.completion_ids(text)
+    ids = solution[:longest]
+    if len(prompt) + len(ids) > policy.context:
         raise WorkbenchError(
-            f"problem {problem.id} and its solution have {len(prompt) + len(kept)} tokens, "
+            f"problem {problem.id} and its solution have {len(prompt) + len(ids)} tokens, "
             f"more than the model's context of {policy.context}"
         )
-    text = text if kept == ids else policy.decode(kept)
-    return Rollout(
-        prompt,
-        kept,
-        (NAN,) * len(kept),
-        text,
-        task.grade(problem, text),
-        "expert",
-        len(kept),
-        finished=kept == ids,
-    )
+    complete = ids == solution
+    text = text if complete else policy.decode(ids)
+    verdict, unscored = task.grade(problem, text), (NAN,) * len(ids)
+    return Rollout(prompt, ids, unscored, text, verdict, "expert", len(ids), finished=complete)
 
 
 def prefix_length(
     whole: Rollout, decode: Callable[[Sequence[int]], str], ratio: float, reach: float = 0.3
 ) -> int:
-    """How many tokens of an expert's trace to give:
+    """How many tokens of an expert's trace to give.
 
     ``ratio`` of them, or more up to the end of a line within ``reach`` of the length.
     """
     size = len(whole.completion_ids)
-    exact, layout = int(ratio * size), Spans(whole, decode)
+    exact, spans = int(ratio * size), Spans(whole, decode)
     if not 0 < exact < size:
         return exact
-    ends = (layout.tokens_through(step.index) for step in layout.steps[:-1])
+    ends = (spans.tokens_through(step.index) for step in spans.steps[:-1])
     return next((end for end in ends if exact <= end <= (ratio + reach) * size), exact)
 
 
 class Prefix(NamedTuple):
-    """What to go on from: a problem's plain prompt and the first tokens of a completion; one
-    rollout for each seed.
-    """
+    """What to go on from: a plain prompt and first tokens of a completion, once for each seed."""
 
     problem: Problem
     prefix: tuple[int, ...]
@@ -76,7 +67,7 @@ def continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list[
     The prefix counts in the task's response budget: it is cut to it, and nothing is written where
     it fills it.
     """
-    return distributed.spread(starts, lambda mine: _continue_from(policy, task, mine))
+    return distributed.spread(starts, lambda share: _continue_from(policy, task, share))
 
 
 def _continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list[list[Rollout]]:
@@ -89,27 +80,29 @@ def _continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list
         [start.seeds if room else () for start, room in zip(starts, rooms)],
         max_new=rooms,
     )
-    found = []
+    rollouts = []
     for start, prompt, prefix, samples in zip(starts, prompts, prefixes, written):
-        tails = [(s.ids, s.logprobs, s.finished) for s in samples] or [((), (), False)] * len(
-            start.seeds
-        )
-        found.append(
-            [_graded(policy, task, start.problem, prompt, prefix, *tail) for tail in tails]
-        )
-    return found
+        tails = samples or [Sample((), (), False)] * len(start.seeds)
+        rollouts.append([_graded(policy, task, start, prompt, prefix, tail) for tail in tails])
+    return rollouts
 
 
-def _graded(policy, task, problem, prompt, prefix, ids, logprobs, finished) -> Rollout:
-    completion = prefix + ids
-    text = policy.decode(completion)
+def _graded(
+    policy: Policy,
+    task: Task,
+    start: Prefix,
+    prompt: tuple[int, ...],
+    prefix: tuple[int, ...],
+    tail: Sample,
+) -> Rollout:
+    text = policy.decode(prefix + tail.ids)
     return Rollout(
         prompt,
-        completion,
-        (NAN,) * len(prefix) + logprobs,
+        prefix + tail.ids,
+        (NAN,) * len(prefix) + tail.logprobs,
         text,
-        task.grade(problem, text),
+        task.grade(start.problem, text),
         "guided" if prefix else "policy",
         len(prefix),
-        finished,
+        tail.finished,
     )

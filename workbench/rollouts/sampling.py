@@ -56,35 +56,46 @@ def generate(
     """
     policy.need_gathered()
     budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
-    longest, most = max(zip(map(len, prompts), budgets), key=sum, default=(0, 0))
-    if longest + most > policy.context:
-        raise WorkbenchError(
-            f"a prompt of {longest} tokens and {most} new ones do not fit the model's "
-            f"context of {policy.context}: "
-            "lower max_new, or leave long problems out"
-        )
+    _refuse_too_long(policy, prompts, budgets)
     if policy.engine is not None:
         return policy.engine.generate(prompts, seeds, budgets, temperature)
     weights = llama.Weights.of(policy) if llama.supported(policy) else None
-    # like lengths together: less padding
-    order = sorted((i for i in range(len(prompts)) if seeds[i]), key=lambda i: len(prompts[i]))
-    done: dict[int, list[Sample]] = {i: [] for i in range(len(prompts))}
-    while order:
-        n, rows = 1, len(seeds[order[0]])
-        while n < len(order) and rows + len(seeds[order[n]]) <= ROWS:
-            rows, n = rows + len(seeds[order[n]]), n + 1
-        part, order = order[:n], order[n:]
+    results: list[list[Sample]] = [[] for _ in prompts]
+    for places in _parts(prompts, seeds):
         begin = (
-            [prompts[i] for i in part],
-            [len(seeds[i]) for i in part],
-            max(budgets[i] for i in part),
+            [prompts[i] for i in places],
+            [len(seeds[i]) for i in places],
+            max(budgets[i] for i in places),
         )
         engine = Decoder(policy, *begin) if weights is None else llama.Decoder(weights, *begin)
-        rows = [(seed, budgets[i]) for i in part for seed in seeds[i]]
+        rows = [(seed, budgets[i]) for i in places for seed in seeds[i]]
         samples = iter(_decode(policy, engine, *zip(*rows), temperature))
-        for i in part:
-            done[i] = [next(samples) for _ in seeds[i]]
-    return [done[i] for i in range(len(prompts))]
+        for i in places:
+            results[i] = [next(samples) for _ in seeds[i]]
+    return results
+
+
+def _refuse_too_long(policy: Policy, prompts: Sequence, budgets: Sequence[int]) -> None:
+    for prompt, budget in zip(prompts, budgets):
+        if len(prompt) + budget > policy.context:
+            raise WorkbenchError(
+                f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the model's "
+                f"context of {policy.context}: lower max_new, or leave long problems out"
+            )
+
+
+def _parts(prompts: Sequence, seeds: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompts to decode together: at most ROWS rows, like lengths for less padding."""
+    asked = [i for i in range(len(prompts)) if seeds[i]]
+    parts: list[list[int]] = []
+    rows = 0
+    for i in sorted(asked, key=lambda i: len(prompts[i])):
+        if not parts or rows + len(seeds[i]) > ROWS:
+            parts.append([])
+            rows = 0
+        parts[-1].append(i)
+        rows += len(seeds[i])
+    return parts
 
 
 def _decode(
@@ -98,14 +109,9 @@ def _decode(
     """
     device, head, max_new, spent = policy.device, policy.head, max(budgets), frozenset(budgets)
     budget = torch.tensor(budgets, device=device)
-    uniforms = torch.from_numpy(
-        np.stack(
-            [
-                np.random.Generator(np.random.Philox(seed)).random(max_new, np.float32)
-                for seed in seeds
-            ]
-        )
-    ).to(device)
+    streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+    uniforms = np.stack([stream.random(max_new, np.float32) for stream in streams])
+    uniforms = torch.from_numpy(uniforms).to(device)
     stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=device)
     tokens = torch.zeros(len(seeds), max_new, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(seeds), max_new, device=device)
@@ -211,27 +217,22 @@ def sample_groups(
     ``seed`` are the coordinates of the call, such as (run seed, step).
     """
 
-    def work(mine: list[Problem]) -> list[tuple[Rollout, ...]]:
-        prompts = [policy.prompt_ids(problem.messages) for problem in mine]
-        seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in mine]
+    def sample(share: list[Problem]) -> list[Group]:
+        prompts = [policy.prompt_ids(problem.messages) for problem in share]
+        seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in share]
         written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
-        return [
-            tuple(graded(*parts, sample) for sample in samples)
-            for *parts, samples in zip(mine, prompts, written)
-        ]
+        groups = []
+        for problem, prompt, samples in zip(share, prompts, written):
+            rollouts = tuple(_graded(policy, task, problem, prompt, sample) for sample in samples)
+            groups.append(Group(problem, rollouts))
+        return groups
 
-    def graded(problem: Problem, prompt: tuple[int, ...], sample: Sample) -> Rollout:
-        text = policy.decode(sample.ids)
-        return Rollout(
-            prompt,
-            sample.ids,
-            sample.logprobs,
-            text,
-            task.grade(problem, text),
-            finished=sample.finished,
-        )
+    return distributed.spread(problems, sample)
 
-    return [
-        Group(problem, rollouts)
-        for problem, rollouts in zip(problems, distributed.spread(problems, work))
-    ]
+
+def _graded(
+    policy: Policy, task: Task, problem: Problem, prompt: tuple[int, ...], sample: Sample
+) -> Rollout:
+    text = policy.decode(sample.ids)
+    verdict = task.grade(problem, text)
+    return Rollout(prompt, sample.ids, sample.logprobs, text, verdict, finished=sample.finished)

@@ -146,43 +146,46 @@ class VLLM:
         ``budgets``: most new tokens, for each prompt. Raises WorkbenchError when they do not fit
         the cache.
         """
-        rows = [
-            (list(prompt), seed, budget)
-            for prompt, own, budget in zip(prompts, seeds, budgets)
-            for seed in own
-        ]
-        room = self._llm.model_config.max_model_len
-        for prompt, _, budget in rows:
-            if len(prompt) + budget > room:
-                raise WorkbenchError(
-                    f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the "
-                    f"{room} that vLLM has room for"
-                )
-        # A request for each sample, with its own seed. Only the policy's stop tokens end a turn;
-        # ignore_eos leaves out what else vLLM knows.
-        params = [
-            self._params(
-                temperature=temperature,
-                seed=seed,
-                max_tokens=budget,
-                stop_token_ids=sorted(self.policy.stop_ids),
-                ignore_eos=True,
-                logprobs=0,
-                detokenize=False,
-            )
-            for _, seed, budget in rows
-        ]
+        rows = []
+        for prompt, prompt_seeds, budget in zip(prompts, seeds, budgets):
+            self._refuse_too_long(prompt, budget)
+            rows += [(list(prompt), seed, budget) for seed in prompt_seeds]
         try:
             outputs = self._llm.generate(
-                [{"prompt_token_ids": prompt} for prompt, *_ in rows],
-                params,
+                [{"prompt_token_ids": prompt} for prompt, _, _ in rows],
+                [self._settings(seed, budget, temperature) for _, seed, budget in rows],
                 use_tqdm=False,
                 lora_request=self._adapter(),
             )
         except ValueError as error:  # it is on layers where vLLM has none
             raise WorkbenchError(f"vLLM does not take the adapter: {_line(error)}") from error
         written = iter(outputs)  # in the order of the prompts
-        return [[self._sample(next(written).outputs[0]) for _ in own] for own in seeds]
+        return [
+            [self._sample(next(written).outputs[0]) for _ in prompt_seeds] for prompt_seeds in seeds
+        ]
+
+    def _refuse_too_long(self, prompt: Sequence[int], budget: int) -> None:
+        room = self._llm.model_config.max_model_len
+        if len(prompt) + budget > room:
+            raise WorkbenchError(
+                f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the "
+                f"{room} that vLLM has room for"
+            )
+
+    def _settings(self, seed: int, budget: int, temperature: float):
+        """A request for each sample, with its own seed.
+
+        Only the policy's stop tokens end a turn; ignore_eos leaves out what else vLLM knows.
+        """
+        return self._params(
+            temperature=temperature,
+            seed=seed,
+            max_tokens=budget,
+            stop_token_ids=sorted(self.policy.stop_ids),
+            ignore_eos=True,
+            logprobs=0,
+            detokenize=False,
+        )
 
     def _sample(self, output) -> Sample:
         ids = tuple(output.token_ids)
