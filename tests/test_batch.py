@@ -73,9 +73,10 @@ def test_scores_and_gradients_equal_the_naive_way(learner, rows, kept, monkeypat
     """
     monkeypatch.setattr(llama, "KEPT", kept)
     credits = credits_of()
-    weigh = lambda credit, logp: (
-        logp * torch.from_numpy(credit.pg) * torch.cos(torch.arange(len(logp)))
-    ).sum()  # noqa: E731
+
+    def weigh(credit, logp):
+        return (logp * torch.from_numpy(credit.pg) * torch.cos(torch.arange(len(logp)))).sum()
+
     want = {id(credit): naive(learner.policy, credit) for credit in credits}
     sum(weigh(credit, want[id(credit)][0]) for credit in credits).backward()
     want_gradients = gradients(learner)

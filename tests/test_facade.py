@@ -18,7 +18,7 @@ def test_a_public_name_is_its_modules_own(name):
 
 def test_an_unknown_name_is_refused_as_by_any_module():
     with pytest.raises(AttributeError, match="no attribute 'GPRO'"):
-        workbench.GPRO  # noqa: B018
+        workbench.GPRO
     with pytest.raises(ImportError):
         from workbench import GPRO  # noqa: F401
 

@@ -20,11 +20,11 @@ PROMPTS = [
 ]
 SEEDS = [[1, 2, 3], [4], [5, 6, 7, 8], [], [9, 10]]
 MODELS = {
-    "llama": dict(num_key_value_heads=4),
-    "llama, grouped queries": dict(num_key_value_heads=2),
-    "llama, one key head, wide heads": dict(num_key_value_heads=1, head_dim=16),
-    "llama, scaled positions": dict(
-        rope_parameters={
+    "llama": {"num_key_value_heads": 4},
+    "llama, grouped queries": {"num_key_value_heads": 2},
+    "llama, one key head, wide heads": {"num_key_value_heads": 1, "head_dim": 16},
+    "llama, scaled positions": {
+        "rope_parameters": {
             "rope_type": "llama3",
             "rope_theta": 1e4,
             "factor": 8.0,
@@ -32,8 +32,8 @@ MODELS = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32,
         }
-    ),
-    "llama with biases": dict(attention_bias=True),
+    },
+    "llama with biases": {"attention_bias": True},
     "qwen2": {},
     "gpt_neox": {},
 }

@@ -507,9 +507,10 @@ def given(lengths, *, kl=None, rewards=None, seed=0, behaviour=None, old=None):
     [batch] = collate(
         [Credit.of(r, kl=x, pg=0.5 - i) for i, (r, x) in enumerate(zip(group.rollouts, kl))], 0
     )
-    draw = lambda: (
-        torch.rand(batch.mask.shape, generator=generator, dtype=torch.float64) * batch.mask
-    )  # noqa: E731
+
+    def draw():
+        return torch.rand(batch.mask.shape, generator=generator, dtype=torch.float64) * batch.mask
+
     logp, teacher, spread = -0.2 - 2 * draw(), -0.2 - 2 * draw(), draw()
     scores = Scores(
         (logp * batch.mask).requires_grad_(),
@@ -1075,9 +1076,10 @@ def test_the_policy_reaches_its_teacher(options):
         .detach()
     )
     plain = learner.policy.prompt_ids(problem.messages)
-    away = lambda: float(
-        (taught - logits(learner.policy, plain, (0,)).softmax(-1)[0]).abs().sum() / 2
-    )  # noqa: E731
+
+    def away():
+        return float((taught - logits(learner.policy, plain, (0,)).softmax(-1)[0]).abs().sum() / 2)
+
     before = away()
     for step in range(60):
         update(method, learner, task, [problem], (0, step))

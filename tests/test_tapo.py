@@ -372,9 +372,10 @@ QUESTION = ARITHMETIC.problem("17+5-9+8-3")
 RIGHT = QUESTION.solutions[0]
 WRONG = "17+5=22\n22-9=12\n12+8=20\n20-3=17\nAnswer 17"
 MENDED = "17+5=22\n22-9=12\nWait, 22-9=13\n13+8=21\n21-3=18\nAnswer 18"
-wrap = lambda text, analysis="Step 2": (
-    f"<analysis>{analysis}</analysis><reconstruction>{text}</reconstruction>"
-)  # noqa: E731
+
+
+def wrap(text, analysis="Step 2"):
+    return f"<analysis>{analysis}</analysis><reconstruction>{text}</reconstruction>"
 
 
 def arithmetic_group(policy, right=2, wrong=4) -> Group:
@@ -432,7 +433,7 @@ def test_a_reconstruction_is_a_reply_to_the_plain_prompt_with_log_probs_under_it
     tiny_policy, script
 ):
     asked = script(wrap(MENDED), wrap("1=1"))
-    g, made = built(tiny_policy, 2)
+    _g, made = built(tiny_policy, 2)
     y = made[0].rollout
     assert (y.text, y.prompt_ids, y.origin) == (
         MENDED,
