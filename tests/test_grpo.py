@@ -1,4 +1,4 @@
-"""GRPO: hand arithmetic, enumeration, other implementations, and a probe with a known optimum.
+"""GRPO against hand arithmetic, enumeration, autograd, TRL, and a task with a known optimum."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ def test_mean_token_weight_is_logged():
 
 def test_masked_prefix_takes_the_copied_tokens_out_of_the_term_and_its_mean():
     g = group([1, 0, 0], [1], [4, 5, 6, 6])
-    ids = g.rollouts[2].completion_ids[:4] + (99, 98)  # copies four tokens of a wrong rollout
+    ids = (*g.rollouts[2].completion_ids[:4], 99, 98)  # copies four tokens of a wrong rollout
     g = replace(g, rollouts=(*g.rollouts[:3], replace(g.rollouts[3], completion_ids=ids)))
     assert copied(g.rollouts[3], g) == 4
     full, masked = (TAPO(prefix=prefix).credit([g], None)[-1] for prefix in ("free", "masked"))

@@ -264,7 +264,7 @@ def test_without_the_hand_over_the_gap_shows_it(folder, vllm, monkeypatch):
 
 
 def test_the_adapter_goes_over_once_a_change(folder, vllm):
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     for seed in range(3):
         generate(learner.policy, PROMPTS[:1], [[seed]], max_new=4)
     assert [request.lora_int_id for request in llm.requests] == [1, 1, 1]
@@ -282,7 +282,7 @@ def test_reference_and_teacher(folder, vllm):
 
     The teacher is one more adapter, and the policy's stays as it is.
     """
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     arguments = (PROMPTS, [[1], [2], [3]])
     policy = generate(learner.policy, *arguments, max_new=8)
     found = {}
@@ -308,7 +308,7 @@ def test_every_update_is_weighed(folder, vllm, monkeypatch):
     """Where the sampler's log-probs are off by 0.5 the gradient is that of the weighed channel:
     e^0.5 times it.
     """
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     assert not learner.policy.trains_in_fp32 and load_policy(folder).trains_in_fp32
     norms = {}
     for off in (0.0, 0.5):
