@@ -195,7 +195,7 @@ def test_samples_are_those_of_the_policy_with_its_adapter(folder, vllm, temperat
     """Token ids, log-probs at temperature 1, who finished; a prompt without seeds, and budgets of
     their own.
     """
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     arguments, options = (
         (PROMPTS, [[1, 2, 3], [], [4]]),
         {"max_new": [40, 9, 5], "temperature": temperature},
@@ -208,7 +208,7 @@ def test_samples_are_those_of_the_policy_with_its_adapter(folder, vllm, temperat
 
 
 def test_some_end_their_turn_and_some_do_not(folder, vllm):
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     [samples] = generate(learner.policy, PROMPTS[:1], [list(range(24))], max_new=40)
     assert {s.finished for s in samples} == {True, False}
     for s in samples:
@@ -218,13 +218,13 @@ def test_some_end_their_turn_and_some_do_not(folder, vllm):
 
 
 def test_a_sample_is_the_same_in_another_batch(folder, vllm):
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     together = generate(learner.policy, PROMPTS, [[1], [2], [3]], max_new=8)
     assert generate(learner.policy, [PROMPTS[1]], [[2]], max_new=8) == [together[1]]
 
 
 def test_nothing_to_write(folder, vllm):
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     assert generate(learner.policy, [], [], max_new=8) == [] and generate(
         learner.policy, PROMPTS[:1], [[]], max_new=8
     ) == [[]]
@@ -322,7 +322,7 @@ def test_every_update_is_weighed(folder, vllm, monkeypatch):
                     logprobs=tuple(lp - off for lp in plain(self, output).logprobs),
                 ),
             )
-            learner, llm = made(folder)
+            learner, _llm = made(folder)
             metrics = update(GRPO(k=4), learner, TASK, TASK.problems("train", 4, 0), (0, 0)).metrics
         assert metrics["gap_mean"] == pytest.approx(off, abs=1e-4)
         norms[off] = metrics["grad_norm"]
@@ -400,7 +400,7 @@ def test_an_adapter_that_vllm_does_not_take(folder, vllm, monkeypatch):
     def refuse(*_):
         raise ValueError("expected target modules in ['q_proj'],\nbut received ['dense']")
 
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     monkeypatch.setattr(LLM, "adapted", refuse)
     with pytest.raises(
         WorkbenchError,
@@ -412,7 +412,7 @@ def test_an_adapter_that_vllm_does_not_take(folder, vllm, monkeypatch):
 
 def test_what_does_not_fit(folder, vllm, monkeypatch):
     monkeypatch.setattr(LLM, "room", 20)
-    learner, llm = made(folder)
+    learner, _llm = made(folder)
     assert len(generate(learner.policy, PROMPTS, [[1], [1], [1]], max_new=[15, 11, 13])) == 3
     with pytest.raises(
         WorkbenchError,
