@@ -15,7 +15,7 @@ import shutil
 from importlib import util
 from pathlib import Path
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, first_line
 
 SMOLLM2 = "smollm2"
 
@@ -84,8 +84,3 @@ def _convert(file: Path, target: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, or its name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,9 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, first_line
 from workbench.model import distributed
-from workbench.model.gguf import first_line
 from workbench.model.loading import import_unsloth
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
@@ -134,16 +133,11 @@ class Learner:
 
     @contextmanager
     def _teacher_adapter(self) -> Iterator[None]:
-        model = self.policy.model
-        trainable = [p for p in self.parameters if p.requires_grad]
-        model.set_adapter("teacher")
+        self.policy.model.set_adapter("teacher", inference_mode=True)
         try:
             yield
         finally:
-            model.set_adapter("default")
-            _freeze_teacher(model)  # set_adapter makes what it activates trainable
-            for p in trainable:
-                p.requires_grad_(True)
+            self.policy.model.set_adapter("default")
 
     @torch.no_grad()
     def _make_teacher(self) -> dict[str, Tensor]:
@@ -215,11 +209,11 @@ class Learner:
         All ranks call it, one writes.
         """
         model = self.policy.model
-        weights = None  # those that the model has
+        weights = None  # those in the model
         if not self.policy.gathered:
-            part_of_it = ".default." if self.lora else ""
-            tree = {name: p for name, p in model.state_dict().items() if part_of_it in name}
-            weights = gather_tree(tree)
+            trained = ".default." if self.lora else ""
+            weights = {name: p for name, p in model.state_dict().items() if trained in name}
+            weights = gather_tree(weights)
         if not distributed.main():
             return
         if self.lora:
@@ -248,7 +242,7 @@ class Learner:
         """Raises WorkbenchError when ``state`` is of another model or adapter."""
         weights = self._weights()
         saved = state["trainable"]
-        if {name: p.shape for name, p in weights.items()} != {n: p.shape for n, p in saved.items()}:
+        if _shapes(weights) != _shapes(saved):
             raise WorkbenchError(
                 "the checkpoint belongs to another model (or another LoRA rank): its "
                 "weights do not fit"
@@ -332,6 +326,10 @@ def _detached(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in weights.items()}
 
 
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: p.shape for name, p in weights.items()}
+
+
 # ---- adapters: "default" is trained, "teacher" follows it
 
 
@@ -339,8 +337,8 @@ def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)  # the adapter's A is random
     if not policy.unsloth:
         return peft_adapter(policy.model, rank)
-    modules = policy.decoder.named_modules()
-    linear = {name.rpartition(".")[2] for name, m in modules if isinstance(m, nn.Linear)}
+    named = policy.decoder.named_modules()
+    linear = {name.rpartition(".")[2] for name, module in named if isinstance(module, nn.Linear)}
     return import_unsloth().get_peft_model(
         policy.model,
         r=rank,
@@ -373,13 +371,7 @@ def _adapter_weights(model: nn.Module, adapter: str) -> dict[str, Tensor]:
 
 
 def _add_teacher(model: nn.Module) -> None:
-    """Give the model its second adapter, unless it has it."""
+    """Give the model its second adapter, which is not trained, unless it has it."""
     if "teacher" not in model.peft_config:
         model.add_adapter("teacher", model.peft_config["default"])
         model.set_adapter("default")
-        _freeze_teacher(model)
-
-
-def _freeze_teacher(model: nn.Module) -> None:
-    for p in _adapter_weights(model, "teacher").values():
-        p.requires_grad_(False)

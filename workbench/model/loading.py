@@ -11,9 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, first_line
 from workbench.model import distributed, gguf
-from workbench.model.gguf import first_line
 from workbench.model.policy import Policy
 
 # A damaged or foreign model fails in as many ways as there are files in it.
