@@ -284,8 +284,5 @@ def total(numbers: Tensor) -> Tensor:
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
     """The sum of each tensor's bits, read as whole numbers: exact, in any order, on any device."""
-    sums = []
-    for tensor in tensors:
-        bits = tensor.detach().contiguous().view(_BITS[tensor.element_size()])
-        sums.append(bits.sum(dtype=torch.int64))
-    return torch.stack(sums).tolist()
+    bits = (tensor.detach().contiguous().view(_BITS[tensor.element_size()]) for tensor in tensors)
+    return torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits]).tolist()

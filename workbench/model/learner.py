@@ -242,7 +242,9 @@ class Learner:
         """Raises WorkbenchError when ``state`` is of another model or adapter."""
         weights = self._weights()
         saved = state["trainable"]
-        if _shapes(weights) != _shapes(saved):
+        if weights.keys() != saved.keys() or any(
+            p.shape != saved[name].shape for name, p in weights.items()
+        ):
             raise WorkbenchError(
                 "the checkpoint belongs to another model (or another LoRA rank): its "
                 "weights do not fit"
@@ -324,10 +326,6 @@ def _adamw(parameters: list[Tensor], settings: OptimConfig) -> torch.optim.Optim
 
 def _detached(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in weights.items()}
-
-
-def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: p.shape for name, p in weights.items()}
 
 
 # ---- adapters: "default" is trained, "teacher" follows it

@@ -164,8 +164,7 @@ class Decoder:
         self.weights = weights
         self.policy = policy
         self.eps = config.rms_norm_eps
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.d = policy.base.model.layers[0].self_attn.head_dim
         sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
         rows = torch.arange(len(prompts), device=device)
@@ -262,8 +261,7 @@ class Decoder:
         own = self.own.new_empty(*self.own.shape[:2], len(rows), *self.own.shape[3:])
         own[..., : self.written, :] = self.own[:, :, rows, :, : self.written]
         self.own = own
-        self.start = self.start[rows]
-        self.state = self.state[rows]
+        self.start, self.state = self.start[rows], self.state[rows]
         left, self.group = torch.unique(self.group[rows], return_inverse=True)
         if len(left) < self.n_groups:
             self.prompt = [(keys[left], values[left]) for keys, values in self.prompt]
@@ -288,15 +286,14 @@ def completion_states(
     d = base.model.layers[0].self_attn.head_dim
     ids, positions, places, spans = _pack(prompts, completions, policy.device)
     rotation = _Rotation.table(policy, int(positions.max()) + 1).at(positions)
-    weights = heads * base.config.num_hidden_layers * sum(span.weights for span in spans)
-    attention = _attention if weights <= KEPT else _Attention.apply
+    keep = heads * base.config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
 
     def through(layer: nn.Module, x: Tensor) -> Tensor:
         q, k, v, out, gate, up, down = _projections(layer)
         qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
         qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
         q, k = rotation(qk).split([heads, kv_heads], dim=1)
-        x = x + out(attention(q, k, v, spans).flatten(1))
+        x = x + out(_attention(q, k, v, spans, keep).flatten(1))
         gate, up = _product(layer.post_attention_layernorm(x), gate, up).chunk(2, dim=-1)
         return x + down(F.silu(gate) * up)
 
@@ -316,10 +313,8 @@ def _pack(
     groups: dict[tuple[int, ...], list[int]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault(tuple(prompt), []).append(row)
-    ids: list[int] = []
-    positions: list[int] = []
-    places: list[list[int]] = [[] for _ in prompts]
-    spans = []
+    ids, positions, spans = [], [], []
+    places: dict[int, list[int]] = {}
     for prompt, rows in groups.items():
         ids += prompt
         positions += range(len(prompt))
@@ -330,7 +325,8 @@ def _pack(
             ids += completions[row][:n]
             positions += range(len(prompt), len(prompt) + n)
         spans.append(_Span.of(len(prompt), lengths, device))
-    packed = (torch.tensor(numbers, device=device) for numbers in (ids, positions, sum(places, [])))
+    in_order = [place for row in range(len(prompts)) for place in places[row]]
+    packed = (torch.tensor(numbers, device=device) for numbers in (ids, positions, in_order))
     return *packed, spans
 
 
@@ -366,41 +362,17 @@ class _Span(NamedTuple):
         return cls(prompt, lengths, pad.to(device), real.to(device))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span]) -> Tensor:
-    """Causal attention inside each span."""
-    return torch.cat([_attend(*parts, span) for parts, span in _by_span(spans, q, k, v)])
+def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span], keep: bool) -> Tensor:
+    """Causal attention inside each span.
 
-
-class _Attention(torch.autograd.Function):
-    """``_attention`` that keeps nothing of the size of the attention weights.
-
-    The backward pass makes them again, span by span. That takes twice the time of a backward pass
-    that finds them, and no memory.
+    ``keep`` its weights for the backward pass. Else that makes them again, span by span: it takes
+    twice the time of one that finds them, and no memory of the weights' size.
     """
-
-    @staticmethod
-    def forward(ctx, q, k, v, spans):
-        ctx.save_for_backward(q, k, v)
-        ctx.spans = spans
-        return _attention(q, k, v, spans)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grads = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
-        pieces = zip(_by_span(ctx.spans, *ctx.saved_tensors), _by_span(ctx.spans, grad, *grads))
-        for (parts, span), ((grad_out, *grad_parts), _) in pieces:
-            parts = [part.detach().requires_grad_() for part in parts]
-            with torch.enable_grad():
-                out = _attend(*parts, span)
-            for into, value in zip(grad_parts, torch.autograd.grad(out, parts, grad_out)):
-                into.copy_(value)
-        return *grads, None
-
-
-def _by_span(spans: Sequence[_Span], *tensors: Tensor):
-    """For each span its parts of the packed tensors, and the span."""
     sizes = [span.prompt + sum(span.lengths) for span in spans]
-    return zip(zip(*(tensor.split(sizes) for tensor in tensors)), spans)
+    parts = zip(*(tensor.split(sizes) for tensor in (q, k, v)), spans)
+    if keep:
+        return torch.cat([_attend(*part) for part in parts])
+    return torch.cat([checkpoint(_attend, *part, use_reentrant=False) for part in parts])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:

@@ -41,8 +41,7 @@ def _slope_buffer(ctx, hidden: Tensor) -> Tensor | None:
     """[N, D] room for d value / d hidden, where the head is not trained: then nothing else is asked
     for, and it is made in the forward pass.
     """
-    need_hidden, need_head, *_ = ctx.needs_input_grad
-    return torch.empty_like(hidden) if need_hidden and not need_head else None
+    return torch.empty_like(hidden) if ctx.needs_input_grad[:2] == (True, False) else None
 
 
 class _TokenScores(torch.autograd.Function):
@@ -212,11 +211,9 @@ def _credits(
         log_p, log_q = _bucketed(log_p, ids), _bucketed(log_q, ids)
     p, q, delta = log_p.exp(), log_q.exp(), log_q - log_p
     if a == 1:
-        value = -(p * delta).sum(-1)
-        credits = delta
+        value, credits = -(p * delta).sum(-1), delta
     elif a == 0:
-        value = (q * delta).sum(-1)
-        credits = delta.expm1()
+        value, credits = (q * delta).sum(-1), delta.expm1()
     else:  # log m - log pi, from the larger of the two; exactly 0 where delta is
         from_p = (a * delta.expm1()).log1p()
         from_q = delta + ((1 - a) * (-delta).expm1()).log1p()
