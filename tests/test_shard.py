@@ -238,7 +238,7 @@ def test_a_sharded_policy_makes_the_update_of_a_whole_one(pair, name):
     bits of all gradients differ, and AdamW makes of them a share of the learning rate where a
     gradient is near 0: the moments say that the gradients are equal.
     """
-    (records, state, measured, begun, after), (alone, want, expected, first, last) = (
+    (records, state, measured, begun, after), (alone, want, expected, first, _) = (
         found[name] for found in pair[:2]
     )
     for record, other in zip(records, alone, strict=True):
@@ -275,7 +275,7 @@ def test_a_sharded_policy_makes_the_update_of_a_whole_one(pair, name):
 @pytest.mark.parametrize("name", ["grpo", "grpo lora", "expert"])
 def test_what_is_saved_is_a_plain_model(pair, name):
     found, folder = pair[0][name], pair[3] / name
-    lora, model = CASES[name][1:3]
+    lora = CASES[name][1]
     saved, plain = ({p.name for p in (where / name).iterdir()} for where in pair[3:])
     assert saved == plain
     if lora:
