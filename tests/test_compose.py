@@ -14,7 +14,7 @@ import torch
 import toys
 from test_graded import chat
 from test_readings import group_of
-from test_steps import byte_level
+from test_spans import byte_level
 
 from workbench.core import Group, Rollout, TokenStats, Verdict, WorkbenchError
 from workbench.corrections import compose as composing

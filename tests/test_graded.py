@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 import pytest
-from test_steps import byte_level
+from test_spans import byte_level
 
 from data.organism.build.arithmetic import tokenizer
 from workbench.core import WorkbenchError

@@ -517,7 +517,10 @@ def skeleton_of(policy):
 
 def test_predictions_order_as_they_must():
     net = memory.skeleton(MODEL)
-    peak = lambda mode, method=GRPO(), **sizes: memory.predict(net, method, mode, **sizes)  # noqa: E731
+
+    def peak(mode, method=None, **sizes):
+        return memory.predict(net, method or GRPO(), mode, **sizes)
+
     full, lora, qlora = (peak(mode) for mode in memory.MODES)
     count = sum(p.numel() for p in net.parameters())
     assert (

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_steps import layout
+from test_spans import layout
 
 from data.organism.build.arithmetic import tokenizer
 from workbench.core import Group, Inspection, Rollout, WorkbenchError

@@ -114,7 +114,7 @@ def test_a_line_broken_in_the_middle_is_named(tmp_path):
     writer = RunWriter(tmp_path, {})
     writer.write(record(0))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"st\n{"step": 2}\n')
-    with pytest.raises(WorkbenchError, match="metrics.jsonl, line 2 is not JSON"):
+    with pytest.raises(WorkbenchError, match=r"metrics.jsonl, line 2 is not JSON"):
         read_run(tmp_path)
 
 
@@ -138,7 +138,7 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(WorkbenchError, match="could not write .*file: No space left on device"):
+    with pytest.raises(WorkbenchError, match=r"could not write .*file: No space left on device"):
         write_atomic(path, "new and longer")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -149,23 +149,23 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     writer = RunWriter(tmp_path, {})
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(WorkbenchError, match="could not write .*metrics.jsonl: No space left"):
+    with pytest.raises(WorkbenchError, match=r"could not write .*metrics.jsonl: No space left"):
         writer.write(record(0))
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(WorkbenchError, match="could not write to .*file"):
+        with pytest.raises(WorkbenchError, match=r"could not write to .*file"):
             RunWriter(folder, {})
-    with pytest.raises(WorkbenchError, match="could not write .*file/x"):
+    with pytest.raises(WorkbenchError, match=r"could not write .*file/x"):
         write_atomic(tmp_path / "file" / "x", "text")
 
     def refused(self, *args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "touch", refused)
-    with pytest.raises(WorkbenchError, match="could not write to .*: Read-only file system"):
+    with pytest.raises(WorkbenchError, match=r"could not write to .*: Read-only file system"):
         RunWriter(tmp_path / "new", {})
 
 
@@ -211,7 +211,7 @@ def test_a_damaged_run_is_one_sentence(tmp_path, name, text):
     writer.write(StepRecord(0, {"correct": 0.5, "length": 3.0}))
     read_run(tmp_path)
     (tmp_path / name).write_text(text)
-    with pytest.raises(WorkbenchError, match="damaged|is not JSON"):
+    with pytest.raises(WorkbenchError, match=r"damaged|is not JSON"):
         table([tmp_path])
 
 

@@ -1,7 +1,7 @@
 """A sharded policy (FSDP) makes the run of one process that holds everything, each process holds
 half, and what cannot be sharded is refused.
 
-Run as a script this file is the program of the processes, as test_ranks.py is.
+Run as a script this file is the program of the processes, as test_distributed.py is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 import toys
-from test_ranks import PLAN, TRAIN, Halves, close, ended, free_port, launch, lines, well
+from test_distributed import PLAN, TRAIN, Halves, close, ended, free_port, launch, lines, well
 
 from workbench.core import WorkbenchError
 from workbench.evaluation.metrics import evaluate
@@ -232,13 +232,13 @@ def pair(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_sharded_policy_makes_the_update_of_a_whole_one(pair, name):
-    """As in test_ranks.py.
+    """As in test_distributed.py.
 
     Here training goes through the model's own forward pass and not through llama.py, so the last
     bits of all gradients differ, and AdamW makes of them a share of the learning rate where a
     gradient is near 0: the moments say that the gradients are equal.
     """
-    (records, state, measured, begun, after), (alone, want, expected, first, last) = (
+    (records, state, measured, begun, after), (alone, want, expected, first, _) = (
         found[name] for found in pair[:2]
     )
     for record, other in zip(records, alone, strict=True):
@@ -275,7 +275,7 @@ def test_a_sharded_policy_makes_the_update_of_a_whole_one(pair, name):
 @pytest.mark.parametrize("name", ["grpo", "grpo lora", "expert"])
 def test_what_is_saved_is_a_plain_model(pair, name):
     found, folder = pair[0][name], pair[3] / name
-    lora, model = CASES[name][1:3]
+    lora = CASES[name][1]
     saved, plain = ({p.name for p in (where / name).iterdir()} for where in pair[3:])
     assert saved == plain
     if lora:

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_every_arm_is_a_method_with_options_that_it_has():
         for stage in arm.stages:
             kind = grid.kind_of(stage)
             mine, optimizer, plan = split_options(
-                list(stage.options), kind, tuple(f.name for f in fields(OptimConfig))
+                stage.options, kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
             )
             (
                 with_options(kind, mine, arm.name),

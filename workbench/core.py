@@ -41,6 +41,11 @@ class WorkbenchError(Exception):
     """
 
 
+def first_line(error: Exception) -> str:
+    """What an error says first, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 @dataclass(frozen=True)
 class Problem:
     """One question.

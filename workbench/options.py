@@ -1,69 +1,81 @@
-"""Options written ``key=value``, read into frozen dataclasses."""
+"""Options written ``key=value``, read into frozen dataclasses, and their choices checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from workbench.core import WorkbenchError
 
 
 def with_options(kind: type, options: Sequence[str], of: str) -> Any:
-    """Make a frozen dataclass from ``key=value`` strings, each value read as the type of the
-    field's default.
+    """Make a frozen dataclass from ``key=value`` strings.
 
-    Raises WorkbenchError, naming ``of`` and the known keys, for an unknown key or a value that does
-    not parse.
+    Each value is read as the type of the field's default. Raises WorkbenchError, naming ``of`` and
+    the keys that there are, for an unknown key or a value that does not parse.
     """
-    known, chosen = {f.name: f for f in fields(kind)}, {}
+    defaults = {field.name: field.default for field in fields(kind)}
+    values = {}
     for option in options:
         key, equals, text = option.partition("=")
-        if not equals or key not in known:
+        if not equals or key not in defaults:
             raise WorkbenchError(
-                f"{of} has no option {key!r}; it has {', '.join(known)} (written key=value)"
+                f"{of} has no option {key!r}; it has {', '.join(defaults)} (written key=value)"
             )
-        default = known[key].default
         try:
-            if isinstance(default, bool):
-                chosen[key] = {"true": True, "false": False}[text.lower()]
-            else:
-                chosen[key] = type(default)(text)
-            if (
-                isinstance(default, float)
-                and not math.isfinite(chosen[key])
-                and math.isfinite(default)
-            ):
-                raise ValueError("not finite")
+            values[key] = _parse(text, defaults[key])
         except (ValueError, KeyError) as error:
-            raise WorkbenchError(
-                f"{of}: {key}={text} is not a "
-                f"{'finite number' if isinstance(default, float) else type(default).__name__}"
-            ) from error
-    return kind(**chosen)
+            number = isinstance(defaults[key], float)
+            expected = "finite number" if number else type(defaults[key]).__name__
+            raise WorkbenchError(f"{of}: {key}={text} is not a {expected}") from error
+    return kind(**values)
+
+
+def _parse(text: str, default: Any) -> Any:
+    """``text`` as a value of the default's type; infinite only where the default is."""
+    if isinstance(default, bool):
+        return {"true": True, "false": False}[text.lower()]
+    value = type(default)(text)
+    if isinstance(value, float) and math.isfinite(default) and not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
 
 
 def split_options(
-    options: list[str], method: type, learner_keys: tuple[str, ...]
-) -> tuple[list[str], list[str], list[str]]:
-    """``--set`` options by whose they are: the method's, the learner's, the plan's."""
-    from workbench.training.run import TrainConfig
+    options: Sequence[str], *kinds: type, fixed: Sequence[str] = ()
+) -> list[list[str]]:
+    """``key=value`` strings by the dataclass that has the key, a list for each of ``kinds``.
 
-    owners = {
-        "method": [f.name for f in fields(method)],
-        "learner": learner_keys,
-        "plan": [f.name for f in fields(TrainConfig) if f.name not in ("steps", "seed")],
-    }
-    found: dict[str, list[str]] = {name: [] for name in owners}
+    Where two have it, the first takes it. ``fixed``: keys that are set in another way.
+
+    Raises WorkbenchError, naming all keys, for an option that none of them has.
+    """
+    owners: dict[str, int] = {}
+    for i, kind in enumerate(kinds):
+        for field in fields(kind):
+            if field.name not in fixed:
+                owners.setdefault(field.name, i)
+    parts: list[list[str]] = [[] for _ in kinds]
     for option in options:
-        key = option.partition("=")[0]
-        owner = next((name for name, keys in owners.items() if key in keys), None)
-        if owner is None or "=" not in option:
-            known = ", ".join(sorted(key for keys in owners.values() for key in keys))
+        key, equals, _ = option.partition("=")
+        if not equals or key not in owners:
             raise WorkbenchError(
-                f"--set {option}: {method.__name__} has no such option; write KEY=VALUE "
-                f"with one of {known}"
+                f"--set {option}: {kinds[0].__name__} has no such option; write KEY=VALUE "
+                f"with one of {', '.join(sorted(owners))}"
             )
-        found[owner].append(option)
-    return found["method"], found["learner"], found["plan"]
+        parts[owners[key]].append(option)
+    return parts
+
+
+def check_choices(instance: Any) -> None:
+    """For the ``__post_init__`` of a dataclass: its ``Literal`` fields hold one of their choices.
+
+    Raises WorkbenchError, naming the choices, for the first field that does not.
+    """
+    for name, hint in get_type_hints(type(instance)).items():
+        value = getattr(instance, name, None)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            choices = "|".join(map(str, get_args(hint)))
+            raise WorkbenchError(f"{type(instance).__name__} takes {name}={choices}, not {value}")

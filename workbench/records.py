@@ -1,13 +1,12 @@
 """A run is a directory of plain files:
 
-    config.json     what was asked for           metrics.jsonl   one line a step:
-                    pandas.read_json(path, lines=True)
-    env.json        what it ran on               groups.jsonl    a few whole groups with their
-                    credit
-    checkpoint.pt   what it resumes from         model/          the trained policy (or adapter/),
-                    Hugging Face format
-                                                 best/           the policy at its best evaluation,
-                                                     if above its start
+    config.json     what was asked for
+    env.json        what it ran on
+    metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
+    groups.jsonl    a few whole groups with their credit
+    checkpoint.pt   what it resumes from
+    model/          the trained policy (or adapter/), in Hugging Face format
+    best/           the policy at its best evaluation, if above its start
 
 Every file is either appended to line by line or replaced whole, so a run that is killed at any
 moment can be read and resumed.
@@ -51,13 +50,13 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """``value`` as JSON has it: no NaN and no infinity (null), and no numbers of numpy's."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -68,8 +67,7 @@ def dumps(value: Any, **how) -> str:
 def environment() -> dict[str, Any]:
     """What a run ran on, as far as it bears on its numbers."""
     import torch
-
-    from workbench.model import distributed
+    from torch import distributed
 
     versions = {}
     for name in ("torch", "transformers", "peft", "numpy"):
@@ -82,13 +80,14 @@ def environment() -> dict[str, Any]:
         if torch.cuda.is_available()
         else platform.processor() or platform.machine()
     )
+    joined = distributed.is_available() and distributed.is_initialized()
     return {
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
         "versions": versions,
         "device": device,
         "threads": torch.get_num_threads(),
-        "processes": distributed.size(),
+        "processes": distributed.get_world_size() if joined else 1,
         "system": platform.system(),
     }
 
@@ -98,31 +97,38 @@ def group_to_dict(group: Group) -> dict:
 
 
 def group_from_dict(data: Mapping) -> Group:
-    problem = data["problem"]
-    made = Problem(
-        problem["id"],
-        tuple(problem["messages"]),
-        problem["answer"],
-        tuple(problem["solutions"]),
-        problem["meta"],
+    """The group that ``group_to_dict`` wrote: JSON has lists for tuples, and null for NaN."""
+    about = data["problem"]
+    problem = Problem(
+        about["id"],
+        tuple(about["messages"]),
+        about["answer"],
+        tuple(about["solutions"]),
+        about["meta"],
     )
-    rollouts = []
-    for r in data["rollouts"]:
-        r = {
-            **r,
-            "verdict": Verdict(**r["verdict"]),
-            "prompt_ids": tuple(r["prompt_ids"]),
-            "completion_ids": tuple(r["completion_ids"]),
-            "logprobs": tuple(math.nan if x is None else x for x in r["logprobs"]),
+    rollouts = tuple(_rollout_from_dict(rollout) for rollout in data["rollouts"])
+    return Group(problem, rollouts, data.get("notes", {}))
+
+
+def _rollout_from_dict(data: Mapping) -> Rollout:
+    logprobs = tuple(math.nan if logp is None else logp for logp in data["logprobs"])
+    return Rollout(
+        **{
+            **data,
+            "verdict": Verdict(**data["verdict"]),
+            "prompt_ids": tuple(data["prompt_ids"]),
+            "completion_ids": tuple(data["completion_ids"]),
+            "logprobs": logprobs,
         }
-        rollouts.append(Rollout(**r))
-    return Group(made, tuple(rollouts), data.get("notes", {}))
+    )
 
 
 class RunWriter:
     """Writes a run directory.
 
     ``start_step`` > 0: goes on with one, forgetting whatever came after the checkpoint.
+
+    Raises WorkbenchError where the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], start_step: int = 0):
@@ -143,15 +149,14 @@ class RunWriter:
             dumps({"schema_version": SCHEMA_VERSION, **config}, indent=1),
         )
         for name in ("metrics.jsonl", "groups.jsonl"):
-            kept = [line for line in _lines(self.folder / name) if line["step"] < start_step]
-            write_atomic(self.folder / name, "".join(dumps(line) + "\n" for line in kept))
+            earlier = [line for line in _lines(self.folder / name) if line["step"] < start_step]
+            write_atomic(self.folder / name, "".join(dumps(line) + "\n" for line in earlier))
 
     def write(self, record: StepRecord) -> None:
         self._append("metrics.jsonl", {"step": record.step, **record.metrics})
         for group, credit in zip(record.groups, record.credit):
-            self._append(
-                "groups.jsonl", {"step": record.step, **group_to_dict(group), "credit": credit}
-            )
+            line = {"step": record.step, **group_to_dict(group), "credit": credit}
+            self._append("groups.jsonl", line)
 
     def _append(self, name: str, line: Mapping) -> None:
         try:
@@ -164,38 +169,37 @@ class RunWriter:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file; a last line that a killed process left unfinished is
-    dropped.
+    """The whole lines of a JSON-lines file.
+
+    A last line that a killed process left unfinished is dropped.
     """
     if not path.exists():
         return []
-    found = []
+    lines = []
     # bytes: only \n ends a line (not U+2028), and a character may be torn, too
     raw = path.read_bytes().rstrip(b"\n").split(b"\n")
     for number, line in enumerate(raw, 1):
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError as error:
             if number < len(raw):
                 raise WorkbenchError(f"{path}, line {number} is not JSON: {error}") from error
-    return found
+    return lines
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read.
-
-    ``metrics`` is a DataFrame with one row a step; ``groups`` are (step, group, credit).
-    """
+    """A run directory, read."""
 
     folder: Path
     config: Mapping[str, Any]
     env: Mapping[str, Any]
-    metrics: Any
-    groups: tuple[tuple[int, Group, list], ...]
+    metrics: Any  # a DataFrame with one row a step
+    groups: tuple[tuple[int, Group, list], ...]  # (step, group, realised credit [rollout][token])
 
 
 def read_run(folder: str | Path) -> Run:
+    """Raises WorkbenchError where there is no run, or a damaged one, or one of another schema."""
     import pandas as pd
 
     folder = Path(folder)
@@ -207,8 +211,8 @@ def read_run(folder: str | Path) -> Run:
         if version == SCHEMA_VERSION:
             env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
             groups = tuple(
-                (g["step"], group_from_dict(g), g["credit"])
-                for g in _lines(folder / "groups.jsonl")
+                (line["step"], group_from_dict(line), line["credit"])
+                for line in _lines(folder / "groups.jsonl")
             )
             metrics = pd.DataFrame(_lines(folder / "metrics.jsonl"))
             if len(metrics) and "step" not in metrics:
@@ -232,7 +236,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
-        self._open, self._writer = partial(SummaryWriter, str(Path(folder) / "tensorboard")), None
+        self._open = partial(SummaryWriter, str(Path(folder) / "tensorboard"))
+        self._writer = None
 
     def write(self, record: StepRecord) -> None:
         # by now the run directory has been checked; of a resumed run, what came after its

@@ -1,4 +1,4 @@
-"""Where the tokens and the steps of a completion are in its text.
+"""Where the tokens and the steps of a completion are in its text, and common beginnings of texts.
 
 Nothing here knows a model: only ids and a function that decodes them.
 """
@@ -10,6 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from workbench.core import Rollout, Step
 
@@ -38,20 +39,16 @@ def token_starts(decode: Decode, ids: Sequence[int]) -> list[int]:
 
     A token that holds only a part of a character begins where that character does.
     """
+    text = decode(ids)
     pieces = [decode([token]) for token in ids]
-    if "".join(pieces) == decode(ids):
-        starts, at = [], 0
-        for piece in pieces:
-            starts.append(at)
-            at += len(piece)
-        return starts
+    if "".join(pieces) == text:
+        return [0, *accumulate(map(len, pieces))][: len(ids)]
     # pieces of characters, or a tokenizer that decodes a token differently after others
-    whole = decode(ids)
-    return [common_prefix(decode(ids[:t]), whole) for t in range(len(ids))]
+    return [common_prefix(decode(ids[:t]), text) for t in range(len(ids))]
 
 
 def common_prefix(left: str, right: str) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common beginning, in characters (or items)."""
     size = min(len(left), len(right))
     if left[:size] == right[:size]:
         return size
@@ -86,10 +83,8 @@ class Spans:
     @cached_property
     def starts(self) -> list[int]:
         """[T] where each token begins in ``text``; the end-of-turn token begins at its end."""
-        ids = self.rollout.completion_ids
-        return token_starts(self.decode, ids[: self.written]) + [len(self.text)] * (
-            len(ids) - self.written
-        )
+        starts = token_starts(self.decode, self.rollout.completion_ids[: self.written])
+        return starts + [len(self.text)] * self.rollout.finished
 
     def step_at(self, character: int) -> int:
         """The step that holds a character.
@@ -111,11 +106,9 @@ class Spans:
 
     def first_token(self, step: int) -> int:
         """The token in which a step begins; the last token for the step that was not written."""
-        return (
-            self.token_at(self.steps[step].start)
-            if step < len(self.steps)
-            else len(self.starts) - 1
-        )
+        if step >= len(self.steps):
+            return len(self.starts) - 1
+        return self.token_at(self.steps[step].start)
 
     def tokens_through(self, step: int) -> int:
         """How many tokens it takes to have all of a step, its line break included."""

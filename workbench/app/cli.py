@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from workbench.core import WorkbenchError
@@ -251,7 +251,7 @@ def _train(args) -> None:
     distributed.start()
     kind = methods.find(args.method)
     for_method, for_optimizer, for_plan = split_options(
-        args.options, kind, tuple(f.name for f in fields(OptimConfig))
+        args.options, kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
     )
     method = with_options(kind, for_method, args.method)
     optimizer = with_options(

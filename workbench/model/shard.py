@@ -1,5 +1,6 @@
-"""How the ranks of a run hold what is trained: each all of it (``Replicated``), or each an N-th
-(``Sharded``, PyTorch's FSDP2).
+"""How the ranks of a run hold what is trained: each all of it, or each an N-th.
+
+The first is ``Replicated``, the second ``Sharded`` (PyTorch's FSDP2).
 
 Sharded are the weights, also those of a frozen base under an adapter, gradients, the optimiser's
 moments, the copy of the start (the reference) and the EMA teacher. An expert, which is another
@@ -22,16 +23,18 @@ added up and not averaged, because the denominators are already those of the who
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from workbench.core import WorkbenchError
 from workbench.model import distributed
+from workbench.model.policy import Policy
 
 # ---- tensors of which this rank may hold a part. Of all others these are the identity
 
@@ -45,9 +48,8 @@ def part(whole: Tensor, like: Tensor) -> Tensor:
     """``whole`` shared out as ``like`` is, if it is one number for each of its."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
-    return distribute_tensor(
-        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-    )
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def gather_tree(tree: Any) -> Any:
@@ -69,7 +71,7 @@ def gather_tree(tree: Any) -> Any:
 class Replicated:
     """Every rank holds the whole policy."""
 
-    def __init__(self, policy):
+    def __init__(self, policy: Policy):
         self.policy = policy
 
     @contextmanager
@@ -80,20 +82,18 @@ class Replicated:
     @contextmanager
     def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
         """The policy with other weights, by name."""
-        own = dict(self.policy.model.named_parameters())
-        held = {name: p.data for name, p in own.items()}
+        parameters = dict(self.policy.model.named_parameters())
+        before = {name: p.data for name, p in parameters.items()}
         try:
-            for name, p in own.items():
+            for name, p in parameters.items():
                 p.data = other[name]
             yield
         finally:
-            for name, p in own.items():
-                p.data = held[name]
+            for name, p in parameters.items():
+                p.data = before[name]
 
     def share(self, batches: list) -> tuple[list, list]:
-        """This rank's micro-batches, and those that it goes through only to keep step with the
-        others.
-        """
+        """This rank's micro-batches, and those that it goes through only to keep step."""
         return distributed.share(batches), []
 
     def any(self, here: bool) -> bool:
@@ -114,26 +114,14 @@ class Sharded(Replicated):
     Raises WorkbenchError where that cannot be had.
     """
 
-    def __init__(self, policy):
+    def __init__(self, policy: Policy):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
-        from transformers.modeling_layers import GradientCheckpointingLayer
 
         if policy.unsloth or getattr(policy.base, "is_quantized", False):
-            raise WorkbenchError(
-                f"{policy.name} cannot be sharded in "
-                f"{'Unsloth' if policy.unsloth else '4 bits'}: load it without"
-            )
-        root, head = policy.decoder, policy.base.get_output_embeddings()
-        layers = [
-            module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)
-        ]
-        inside = {id(p) for module in (root, head) for p in module.parameters()}
-        if not layers or any(id(p) not in inside for p in policy.model.parameters()):
-            raise WorkbenchError(
-                f"{policy.name} cannot be sharded: it is not layers between embeddings and "
-                "an output embedding"
-            )
+            how = "Unsloth" if policy.unsloth else "4 bits"
+            raise WorkbenchError(f"{policy.name} cannot be sharded in {how}: load it without")
+        layers = _layers(policy)
         if distributed.size() == 1:
             raise WorkbenchError(
                 "sharding splits the policy over several processes, and there is one: "
@@ -141,18 +129,21 @@ class Sharded(Replicated):
             )
         # from now on each of them is there once
         distributed.agree(
-            lambda: {"weights": distributed.fingerprint(list(policy.model.parameters()))}
+            lambda: {"weights": distributed.fingerprint([*policy.model.parameters()])}
         )
         mesh = init_device_mesh(policy.device.type, (distributed.size(),))
         for layer in layers:
             fully_shard(layer, mesh=mesh)
+        root = policy.decoder
+        head = policy.base.get_output_embeddings()
         # The head is used as a matrix and not called, so it goes with the decoder (whose embeddings
         # it may be): there until the backward pass ends.
         root.add_module("sharded_head", head)
         fully_shard(root, mesh=mesh, reshard_after_forward=False)
         del root.sharded_head
         super().__init__(policy)
-        self.root, self.parts = root, [*layers, root]
+        self.root = root
+        self.parts = [*layers, root]
         for module in self.parts:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other
@@ -182,7 +173,7 @@ class Sharded(Replicated):
 
     @contextmanager
     def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
-        """In place, because FSDP gathers from where the parts are:
+        """In place, because FSDP gathers from where the parts are.
 
         ``other`` holds the policy's own weights meanwhile.
         """
@@ -191,9 +182,9 @@ class Sharded(Replicated):
         def exchange() -> None:
             self._reshard()
             for name, p in self.policy.model.named_parameters():
-                held = p.detach().clone()
+                before = p.detach().clone()
                 p.copy_(other[name])
-                other[name].copy_(held)
+                other[name].copy_(before)
 
         exchange()
         if self.policy.gathered:
@@ -207,8 +198,9 @@ class Sharded(Replicated):
             self._gather()
 
     def share(self, batches: list) -> tuple[list, list]:
-        mine = distributed.share(batches)
-        return mine, batches[: -(-len(batches) // distributed.size()) - len(mine)]
+        batches_here = distributed.share(batches)
+        passes = math.ceil(len(batches) / distributed.size())  # of the rank with most
+        return batches_here, batches[: passes - len(batches_here)]
 
     def any(self, here: bool) -> bool:
         return bool(self.total(torch.tensor(int(here))))
@@ -219,3 +211,21 @@ class Sharded(Replicated):
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """FSDP has added them up. The weights change now: what is still gathered of them goes."""
         self._reshard()
+
+
+def _layers(policy: Policy) -> list[nn.Module]:
+    """The policy's layers, which are split one by one.
+
+    Raises WorkbenchError where there is more to it than layers, embeddings and a head.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    root = policy.decoder
+    layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
+    covered = {*root.parameters(), *policy.base.get_output_embeddings().parameters()}
+    if not layers or set(policy.model.parameters()) - covered:
+        raise WorkbenchError(
+            f"{policy.name} cannot be sharded: it is not layers between embeddings and "
+            "an output embedding"
+        )
+    return layers

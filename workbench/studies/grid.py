@@ -26,12 +26,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from workbench.core import WorkbenchError, coordinates
-from workbench.options import with_options
+from workbench.options import split_options, with_options
 from workbench.paths import ORGANISM, RECORDS, ROOT, STUDY
 from workbench.records import dumps, write_atomic
 
@@ -253,7 +253,6 @@ def train_stage(
     """One stage of an arm as a run directory, from its checkpoint where it has one."""
     from workbench.model.learner import Learner, OptimConfig
     from workbench.model.loading import load_policy
-    from workbench.options import split_options
     from workbench.tasks import load_task
     from workbench.training.run import TrainConfig, fit
 
@@ -262,7 +261,7 @@ def train_stage(
     kind = kind_of(stage)
     rate = [f"lr={rates[stage.method]}"] if stage.method in rates else []
     mine, optimizer, plan = split_options(
-        [*rate, *stage.options], kind, tuple(f.name for f in fields(OptimConfig))
+        [*rate, *stage.options], kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
     )
     optimizer = with_options(OptimConfig, optimizer, "the optimiser")
     plan = with_options(
