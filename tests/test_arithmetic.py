@@ -5,6 +5,7 @@ and against hostile text.
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -13,15 +14,14 @@ from workbench.core import WorkbenchError
 from workbench.tasks import load_task, prompts
 from workbench.tasks.arithmetic import (
     PHRASES,
-    SPLITS,
     Arithmetic,
     check,
     draw,
     parse,
     solve,
     split_of,
-    steps,
 )
+from workbench.tasks.base import SPLITS, line_spans
 
 CHAIN = "47+85-29+6"
 RIGHT = ["47+85=132", "132-29=103", "103+6=109", "Answer 109"]
@@ -238,12 +238,12 @@ def test_hostile_text_is_graded_wrong_and_never_raises(name):
 
 @pytest.mark.parametrize("text", ["", "a", "a\nb", "a\n\n", "\n\na", "a\r\nb\u2028c\n"])
 def test_steps_cover_the_text_line_by_line(text):
-    spans = steps(text)
+    spans = line_spans(text)
     assert [s.index for s in spans] == list(range(len(spans)))
     assert [text[s.start : s.end].removesuffix("\n") for s in spans] == text.rstrip("\n").split(
         "\n"
     )
-    assert spans[0].start == 0 and all(a.end == b.start for a, b in zip(spans, spans[1:]))
+    assert spans[0].start == 0 and all(a.end == b.start for a, b in pairwise(spans))
 
 
 # ---- problems

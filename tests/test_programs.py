@@ -13,7 +13,7 @@ from workbench.tasks import load_task
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import (
     OPERATIONS,
-    SAID,
+    FEEDBACK_PHRASES,
     Programs,
     draw,
     inputs,
@@ -165,6 +165,6 @@ def test_training_text_never_holds_a_held_out_question_and_its_words_are_single_
             and reply.startswith("def f(x):")
         )
     tok = tokenizer(FIXED)
-    assert all(len(tok(phrase)["input_ids"]) == 1 for phrase in SAID)
+    assert all(len(tok(phrase)["input_ids"]) == 1 for phrase in FEEDBACK_PHRASES)
     text = TASK.grade(TASK.problem(QUESTION), wrong("x=x+3", "x=y+3")).feedback
     assert tok.decode(tok(text)["input_ids"]) == text
