@@ -4,14 +4,17 @@ and against hostile text.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from importlib import import_module
 from itertools import pairwise
 from random import Random
 
 import pytest
 
 from workbench.core import WorkbenchError
-from workbench.tasks import load_task, prompts
+from workbench.tasks import TASKS, load_task, prompts
 from workbench.tasks.arithmetic import (
     PHRASES,
     Arithmetic,
@@ -53,7 +56,7 @@ def test_solve_equals_python():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "1+", "1*2", "1 + 2", "1+2\n", "--1+2", "١+٢", "1+2; import os"]
+    "text", ["", "7", "1+", "1*2", "1 + 2", "1+2\n", "--1+2", "\u0661+\u0662", "1+2; import os"]
 )
 def test_what_is_no_chain_is_refused(text):
     with pytest.raises(WorkbenchError, match="not a chain"):
@@ -212,7 +215,7 @@ HOSTILE = {
     "nul": "\0",
     "controls": "".join(map(chr, range(32))),
     "right to left": "\u202e47+85=132\u202c",
-    "unicode digits": "４７+８５=１３２\n132-29=١٠٣",
+    "unicode digits": "\uff14\uff17+\uff18\uff15=\uff11\uff13\uff12\n132-29=\u0661\u0660\u0663",
     "other line breaks": "\u2028".join(RIGHT),
     "carriage returns": "\r\n".join(RIGHT),
     "form feeds": "\x0c".join(RIGHT) + "\x0b\x85",
@@ -391,3 +394,14 @@ def test_parse_synthesis_takes_no_time_on_hostile_text(text):
     began = time.perf_counter()
     assert prompts.parse_synthesis(text) is None
     assert time.perf_counter() - began < 5
+
+
+def test_a_task_is_imported_when_it_is_asked_for():
+    code = (
+        "import sys; from workbench.tasks import load_task; load_task('arithmetic'); "
+        "print(*sorted(m for m in sys.modules if m.startswith('workbench.tasks.')))"
+    )
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert names.split() == [f"workbench.tasks.{m}" for m in ("arithmetic", "base", "prompts")]
+    for module, kind in TASKS.items():
+        assert getattr(import_module(f"workbench.tasks.{module}"), kind).name == module

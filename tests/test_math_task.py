@@ -108,7 +108,7 @@ def test_copies_are_one_problem_and_counted(tmp_path):
     ] * 3
     with pytest.raises(
         WorkbenchError,
-        match="line 2 asks the question of .*line 1 and has another answer: '3', not '2'",
+        match=r"line 2 asks the question of .*line 1 and has another answer: '3', not '2'",
     ):
         Math(
             written(
@@ -332,7 +332,7 @@ def test_without_datasets_or_network(monkeypatch):
     ):
         load_task("math:gsm8k")
     # huggingface_hub itself, offline
-    with pytest.raises(WorkbenchError, match="test6.jsonl is not in this machine's cache"):
+    with pytest.raises(WorkbenchError, match=r"test6\.jsonl is not in this machine's cache"):
         load_task("code:livecodebench_v6")
 
 

@@ -68,11 +68,6 @@ def due(chain: Chain, style: Style = "plain") -> str:
     return f"{left}={value + int(rest[0])}"
 
 
-def is_due(chain: Chain, line: str) -> bool:
-    """Is this the right next line, in either style?"""
-    return line == due(chain) or line == due(chain, "turned")
-
-
 def after(chain: Chain) -> Chain | None:
     """What is left when the due line is written; None after the answer."""
     value, rest = chain
@@ -110,7 +105,7 @@ def check(expression: str, text: str) -> Check:
                 wrong_since = None
         if wrong_since is None:
             state = states[-1]
-            if state is not None and is_due(state, body):
+            if state is not None and body in (due(state), due(state, "turned")):
                 states.append(after(state))
                 continue
             wrong_since = len(states) - 1

@@ -74,6 +74,7 @@ ASK = (
 STDIN = "The program reads standard input and prints the answer to standard output."
 STARTER = "Use this starter code:"
 COMPLETE = "Complete this function, and give all of it:"
+SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
 
 
@@ -115,14 +116,13 @@ def same_output(output: str, expected: str) -> bool:
     """Line by line without outer blanks; lines that differ as text must be equal, number for
     number, as exact decimals (1.50 is 1.5; no tolerance).
     """
-    lines, due = (text.strip().split("\n") for text in (output, expected))
+    lines, due = ([*map(str.strip, t.strip().split("\n"))] for t in (output, expected))
     return len(lines) == len(due) and all(map(_same_line, lines, due))
 
 
 def _same_line(line: str, due: str) -> bool:
-    left, right = line.split(), due.split()
     try:
-        return line.strip() == due.strip() or [*map(Decimal, left)] == [*map(Decimal, right)]
+        return line == due or [*map(Decimal, line.split())] == [*map(Decimal, due.split())]
     except InvalidOperation:  # not numbers, or signalling NaN
         return False
 
@@ -166,8 +166,7 @@ def _stopped(test: Test, *lines: str) -> str:
 
 
 def _wrong_answer(number: int, test: Test, output: str) -> str:
-    expected = test.expected
-    due = expected.strip() if isinstance(expected, str) else repr(expected)
+    due = test.expected.strip() if isinstance(test.expected, str) else repr(test.expected)
     return (
         f"Test Case {number}: Wrong Answer\n\nInput\n{_input(test)}\n\n"
         f"Output\n{_clip(output)}\n\nExpected\n{_clip(due)}"
@@ -182,8 +181,8 @@ def _clip(text: str, longest: int = 250) -> str:
 
 def _input(test: Test) -> str:
     lines = test.input.rstrip("\n").split("\n")
-    shown = _clip("\n".join(lines[:8]))
-    return shown + f"\n... ({len(lines) - 8} more lines)" if len(lines) > 8 else shown
+    rest = f"\n... ({len(lines) - 8} more lines)" if len(lines) > 8 else ""
+    return _clip("\n".join(lines[:8])) + rest
 
 
 # --- the task -------------------------------------------------------------------------------------
@@ -243,19 +242,20 @@ class Code(Reprompts):
         results, correct = self._run(program, suite)
         passed = [test.passed(result) for test, result in zip(suite.public, results)]
         share = sum(passed) / len(passed) if passed else float(correct)
+        if correct:
+            return Verdict(1.0, True, "", {"training_tests": share})
         no_python = not fenced and any(map(_is_no_python, results))
         words = FORMAT if no_python else feedback(suite.public, results)
-        return Verdict(float(correct), correct, "" if correct else words, {"training_tests": share})
+        return Verdict(0.0, False, words, {"training_tests": share})
 
     def _run(self, program: str, suite: Suite) -> tuple[list[Result], bool]:
         """What the training tests and HumanEval's check gave, and whether all is right."""
-        calls = len(suite.public) + len(suite.private) + 100 * bool(suite.check)
         with Program(
             program,
             seconds=self.seconds,
             memory_mb=self.memory_mb,
             prelude=suite.prelude,
-            calls=calls,
+            calls=len(suite.public) + len(suite.private) + 100 * bool(suite.check),
         ) as running:
             results = [running.call(test.call) for test in suite.public]
             # the docstring's examples are for the feedback; what counts is the check
@@ -281,8 +281,7 @@ class Code(Reprompts):
 def _is_no_python(result: Result) -> bool:
     """Did the program not even compile?"""
     error = result.error
-    kinds = ("SyntaxError", "IndentationError", "TabError")
-    return error is not None and error.type in kinds and not error.frames
+    return bool(error) and error.type in SYNTAX_ERRORS and not error.frames
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -290,19 +289,18 @@ def _is_no_python(result: Result) -> bool:
 
 def _problem(row: Row, split: str) -> tuple[Problem, Suite]:
     """Raises WorkbenchError, naming the line, for a record of neither form."""
-    record = row.columns
-    form = next((form for column, form in FORMS.items() if column in record), None)
+    form = next((form for column, form in FORMS.items() if column in row.columns), None)
     if form is None:
         raise WorkbenchError(
             f"{row.where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
             "(entry_point, ...)"
         )
     try:
-        problem, suite = form(record)
+        problem, suite = form(row.columns)
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise WorkbenchError(f"{row.where} {what}") from error
-    chosen = split or record.get("split") or split_of(problem.messages[-1]["content"])
+    chosen = split or row.columns.get("split") or split_of(problem.messages[-1]["content"])
     problem.meta["split"] = check_split(row.where, chosen)
     return problem, suite
 
@@ -378,12 +376,8 @@ def humaneval(row: dict) -> tuple[Problem, Suite]:
         f"{prompt}\n{row['test']}\n\ndef check_program(candidate):\n"
         f"    global {function}\n    {function} = candidate\n    check(candidate)\n"
     )
-    public = tuple(examples(prompt, function))
     problem = Problem(str(row["task_id"]), chat(content), "", solutions, {})
-    return problem, Suite(public, check=check, function=function, prelude=prompt)
-
-
-_EXAMPLE = re.compile(r"^[ \t]*>>> (.+)\n[ \t]*(?!>>>)(\S.*)$", re.MULTILINE)
+    return problem, Suite(tuple(examples(prompt, function)), (), check, function, prompt)
 
 
 def examples(prompt: str, function: str) -> list[Test]:
@@ -391,24 +385,16 @@ def examples(prompt: str, function: str) -> list[Test]:
     out.
     """
     tests = []
-    for source, expected in _EXAMPLE.findall(prompt):
+    example = r"^[ \t]*>>> (.+)\n[ \t]*(?!>>>)(\S.*)$"
+    for source, expected in re.findall(example, prompt, re.MULTILINE):
         # an expression around the call, a comment instead of a value: no example
         with contextlib.suppress(ValueError, SyntaxError):
-            call = ast.parse(source.strip(), mode="eval").body
-            if _calls(call, function):
-                arguments = tuple(ast.literal_eval(argument) for argument in call.args)
-                value = ast.literal_eval(expected.strip())
-                tests.append(Test(Call(function, arguments), value, source.strip()))
+            match ast.parse(source.strip(), mode="eval").body:
+                case ast.Call(ast.Name(name), arguments, []) if name == function:
+                    values = tuple(map(ast.literal_eval, arguments))
+                    value = ast.literal_eval(expected.strip())
+                    tests.append(Test(Call(function, values), value, source.strip()))
     return tests
-
-
-def _calls(expression: ast.expr, function: str) -> bool:
-    return (
-        isinstance(expression, ast.Call)
-        and isinstance(expression.func, ast.Name)
-        and expression.func.id == function
-        and not expression.keywords
-    )
 
 
 # by the column that only its records have

@@ -21,9 +21,9 @@ import dataclasses
 import difflib
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from workbench.core import Problem, Verdict, WorkbenchError, coordinates
@@ -149,7 +149,7 @@ class Gym(FreeText):
         job = {
             "dataset": self.dataset,
             "options": _packed(dict(self.options)),
-            "entry": _entry(self, *(problem.meta[key] for key in ("seed", "size", "index"))),
+            "entry": self._entry(*(problem.meta[key] for key in ("seed", "size", "index"))),
             "answer": answer,
         }
         reply = _scorers.ask(job)
@@ -163,11 +163,15 @@ class Gym(FreeText):
         shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
         return Verdict(score, False, f"Your answer {shown} is not right.")
 
+    @cached_property
+    def _entry(self) -> Callable[[int, int, int], str]:
+        """(seed, size, index) -> the generated record, pickled for the scorer.
 
-@lru_cache(maxsize=4096)  # the attempts of a group are at one problem
-def _entry(task: Gym, seed: int, size: int, index: int) -> str:
-    """The generated record, pickled for the scorer: made again, as a problem is its coordinates."""
-    return _packed(dict(task._make(seed, size)[index]))
+        Made again, as a problem is its coordinates; once for the attempts at it.
+        """
+        return lru_cache(4096)(
+            lambda seed, size, index: _packed(dict(self._make(seed, size)[index]))
+        )
 
 
 def _config_type(dataset: str) -> type:

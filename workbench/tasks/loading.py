@@ -166,29 +166,33 @@ def _download(source: str, name: str, file: str) -> Path:
         raise WorkbenchError(_why(source, error)) from error
 
 
+# what the errors' names and words say, and what that means; the first that fits
+_REASONS = {
+    r"(?i)gated": (
+        "{name} is gated: ask for access on its page on the hub, and log in with `hf auth login`"
+    ),
+    r"Offline|(?i:offline mode)": (
+        "{name} is not in this machine's cache, and HF_HUB_OFFLINE keeps the hub from being "
+        "asked; a local file works too"
+    ),
+    r"(?s)(?=.*NotFoundError:).*(Dataset|Repository)NotFound": (
+        "there is no data set {name} on the hub, or it is private"
+    ),
+    r"Connect(ion)?(Error|Timeout)|Max retries|LocalEntryNotFound|Timeout:": (
+        "{name} is not in this machine's cache, and the hub could not be reached; a local file "
+        "works too"
+    ),
+}
+
+
 def _why(name: str, error: BaseException) -> str:
-    """What went wrong on the way to the hub, as far as the errors' names and words say."""
-    cause, words = error, []
-    while cause is not None and len(words) < 10:
-        words.append(f"{type(cause).__name__}: {cause}")
+    """What went wrong on the way to the hub."""
+    cause, errors = error, []
+    while cause is not None and len(errors) < 10:
+        errors.append(f"{type(cause).__name__}: {cause}")
         cause = cause.__cause__ or cause.__context__
-    report = " ".join(words)
-    if "gated" in report.lower():
-        return (
-            f"{name} is gated: ask for access on its page on the hub, and log in with "
-            "`hf auth login`"
-        )
-    if "Offline" in report or "offline mode" in report.lower():
-        return (
-            f"{name} is not in this machine's cache, and HF_HUB_OFFLINE keeps the hub from "
-            "being asked; a local file works too"
-        )
-    if re.search(r"(DatasetNotFound|RepositoryNotFound)", report) and "NotFoundError:" in report:
-        return f"there is no data set {name} on the hub, or it is private"
-    if re.search(r"Connect(ion)?(Error|Timeout)|Max retries|LocalEntryNotFound|Timeout:", report):
-        return (
-            f"{name} is not in this machine's cache, and the hub could not be reached; a "
-            "local file works too"
-        )
+    for pattern, sentence in _REASONS.items():
+        if re.search(pattern, " ".join(errors)):
+            return sentence.format(name=name)
     first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return f"{name} could not be read from the hub: {first_line}"

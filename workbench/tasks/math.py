@@ -86,8 +86,8 @@ class Math(FreeText):
                 f"the task math needs {', '.join(SETS)}, a file (.jsonl, .json, .parquet) "
                 f"or a hub id (owner/name), not {self.source!r}"
             )
-        other_columns = self.config or self.question or self.answer or self.solution
-        if self.plain and (other_columns or not FILES.fullmatch(self.source)):
+        columns = (self.config, self.question, self.answer, self.solution)
+        if self.plain and (any(columns) or not FILES.fullmatch(self.source)):
             raise WorkbenchError(
                 "the task math takes plain=true with a file whose columns are question and answer"
             )
