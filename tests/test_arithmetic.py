@@ -4,24 +4,27 @@ and against hostile text.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from importlib import import_module
+from itertools import pairwise
 from random import Random
 
 import pytest
 
 from workbench.core import WorkbenchError
-from workbench.tasks import load_task, prompts
+from workbench.tasks import TASKS, load_task, prompts
 from workbench.tasks.arithmetic import (
     PHRASES,
-    SPLITS,
     Arithmetic,
     check,
     draw,
     parse,
     solve,
     split_of,
-    steps,
 )
+from workbench.tasks.base import SPLITS, line_spans
 
 CHAIN = "47+85-29+6"
 RIGHT = ["47+85=132", "132-29=103", "103+6=109", "Answer 109"]
@@ -53,7 +56,7 @@ def test_solve_equals_python():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "1+", "1*2", "1 + 2", "1+2\n", "--1+2", "١+٢", "1+2; import os"]
+    "text", ["", "7", "1+", "1*2", "1 + 2", "1+2\n", "--1+2", "\u0661+\u0662", "1+2; import os"]
 )
 def test_what_is_no_chain_is_refused(text):
     with pytest.raises(WorkbenchError, match="not a chain"):
@@ -212,7 +215,7 @@ HOSTILE = {
     "nul": "\0",
     "controls": "".join(map(chr, range(32))),
     "right to left": "\u202e47+85=132\u202c",
-    "unicode digits": "４７+８５=１３２\n132-29=١٠٣",
+    "unicode digits": "\uff14\uff17+\uff18\uff15=\uff11\uff13\uff12\n132-29=\u0661\u0660\u0663",
     "other line breaks": "\u2028".join(RIGHT),
     "carriage returns": "\r\n".join(RIGHT),
     "form feeds": "\x0c".join(RIGHT) + "\x0b\x85",
@@ -238,12 +241,12 @@ def test_hostile_text_is_graded_wrong_and_never_raises(name):
 
 @pytest.mark.parametrize("text", ["", "a", "a\nb", "a\n\n", "\n\na", "a\r\nb\u2028c\n"])
 def test_steps_cover_the_text_line_by_line(text):
-    spans = steps(text)
+    spans = line_spans(text)
     assert [s.index for s in spans] == list(range(len(spans)))
     assert [text[s.start : s.end].removesuffix("\n") for s in spans] == text.rstrip("\n").split(
         "\n"
     )
-    assert spans[0].start == 0 and all(a.end == b.start for a, b in zip(spans, spans[1:]))
+    assert spans[0].start == 0 and all(a.end == b.start for a, b in pairwise(spans))
 
 
 # ---- problems
@@ -391,3 +394,14 @@ def test_parse_synthesis_takes_no_time_on_hostile_text(text):
     began = time.perf_counter()
     assert prompts.parse_synthesis(text) is None
     assert time.perf_counter() - began < 5
+
+
+def test_a_task_is_imported_when_it_is_asked_for():
+    code = (
+        "import sys; from workbench.tasks import load_task; load_task('arithmetic'); "
+        "print(*sorted(m for m in sys.modules if m.startswith('workbench.tasks.')))"
+    )
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert names.split() == [f"workbench.tasks.{m}" for m in ("arithmetic", "base", "prompts")]
+    for module, kind in TASKS.items():
+        assert getattr(import_module(f"workbench.tasks.{module}"), kind).name == module

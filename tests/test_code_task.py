@@ -238,24 +238,59 @@ def test_feedback_on_real_runs(tmp_path):
 # Every one of these answers rightly where it is asked plainly, and tries something on the side.
 TRICKS = {
     "exits before the tests": "import os\nos._exit(0)\n",
-    "opens a socket": "import socket\ntry:\n    socket.create_connection(('127.0.0.1', 9), 1)\nexcept "
-    "OSError:\n    pass\n",
-    "writes outside": "try:\n    open('/tmp/workbench-was-here', 'w').write('x')\nexcept OSError:\n    "
-    "pass\n",
-    "reads its parent": "import os\ntry:\n    open(f'/proc/{os.getppid()}/environ').read()\nexcept "
-    "OSError:\n    pass\n",
-    "kills its parent": "import os\ntry:\n    os.kill(os.getppid(), 9)\nexcept OSError:\n    pass\n",
-    "forks": "import os\ntry:\n    os.fork()\nexcept OSError:\n    pass\n",
+    "opens a socket": """
+import socket
+try:
+    socket.create_connection(('127.0.0.1', 9), 1)
+except OSError:
+    pass
+""",
+    "writes outside": """
+try:
+    open('/tmp/workbench-was-here', 'w').write('x')
+except OSError:
+    pass
+""",
+    "reads its parent": """
+import os
+try:
+    open(f'/proc/{os.getppid()}/environ').read()
+except OSError:
+    pass
+""",
+    "kills its parent": """
+import os
+try:
+    os.kill(os.getppid(), 9)
+except OSError:
+    pass
+""",
+    "forks": """
+import os
+try:
+    os.fork()
+except OSError:
+    pass
+""",
     "takes 10 GB": "held = bytearray(10 << 30)\n",
     "prints 1 GB": "import os\nfor _ in range(1024):\n    os.write(1, b'x' * (1 << 20))\n",
-    "prints a pass": "print('{\"value\": true}\\nAll tests passed')\nraise SystemExit(0)\n",
-    "writes a pass": 'import os\nos.write(3, b\'{"stdout": "passed", "value": '
-    "true}\\n')\nos._exit(0)\n",
+    "prints a pass": """
+print('{"value": true}\\nAll tests passed')
+raise SystemExit(0)
+""",
+    "writes a pass": """
+import os
+os.write(3, b'{"stdout": "passed", "value": true}\\n')
+os._exit(0)
+""",
     "closes everything": "import os\nos.closerange(0, 100)\n",
     "loops": "while True: pass\n",
-    "patches the builtins": "import builtins, json, sys\nbuiltins.all = builtins.isinstance = lambda *_: "
-    "True\nsys.exit = print\n"
-    "json.loads = json.dumps = lambda *_, **__: 'true'\n",
+    "patches the builtins": """
+import builtins, json, sys
+builtins.all = builtins.isinstance = lambda *_: True
+sys.exit = print
+json.loads = json.dumps = lambda *_, **__: 'true'
+""",
 }
 
 

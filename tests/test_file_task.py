@@ -11,7 +11,7 @@ import pytest
 
 from workbench.core import Problem, WorkbenchError
 from workbench.tasks import load_task
-from workbench.tasks.file import File
+from workbench.tasks.math import Math
 from workbench.tasks.verify import compare, final_answer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -56,7 +56,7 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
 def test_unreadable_files_are_refused(tmp_path):
     with pytest.raises(WorkbenchError, match="is empty"):
         load_task(str(written(tmp_path, "", "  ")))
-    with pytest.raises(WorkbenchError, match="could not read .*none.jsonl"):
+    with pytest.raises(WorkbenchError, match=r"could not read .*none\.jsonl"):
         load_task(str(tmp_path / "none.jsonl"))
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(WorkbenchError, match="could not read"):
@@ -77,8 +77,8 @@ def test_rows_are_read_as_written(tmp_path):
     # a byte-order mark, and a raw U+2028 in a string
     path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace("\\u2028", "\u2028").encode())
     task = load_task(str(path))
-    one, two, three = task.rows
-    assert [p.id for p in task.rows] == ["problems:1", "problems:3", "problems:4"]
+    one, two, three = task._problems
+    assert [p.id for p in task._problems] == ["problems:1", "problems:3", "problems:4"]
     assert (
         one.answer == "2"
         and one.solutions == ()
@@ -96,7 +96,7 @@ def test_splits_without_names_are_a_partition(tmp_path):
         str(written(tmp_path, *({"question": f"q{i}", "answer": i} for i in range(400))))
     )
     sizes = {
-        split: sum(p.meta["split"] == split for p in task.rows)
+        split: sum(p.meta["split"] == split for p in task._problems)
         for split in ("train", "validation", "test")
     }
     assert sum(sizes.values()) == 400 and all(
@@ -186,15 +186,15 @@ def test_answers_compare_as_numbers_where_they_are_numbers(left, right, same):
 )
 def test_hostile_answers_are_graded_and_never_raise(answer, tmp_path):
     task = load_task(str(written(tmp_path, GOOD)))
-    verdict = task.grade(task.rows[0], f"#### {answer}")
+    verdict = task.grade(task._problems[0], f"#### {answer}")
     assert not verdict.correct and verdict.reward == 0 and verdict.feedback
 
 
 def test_feedback_says_what_was_read(tmp_path):
     task = load_task(str(written(tmp_path, GOOD)))
-    assert task.grade(task.rows[0], "#### 3").feedback == "Your final answer 3 is not right."
-    assert task.grade(task.rows[0], "I do not know").feedback == "There is no final answer."
-    right = task.grade(task.rows[0], "#### 2.0")
+    assert task.grade(task._problems[0], "#### 3").feedback == "Your final answer 3 is not right."
+    assert task.grade(task._problems[0], "I do not know").feedback == "There is no final answer."
+    right = task.grade(task._problems[0], "#### 2.0")
     assert right.correct and right.reward == 1.0 and right.feedback == ""
 
 
@@ -205,22 +205,22 @@ needs_data = pytest.mark.skipif(
 
 @needs_data
 def test_gsm8k_solutions_are_graded_right_and_other_answers_wrong():
-    task = File.read(SHARED / "gsm8k_test_200.jsonl")
-    assert len(task.rows) == 200
-    for problem in task.rows:
+    task = load_task(str(SHARED / "gsm8k_test_200.jsonl"))
+    assert len(task._problems) == 200
+    for problem in task._problems:
         assert task.grade(problem, problem.solutions[0]).correct, problem
         assert not task.grade(problem, problem.solutions[0] + "1").correct
 
 
 @needs_data
-def test_gsm8k_human_labels_agree():
+def test_gsm8k_human_labels_agree(tmp_path):
     rows = [
         json.loads(line)
         for line in (SHARED / "gsm8k_graded_solutions_150.jsonl")
         .read_text(encoding="utf-8")
         .splitlines()
     ]
-    task, differ, n = File("", ()), [], 0
+    task, differ, n = load_task(str(written(tmp_path, GOOD))), [], 0
     for row in rows:
         problem = Problem(
             "gsm8k",
@@ -240,4 +240,36 @@ def test_half_of_a_surrogate_pair_is_refused_with_its_line(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"question": "1+1", "answer": 2}\n{"question": "\\ud800", "answer": 2}\n')
     with pytest.raises(WorkbenchError, match="line 2 holds half of a surrogate pair"):
-        File.read(path)
+        load_task(str(path))
+
+
+def test_a_file_alone_is_a_spelling_of_plain_mathematics(tmp_path):
+    path = str(
+        written(tmp_path, GOOD, GOOD, {"question": "2+2?", "answer": "four", "split": "test"})
+    )
+    assert load_task(path) == Math(path, plain=True, max_new=512)
+    assert load_task(f"{path}:max_new=64") == load_task(f"math:{path},plain=true,max_new=64")
+    # as recorded runs had it: the question is the whole prompt, and each line is a problem
+    one, two, three = load_task(path)._problems
+    assert one.messages == two.messages == ({"role": "user", "content": "1+1?"},)
+    assert three.answer == "four" and three.meta == {"split": "test"}
+    everywhere = load_task(f"math:{path},plain=true,split=all")
+    assert len(everywhere.problems("train", 3, 0)) == len(everywhere.problems("test", 3, 0)) == 3
+    assert (
+        len({p.meta["split"] for p in load_task(f"math:{path},plain=true,split=hash")._problems})
+        < 3
+    )
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("{}:max_new=0", "max_new=0 is not a whole number of 1 or more"),
+        ("{}:max_new=", "there is no task"),
+        ("math:{},plain=true,question=task", "takes plain=true with a file whose columns are"),
+        ("math:gsm8k,plain=true", "takes plain=true with a file"),
+    ],
+)
+def test_dials_of_a_file_that_are_refused(tmp_path, name, message):
+    with pytest.raises(WorkbenchError, match=message):
+        load_task(name.format(written(tmp_path, GOOD)))

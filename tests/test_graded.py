@@ -47,7 +47,7 @@ def chat(core):
 
 def test_labels_texts_and_authors(tmp_path):
     [group] = read_graded(written(tmp_path, GOOD), tokenizer())
-    wrong, right = group.rollouts
+    wrong = group.rollouts[0]
     assert (
         group.problem.answer == "5"
         and group.problem.meta["authors"] == ["a", "b"]
@@ -62,7 +62,10 @@ def test_labels_texts_and_authors(tmp_path):
         and wrong.borrowed == len(wrong.completion_ids)
         and all(map(math.isnan, wrong.logprobs))
     )
-    decode = lambda ids: tokenizer().decode(list(ids))  # noqa: E731
+
+    def decode(ids):
+        return tokenizer().decode(list(ids))
+
     # the 6 of 2+3=6
     assert locate(group, decode, [Divergence()])[0]["divergence"].candidates[0][:2] == (0, 4)
 
@@ -102,9 +105,11 @@ def test_real_solutions_without_any_model(kind):
     rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
     groups = read_graded(REAL, tok)
     assert len(groups) == len(rows) == 150
-    decode = lambda ids: tok.decode(
-        [i for i in ids if i != tok.eos_token_id], clean_up_tokenization_spaces=False
-    )  # noqa: E731
+
+    def decode(ids):
+        words = [i for i in ids if i != tok.eos_token_id]
+        return tok.decode(words, clean_up_tokenization_spaces=False)
+
     known = answered = 0
     for group, row in zip(groups[:40], rows):
         names = group.problem.meta["authors"]

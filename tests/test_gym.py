@@ -79,7 +79,7 @@ def test_problems_are_their_split_and_seed_and_no_question_is_in_two_splits(easy
     )
     with pytest.raises(
         WorkbenchError,
-        match="gym:chain_sum has too few test problems with these options: [0-9]+ found, 400 "
+        match=r"gym:chain_sum has too few test problems with these options: [0-9]+ found, 400 "
         "wanted",
     ):
         easy.problems("test", 400, 0)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from workbench.core import Task, WorkbenchError
-from workbench.tasks import load_task, loading
+from workbench.tasks import load_task
+from workbench.tasks.base import SPLITS
 from workbench.tasks.math import ASK, SETS, Math
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -33,7 +34,7 @@ def written(folder: Path, records: list, name: str = "p.jsonl") -> str:
 def everything(task) -> list:
     return [
         problem
-        for split in loading.SPLITS
+        for split in SPLITS
         for problem in task.problems(
             split, sum(p.meta["split"] == split for p in task._problems), 0
         )
@@ -107,7 +108,7 @@ def test_copies_are_one_problem_and_counted(tmp_path):
     ] * 3
     with pytest.raises(
         WorkbenchError,
-        match="line 2 asks the question of .*line 1 and has another answer: '3', not '2'",
+        match=r"line 2 asks the question of .*line 1 and has another answer: '3', not '2'",
     ):
         Math(
             written(
@@ -161,7 +162,7 @@ def test_a_bad_dial_is_one_sentence(name, message):
 def test_splits_of_a_file(tmp_path):
     path = written(tmp_path, ADD)
     task = Math(path)
-    assert set(Counter(p.meta["split"] for p in task._problems)) == set(loading.SPLITS)
+    assert set(Counter(p.meta["split"] for p in task._problems)) == set(SPLITS)
     assert (
         task.problems("train", 20, 1)
         == task.problems("train", 20, 1)
@@ -200,6 +201,16 @@ def test_grading_and_the_other_prompts(tmp_path):
 # --- the hub, stood in for ------------------------------------------------------------------------
 
 
+# the splits and the columns of the named sets, as published
+PUBLISHED = {
+    "gsm8k": (("train", "test"), ("question", "answer")),
+    "math500": (("test",), ("problem", "solution", "answer", "subject", "level", "unique_id")),
+    "aime24": (("train",), ("id", "problem", "solution", "answer", "url", "year")),
+    "aime25": (("test",), ("problem", "answer", "id")),
+    "hmmt25": (("train",), ("problem_idx", "problem", "answer", "problem_type")),
+}
+
+
 def hub(monkeypatch, result) -> list:
     """A module ``datasets`` whose load_dataset gives ``result``, or raises it; what it was asked
     for.
@@ -224,21 +235,21 @@ def published(name: str, i: int) -> dict:
         "answer": f"it is\n#### {i}" if name == "gsm8k" else str(i),
         "solution": f"\\boxed{{{i}}}",
     }
-    return {column: values.get(column, "x") for column in SETS[name].columns}
+    return {column: values.get(column, "x") for column in PUBLISHED[name][1]}
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_named_sets(name, monkeypatch):
-    known = SETS[name]
+    hub_id, config = SETS[name]
     asked = hub(
         monkeypatch,
         {
             split: [published(name, 100 * j + i) for i in range(40)]
-            for j, split in enumerate(known.splits)
+            for j, split in enumerate(PUBLISHED[name][0])
         },
     )
     task = load_task(f"math:{name}")
-    assert asked == [(known.hub, known.config or None)] and all(
+    assert asked == [(hub_id, config or None)] and all(
         p.answer.isdigit() and p.messages[0]["content"].endswith(ASK) for p in task._problems
     )
     found = Counter(p.meta["split"] for p in task._problems)
@@ -256,7 +267,7 @@ def test_the_named_sets(name, monkeypatch):
         ):
             task.problems("train", 4, 0)
         assert len(load_task(f"math:{name},split=all").problems("train", 40, 0)) == 40
-        assert len(set(p.meta["split"] for p in Math(name, split="hash")._problems)) == 3
+        assert len({p.meta["split"] for p in Math(name, split="hash")._problems}) == 3
 
 
 def test_any_hub_id(monkeypatch):
@@ -274,7 +285,7 @@ def test_any_hub_id(monkeypatch):
     assert {p.messages[0]["content"][:2]: p.meta["split"] for p in task._problems}["b?"] == "test"
     hub(monkeypatch, {"train": ADD, "extra": ADD[:3]})
     with pytest.warns(UserWarning):
-        assert set(p.meta["split"] for p in Math("owner/other")._problems) == set(loading.SPLITS)
+        assert {p.meta["split"] for p in Math("owner/other")._problems} == set(SPLITS)
 
 
 class DatasetNotFoundError(FileNotFoundError):
@@ -321,7 +332,7 @@ def test_without_datasets_or_network(monkeypatch):
     ):
         load_task("math:gsm8k")
     # huggingface_hub itself, offline
-    with pytest.raises(WorkbenchError, match="test6.jsonl is not in this machine's cache"):
+    with pytest.raises(WorkbenchError, match=r"test6\.jsonl is not in this machine's cache"):
         load_task("code:livecodebench_v6")
 
 
@@ -362,5 +373,5 @@ def test_real_records(file, n):
 def test_the_columns_are_those_of_real_records(file, name):
     assert (
         tuple(json.loads((SHARED / file).read_text(encoding="utf-8").splitlines()[0]))
-        == SETS[name].columns
+        == PUBLISHED[name][1]
     )

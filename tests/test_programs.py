@@ -12,8 +12,8 @@ from workbench.core import WorkbenchError
 from workbench.tasks import load_task
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import (
+    FEEDBACK_PHRASES,
     OPERATIONS,
-    SAID,
     Programs,
     draw,
     inputs,
@@ -114,7 +114,7 @@ def test_problems_are_of_their_split_and_the_same_again():
             and found == TASK.problems(split, 20, 3)
         )
     assert load_task("programs:steps=2") == Programs(2)
-    with pytest.raises(WorkbenchError, match="steps 1..8"):
+    with pytest.raises(WorkbenchError, match=r"steps 1\.\.8"):
         Programs(9)
     with pytest.raises(WorkbenchError, match="the splits of programs"):
         TASK.problems("all", 1, 0)
@@ -165,6 +165,6 @@ def test_training_text_never_holds_a_held_out_question_and_its_words_are_single_
             and reply.startswith("def f(x):")
         )
     tok = tokenizer(FIXED)
-    assert all(len(tok(phrase)["input_ids"]) == 1 for phrase in SAID)
+    assert all(len(tok(phrase)["input_ids"]) == 1 for phrase in FEEDBACK_PHRASES)
     text = TASK.grade(TASK.problem(QUESTION), wrong("x=x+3", "x=y+3")).feedback
     assert tok.decode(tok(text)["input_ids"]) == text

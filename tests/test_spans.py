@@ -9,7 +9,7 @@ import pytest
 from data.organism.build.arithmetic import tokenizer
 from workbench.core import Rollout, Verdict
 from workbench.spans import Spans, common_prefix, split_steps, token_starts
-from workbench.tasks import arithmetic
+from workbench.tasks.base import line_spans
 
 
 def byte_level():
@@ -63,7 +63,7 @@ def test_steps_are_lines_that_cover_the_text(text, expected):
 
 def test_steps_are_those_of_the_arithmetic_checker():
     text = "47+85=122\n122-29=93\nAnswer 93"
-    assert split_steps(text) == arithmetic.steps(text)
+    assert split_steps(text) == line_spans(text)
 
 
 @pytest.mark.parametrize(

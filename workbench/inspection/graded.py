@@ -1,5 +1,6 @@
-"""Solutions that somebody else graded, as groups for the viewer and the locators: no model is
-needed, only a tokenizer.
+"""Solutions that somebody else graded, as groups for the viewer and the locators.
+
+No model is needed, only a tokenizer.
 
 Each line of the JSON-lines file is one question: ``question``, ``ground_truth`` (a right solution),
 and under any other names the solutions, each an object with ``solution`` and ``is_correct``. That
@@ -13,6 +14,8 @@ from pathlib import Path
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.model.policy import Policy
 from workbench.tasks import loading
+from workbench.tasks.loading import Row, has_text
+from workbench.tasks.prompts import chat
 from workbench.tasks.verify import final_answer
 
 
@@ -26,51 +29,50 @@ def read_graded(path: str | Path, tokenizer) -> list[Group]:
     """
     path = Path(path)
     reader = Policy(None, tokenizer, path.stem)  # only its tokenizer is used
-    return [_group(reader, path, *found) for found in loading.local(path)]
+    return [_group(reader, path.stem, row) for row in loading.local(path)]
 
 
-def _group(reader: Policy, path: Path, where: str, row, _: str) -> Group:
-    if (
-        not isinstance(row, dict)
-        or not _text(row.get("question"))
-        or not _text(row.get("ground_truth"))
-    ):
-        raise WorkbenchError(f'{where} needs a "question" and a "ground_truth" with text in them')
-    solutions = {
-        name: value for name, value in row.items() if name not in ("question", "ground_truth")
-    }
+def _group(reader: Policy, file_name: str, row: Row) -> Group:
+    solutions = dict(row.columns)
+    question, ground_truth = solutions.pop("question", None), solutions.pop("ground_truth", None)
+    if not has_text(question) or not has_text(ground_truth):
+        raise WorkbenchError(
+            f'{row.where} needs a "question" and a "ground_truth" with text in them'
+        )
     for name, value in solutions.items():
-        if (
-            not isinstance(value, dict)
-            or not isinstance(value.get("solution"), str)
-            or not isinstance(value.get("is_correct"), bool)
-        ):
+        if not _is_graded(value):
             raise WorkbenchError(
-                f'{where}: {name!r} needs a "solution" (text) and "is_correct" (true or false)'
+                f'{row.where}: {name!r} needs a "solution" (text) and "is_correct" (true or false)'
             )
     if not solutions:
-        raise WorkbenchError(f"{where} has no solutions")
+        raise WorkbenchError(f"{row.where} has no solutions")
     problem = Problem(
-        f"{path.stem}:{where.rsplit(' ', 1)[1]}",
-        ({"role": "user", "content": row["question"]},),
-        final_answer(row["ground_truth"]),
-        (row["ground_truth"],),
+        f"{file_name}:{row.number}",
+        chat(question),
+        final_answer(ground_truth),
+        (ground_truth,),
         {"authors": list(solutions)},
     )
-    return Group(problem, tuple(_rollout(reader, problem, **value) for value in solutions.values()))
+    prompt_ids = reader.prompt_ids(problem.messages)
+    return Group(problem, tuple(_rollout(reader, prompt_ids, s) for s in solutions.values()))
 
 
-def _text(value) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _is_graded(value) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("solution"), str)
+        and isinstance(value.get("is_correct"), bool)
+    )
 
 
-def _rollout(reader: Policy, problem: Problem, solution: str, is_correct: bool, **_) -> Rollout:
-    ids = reader.completion_ids(solution)
+def _rollout(reader: Policy, prompt_ids: tuple[int, ...], solution: dict) -> Rollout:
+    ids = reader.completion_ids(solution["solution"])
+    correct = solution["is_correct"]
     return Rollout(
-        reader.prompt_ids(problem.messages),
+        prompt_ids,
         ids,
         (float("nan"),) * len(ids),
-        solution,
-        Verdict(float(is_correct), is_correct),
+        solution["solution"],
+        Verdict(float(correct), correct),
         borrowed=len(ids),
     )

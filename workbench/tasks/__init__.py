@@ -1,56 +1,57 @@
-"""Tasks by name:
+"""Tasks by name.
 
-``arithmetic``, ``arithmetic:steps=5,largest=999``, or the path of a JSON-lines file of problems
-(``problems.jsonl:max_new=64`` for shorter completions than its 512 tokens).
-
-A task is found by its file's name: ``workbench/tasks/arithmetic.py`` holds the dataclass
-``Arithmetic``. Where its first dial is a text, that one may go without its name:
-``math:gsm8k,max_new=512``.
+arithmetic                         a task as it is
+arithmetic:steps=5,largest=999     with dials
+math:gsm8k,max_new=512             a first dial that is a text may go without its name
+problems.jsonl                     math:problems.jsonl,plain=true,max_new=512
+problems.jsonl:max_new=64          the same with shorter completions
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
-from pathlib import Path
+from importlib import import_module
 
 from workbench.core import Task, WorkbenchError
 from workbench.options import with_options
+
+# module -> class, imported when it is asked for
+TASKS = {
+    "arithmetic": "Arithmetic",
+    "code": "Code",
+    "gym": "Gym",
+    "math": "Math",
+    "mcq": "Mcq",
+    "programs": "Programs",
+    "tools": "Tools",
+}
 
 
 def load_task(name: str) -> Task:
     """Raises WorkbenchError for an unknown name, a bad dial, or a file that is not a list of
     problems.
     """
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        for key, value in vars(importlib.import_module(f"{__name__}.{module.name}")).items():
-            if (
-                key.lower() == module.name
-                and dataclasses.is_dataclass(value)
-                and module.name != "file"
-            ):
-                found[module.name] = value
-    kind, _, dials = name.partition(":")
-    if kind in found:
-        first, given = (
-            dataclasses.fields(found[kind])[0],
-            [dial for dial in dials.split(",") if dial],
-        )
-        if given and "=" not in given[0] and first.default == "":
-            given[0] = f"{first.name}={given[0]}"
-        make = getattr(found[kind], "of", None)  # a task that knows more dials than its fields
-        return make(given) if make else with_options(found[kind], given, f"the task {kind}")
+    task, _, dials = name.partition(":")
+    if task in TASKS:
+        return _with_dials(task, [dial for dial in dials.split(",") if dial])
     path, _, limit = name.partition(".jsonl:max_new=")
-    if not name.endswith(".jsonl") and not limit:
+    if not limit and not name.endswith(".jsonl"):
         raise WorkbenchError(
-            f"there is no task {kind!r}; there are {', '.join(sorted(found))}, and any "
+            f"there is no task {task!r}; there are {', '.join(TASKS)}, and any "
             ".jsonl file of problems"
         )
-    from workbench.tasks.file import File
-
-    made = File.read(Path(path + ".jsonl" if limit else name))
     if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
         raise WorkbenchError(f"max_new={limit} is not a whole number of 1 or more")
-    return dataclasses.replace(made, max_new=int(limit)) if limit else made
+    from workbench.tasks.math import Math
+
+    return Math(f"{path}.jsonl" if limit else name, plain=True, max_new=int(limit or 512))
+
+
+def _with_dials(task: str, dials: list[str]) -> Task:
+    kind = getattr(import_module(f"{__name__}.{task}"), TASKS[task])
+    first = dataclasses.fields(kind)[0]
+    if dials and "=" not in dials[0] and first.default == "":
+        dials[0] = f"{first.name}={dials[0]}"
+    if hasattr(kind, "of"):  # a task that knows more dials than its fields
+        return kind.of(dials)
+    return with_options(kind, dials, f"the task {task}")

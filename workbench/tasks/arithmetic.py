@@ -1,5 +1,4 @@
-"""The embedded default task: chains of + and - with every step written out, checked exactly, step
-by step.
+"""The embedded default task: chains of + and - with every step written out, checked step by step.
 
     question    47+85-29+6
     solution    47+85=132
@@ -18,18 +17,17 @@ what should have stood there.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
-from workbench.tasks import prompts
+from workbench.tasks import base, prompts
+from workbench.tasks.base import line_span, lines
 
 WAIT = "Wait, "
 ANSWER = "Answer "
-SPLITS = ("train", "validation", "test")
 
 # the fixed words of the task: one token each for the organism
 PHRASES = (*prompts.PHRASES, WAIT, ANSWER, "Step ", " should be ")
@@ -40,7 +38,9 @@ Chain = tuple[int, tuple[str, ...]]
 
 
 class Check(NamedTuple):
-    """``first_error``: index of the first line that was wrong when written (their number if one is
+    """What the checker says of an attempt.
+
+    ``first_error``: index of the first line that was wrong when written (their number if one is
     missing), mended or not; None if none. ``unmended``: the (1-based) step of the solution that is
     still wrong, and what it should be; None when the attempt is correct.
     """
@@ -68,76 +68,65 @@ def due(chain: Chain, style: Style = "plain") -> str:
     return f"{left}={value + int(rest[0])}"
 
 
-def is_due(chain: Chain, line: str) -> bool:
-    """Is this the right next line, in either style?"""
-    return line == due(chain) or line == due(chain, "turned")
+def after(chain: Chain) -> Chain | None:
+    """What is left when the due line is written; None after the answer."""
+    value, rest = chain
+    return (value + int(rest[0]), rest[1:]) if rest else None
 
 
 def solve(expression: str, style: Style = "plain") -> str:
-    chain, written = parse(expression), []
-    while chain[1]:
+    written = []
+    chain: Chain | None = parse(expression)
+    while chain is not None:
         written.append(due(chain, style))
-        chain = (chain[0] + int(chain[1][0]), chain[1][1:])
-    return "\n".join([*written, due(chain)])
-
-
-def steps(text: str) -> list[Step]:
-    """The written steps of a completion: its lines, each with its line break."""
-    spans, start = [], 0
-    for index, line in enumerate(lines(text)):
-        end = min(start + len(line) + 1, len(text))
-        spans.append(Step(index, start, end))
-        start = end
-    return spans
-
-
-def lines(text: str) -> list[str]:
-    """Only \\n ends a line: other line breaks that Python knows are characters like any other, and
-    never right.
-    """
-    return text.rstrip("\n").split("\n")
+        chain = after(chain)
+    return "\n".join(written)
 
 
 def check(expression: str, text: str) -> Check:
     """Follow the attempt line by line.
 
-    ``states[i]`` is the chain after i right steps, so its top says which line is due.
+    ``states[i]`` is the chain after i right steps, so its top says which line is due; None: the
+    answer has been given.
     """
-    total = len(parse(expression)[1]) + 1
-    states: list[Chain | None] = [parse(expression)]  # None: the answer has been given
+    question = parse(expression)
+    attempt = lines(text)
+    total = len(question[1]) + 1
+    states: list[Chain | None] = [question]
     wrong_since: int | None = None  # number of right steps when the unmended error was made
     first_error, reflections = None, 0
-    for index, line in enumerate(lines(text)):
+    for index, line in enumerate(attempt):
         body = line.removeprefix(WAIT)
         if body != line:
             reflections += 1
-            open_states = [i for i in reversed(range(len(states))) if states[i] is not None]
-            back = next(
-                (
-                    i
-                    for style in ("plain", "turned")
-                    for i in open_states
-                    if due(states[i], style) == body
-                ),
-                None,
-            )
+            back = _state_with(states, body)
             if back is not None:
-                states, wrong_since = states[: back + 1], None
+                del states[back + 1 :]
+                wrong_since = None
         if wrong_since is None:
-            if states[-1] is not None and is_due(states[-1], body):
-                value, rest = states[-1]
-                states.append((value + int(rest[0]), rest[1:]) if rest else None)
+            state = states[-1]
+            if state is not None and body in (due(state), due(state, "turned")):
+                states.append(after(state))
                 continue
             wrong_since = len(states) - 1
         first_error = index if first_error is None else first_error
     if wrong_since is None and states[-1] is not None:  # stopped before the answer
         wrong_since = len(states) - 1
-        first_error = len(lines(text)) if first_error is None else first_error
+        first_error = len(attempt) if first_error is None else first_error
     if wrong_since is None:
         return Check(True, first_error, None, reflections, total)
     step = min(wrong_since, total - 1)  # something after the answer counts against the answer line
-    chain = states[step]
-    return Check(False, first_error, (step + 1, due(chain)), reflections, wrong_since)
+    return Check(False, first_error, (step + 1, due(states[step])), reflections, wrong_since)
+
+
+def _state_with(states: list[Chain | None], line: str) -> int | None:
+    """The last state in which a line is due; a plain one before a turned one."""
+    for style in ("plain", "turned"):
+        for index in reversed(range(len(states))):
+            state = states[index]
+            if state is not None and due(state, style) == line:
+                return index
+    return None
 
 
 def draw(rng: Random, n_steps: int, largest: int) -> str:
@@ -158,17 +147,16 @@ def split_of(expression: str) -> str:
     """By the expression's own hash, so that no held-out problem can occur in training, whoever
     draws it: 5 % test, 5 % validation.
     """
-    bucket = hashlib.blake2b(expression.encode(), digest_size=2).digest()[0]
-    return "test" if bucket < 13 else "validation" if bucket < 26 else "train"
+    return base.split_of(expression, share=13)
 
 
 @dataclass(frozen=True)
-class Arithmetic:
-    """Difficulty dials:
+class Arithmetic(base.Reprompts):
+    """Chains of ``steps`` operations on numbers 1..``largest``.
 
-    ``steps`` operations on numbers 1..``largest``. ``style``: how the expert solutions are written;
-    nothing else. ``shown`` "solution": the prompt holds one, to be read and not worked out; what a
-    policy could do before it was trained on the plain prompt.
+    ``style``: how the expert solutions are written; nothing else. ``shown`` "solution": the prompt
+    holds one, to be read and not worked out; what a policy could do before it was trained on the
+    plain prompt.
     """
 
     steps: int = 4
@@ -195,44 +183,34 @@ class Arithmetic:
 
     @property
     def max_new(self) -> int:
-        """Longest completion, in the organism's tokens: the steps with room for a few reflections."""
+        """Longest completion in the organism's tokens: with room for a few reflections."""
         return 20 * self.steps
 
     def problem(self, expression: str) -> Problem:
-        answer = solve(expression).rsplit(ANSWER, 1)[1]
-        made = Problem(
+        solution = solve(expression)
+        problem = Problem(
             expression,
-            ({"role": "user", "content": expression},),
-            answer,
+            prompts.chat(expression),
+            solution.rsplit(ANSWER, 1)[1],
             (solve(expression, self.style),),
             {"split": split_of(expression), "steps": self.steps, "largest": self.largest},
         )
-        return (
-            replace(made, messages=self.reprompt(made, solution=solve(expression)))
-            if self.shown == "solution"
-            else made
-        )
+        if self.shown == "solution":
+            return replace(problem, messages=self.reprompt(problem, solution=solution))
+        return problem
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split`` (train, validation, test), the same for the same
         seed.
         """
-        if split not in SPLITS:
-            raise WorkbenchError(f"the splits of arithmetic are {', '.join(SPLITS)}, not {split!r}")
-        rng, found = Random(coordinates("arithmetic", self.steps, self.largest, split, seed)), {}
-        for _ in range(2000 * (n + 10)):
-            if len(found) == n:
-                break
-            expression = draw(rng, self.steps, self.largest)
-            if split_of(expression) == split:
-                found[expression] = None
-        if len(found) < n:
-            raise WorkbenchError(
-                f"arithmetic with steps={self.steps}, largest={self.largest} has too few "
-                f"{split} problems: "
-                f"{len(found)} found, {n} wanted"
-            )
-        return [self.problem(expression) for expression in found]
+        rng = Random(coordinates("arithmetic", self.steps, self.largest, split, seed))
+        too_few = (
+            f"arithmetic with steps={self.steps}, largest={self.largest} has too few "
+            f"{split} problems"
+        )
+        candidates = (draw(rng, self.steps, self.largest) for _ in range(2000 * (n + 10)))
+        expressions = base.draw_generated(self.name, split, n, candidates, too_few, split_of)
+        return [self.problem(expression) for expression in expressions]
 
     def check(self, problem: Problem, text: str) -> Check:
         return check(problem.id, text)
@@ -242,10 +220,7 @@ class Arithmetic:
         when a step is missing.
         """
         index = check(problem.id, text).first_error
-        spans = steps(text)
-        if index is None:
-            return None
-        return spans[index] if index < len(spans) else Step(index, len(text), len(text))
+        return None if index is None else line_span(text, index)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """Reward 1 only if every step that still stands is right and the answer is right: a right
@@ -259,11 +234,6 @@ class Arithmetic:
             feedback,
             {"right_steps": result.right_steps, "reflections": result.reflections},
         )
-
-    def reprompt(
-        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]:
-        return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
 
     def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
         return prompts.synthesis(problem, wrong, right)

@@ -1,6 +1,7 @@
-"""Programs, run against tests in the sandbox:
+"""Programs, run against tests in the sandbox.
 
-``code:problems.jsonl,max_new=4096`` or ``code:livecodebench_v6,split=test``.
+    --task code:problems.jsonl,max_new=4096
+    --task code:livecodebench_v6,split=test
 
 Each line of the file (plain or .gz) is a record of LiveCodeBench (``question_content``,
 ``public_test_cases``, ``private_test_cases``, ...) or of HumanEval (``prompt``, ``test``,
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import json
 import re
 import textwrap
@@ -28,9 +30,10 @@ from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, WorkbenchError
-from workbench.tasks import prompts
-from workbench.tasks.loading import SPLITS, check_dials, draw, read, split_of
+from workbench.core import Problem, Step, Verdict, WorkbenchError
+from workbench.tasks.base import Reprompts, check_dials, check_split, draw, split_of
+from workbench.tasks.loading import Row, read
+from workbench.tasks.prompts import chat
 from workbench.tasks.sandbox.outside import Call, Program, Result
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
@@ -41,60 +44,37 @@ UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack
 SETS = {"livecodebench_v6": "hf://datasets/livecodebench/code_generation_lite/test6.jsonl"}
 
 # What LiveCodeBench puts before every program, in its order.
-_STARRED = [
-    "string",
-    "re",
-    "datetime",
-    "collections",
-    "heapq",
-    "bisect",
-    "copy",
-    "math",
-    "random",
-    "statistics",
-    "itertools",
-    "functools",
-    "operator",
-    "io",
-    "sys",
-    "json",
-    "builtins",
-    "typing",
-]
-_IMPORTED = [
-    "string",
-    "re",
-    "datetime",
-    "collections",
-    "heapq",
-    "bisect",
-    "copy",
-    "math",
-    "random",
-    "statistics",
-    "itertools",
-    "functools",
-    "operator",
-    "io",
-    "sys",
-    "json",
-]
-PRELUDE = "\n".join(
-    [
-        *(f"from {name} import *" for name in _STARRED),
-        f"import {', '.join(_IMPORTED)}",
-        "sys.setrecursionlimit(50000)",
-    ]
-)
+PRELUDE = """\
+from string import *
+from re import *
+from datetime import *
+from collections import *
+from heapq import *
+from bisect import *
+from copy import *
+from math import *
+from random import *
+from statistics import *
+from itertools import *
+from functools import *
+from operator import *
+from io import *
+from sys import *
+from json import *
+from builtins import *
+from typing import *
+import string, re, datetime, collections, heapq, bisect, copy, math, random, statistics, \
+itertools, functools, operator, io, sys, json
+sys.setrecursionlimit(50000)"""
 
 ASK = (
     "Write a correct Python program for the problem below; it must pass all tests. Think "
-    "first if you like, and end with the complete program in one "
-    "```python block."
+    "first if you like, and end with the complete program in one ```python block."
 )
 STDIN = "The program reads standard input and prints the answer to standard output."
 STARTER = "Use this starter code:"
 COMPLETE = "Complete this function, and give all of it:"
+SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 FORMAT = "Incorrect Format: Put your code inside a ```python ... ``` block."
 
 
@@ -111,11 +91,9 @@ class Test(NamedTuple):
     def passed(self, result: Result) -> bool:
         if not result.ok:
             return False
-        return (
-            same_value(result.value, self.expected)
-            if self.call.function
-            else same_output(result.stdout, self.expected)
-        )
+        if self.call.function:
+            return same_value(result.value, self.expected)
+        return same_output(result.stdout, self.expected)
 
 
 class Suite(NamedTuple):
@@ -134,29 +112,26 @@ class Suite(NamedTuple):
 # --- comparing, as LiveCodeBench does -------------------------------------------------------------
 
 
-def same_output(given: str, expected: str) -> bool:
+def same_output(output: str, expected: str) -> bool:
     """Line by line without outer blanks; lines that differ as text must be equal, number for
     number, as exact decimals (1.50 is 1.5; no tolerance).
     """
-    lines = [[line.strip() for line in text.strip().split("\n")] for text in (given, expected)]
-    return len(lines[0]) == len(lines[1]) and all(
-        a == b or _same_numbers(a, b) for a, b in zip(*lines)
-    )
+    lines, due = ([*map(str.strip, t.strip().split("\n"))] for t in (output, expected))
+    return len(lines) == len(due) and all(map(_same_line, lines, due))
 
 
-def _same_numbers(a: str, b: str) -> bool:
+def _same_line(line: str, due: str) -> bool:
     try:
-        return [Decimal(word) for word in a.split()] == [Decimal(word) for word in b.split()]
+        return line == due or [*map(Decimal, line.split())] == [*map(Decimal, due.split())]
     except InvalidOperation:  # not numbers, or signalling NaN
         return False
 
 
 def same_value(value: Any, expected: Any) -> bool:
     """Equal as Python has it, a tuple as a list; numbers exactly, NaN to nothing."""
+    left, right = (list(v) if isinstance(v, tuple) else v for v in (value, expected))
     try:
-        return (list(value) if isinstance(value, tuple) else value) == (
-            list(expected) if isinstance(expected, tuple) else expected
-        )
+        return left == right
     except RecursionError:
         return False
 
@@ -173,26 +148,29 @@ def feedback(tests: Sequence[Test], results: Sequence[Result]) -> str:
         if result.error:
             trace = [f"Line {line} in {name}" for line, name in result.error.frames]
             message = _clip(f"{result.error.type}: {result.error.message}".rstrip(": "))
-            return "\n".join(
-                ["Runtime Error", message, *trace, "", "Last Executed Input", _input(test)]
-            )[:2000]
+            return _stopped(test, "Runtime Error", message, *trace)
     for test, result in pairs:
         if result.timed_out:
-            return "\n".join(["Time Limit Exceeded", "", "Last Executed Input", _input(test)])[
-                :2000
-            ]
-    wrong = [
-        (number, test, _output(test, result))
-        for number, (test, result) in enumerate(pairs, 1)
-        if not test.passed(result)
-    ]
+            return _stopped(test, "Time Limit Exceeded")
+    wrong = [(i, t, _output(t, r)) for i, (t, r) in enumerate(pairs, 1) if not t.passed(r)]
     wrong.sort(key=lambda case: len(case[1].input) + len(case[2]))
-    parts = [
-        f"Test Case {number}: Wrong "
-        f"Answer\n\nInput\n{_input(test)}\n\nOutput\n{_clip(output)}\n\nExpected\n{_clip(_text(test.expected))}"
-        for number, test, output in wrong[:2]
-    ]
-    return "\n\n".join(parts)[:2000]
+    return "\n\n".join(_wrong_answer(*case) for case in wrong[:2])[:2000]
+
+
+def _output(test: Test, result: Result) -> str:
+    return repr(result.value) if test.call.function else result.stdout.strip()
+
+
+def _stopped(test: Test, *lines: str) -> str:
+    return "\n".join([*lines, "", "Last Executed Input", _input(test)])[:2000]
+
+
+def _wrong_answer(number: int, test: Test, output: str) -> str:
+    due = test.expected.strip() if isinstance(test.expected, str) else repr(test.expected)
+    return (
+        f"Test Case {number}: Wrong Answer\n\nInput\n{_input(test)}\n\n"
+        f"Output\n{_clip(output)}\n\nExpected\n{_clip(due)}"
+    )
 
 
 def _clip(text: str, longest: int = 250) -> str:
@@ -203,17 +181,8 @@ def _clip(text: str, longest: int = 250) -> str:
 
 def _input(test: Test) -> str:
     lines = test.input.rstrip("\n").split("\n")
-    return _clip("\n".join(lines[:8])) + (
-        f"\n... ({len(lines) - 8} more lines)" if len(lines) > 8 else ""
-    )
-
-
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else repr(value)
-
-
-def _output(test: Test, result: Result) -> str:
-    return repr(result.value) if test.call.function else result.stdout.strip()
+    rest = f"\n... ({len(lines) - 8} more lines)" if len(lines) > 8 else ""
+    return _clip("\n".join(lines[:8])) + rest
 
 
 # --- the task -------------------------------------------------------------------------------------
@@ -226,7 +195,7 @@ def extract(text: str) -> tuple[str, bool]:
 
 
 @dataclass(frozen=True)
-class Code:
+class Code(Reprompts):
     """Problems read from ``path``, a file or a name in ``SETS``.
 
     A tenth each is held out for validation and test, by the question's hash, unless lines name a
@@ -248,15 +217,15 @@ class Code:
         check_dials(self.name, self.split, self.max_new)
         if self.seconds <= 0 or self.memory_mb < 64:
             raise WorkbenchError("the task code takes seconds above 0 and memory_mb from 64")
-        self._rows  # a bad file is said now, not after the model is loaded
+        _ = self._rows  # a bad file is said now, not after the model is loaded
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Problem, Suite]]:
         rows = {}
-        for where, row, _ in read(SETS.get(self.path, self.path)):
-            problem, suite = _row(where, row, self.split)
+        for row in read(SETS.get(self.path, self.path)):
+            problem, suite = _problem(row, self.split)
             if problem.id in rows:
-                raise WorkbenchError(f"{where} has the id {problem.id} of an earlier line")
+                raise WorkbenchError(f"{row.where} has the id {problem.id} of an earlier line")
             rows[problem.id] = problem, suite
         return rows
 
@@ -270,43 +239,32 @@ class Code:
         if not program.strip():
             return Verdict(0.0, False, FORMAT, {"training_tests": 0.0})
         suite = self._rows[problem.id][1]
-        count = len(suite.public) + len(suite.private) + 100 * bool(suite.check)
+        results, correct = self._run(program, suite)
+        passed = [test.passed(result) for test, result in zip(suite.public, results)]
+        share = sum(passed) / len(passed) if passed else float(correct)
+        if correct:
+            return Verdict(1.0, True, "", {"training_tests": share})
+        no_python = not fenced and any(map(_is_no_python, results))
+        words = FORMAT if no_python else feedback(suite.public, results)
+        return Verdict(0.0, False, words, {"training_tests": share})
+
+    def _run(self, program: str, suite: Suite) -> tuple[list[Result], bool]:
+        """What the training tests and HumanEval's check gave, and whether all is right."""
         with Program(
             program,
             seconds=self.seconds,
             memory_mb=self.memory_mb,
             prelude=suite.prelude,
-            calls=count,
+            calls=len(suite.public) + len(suite.private) + 100 * bool(suite.check),
         ) as running:
             results = [running.call(test.call) for test in suite.public]
-            passed = [test.passed(result) for test, result in zip(suite.public, results)]
             # the docstring's examples are for the feedback; what counts is the check
             if suite.check:
                 results.append(self._check(suite, running))
-                correct = results[-1].ok
-            else:
-                correct = all(passed) and all(
-                    test.passed(running.call(test.call)) for test in suite.private
-                )
-        no_python = any(
-            r.error
-            and r.error.type in ("SyntaxError", "IndentationError", "TabError")
-            and not r.error.frames
-            for r in results
-        )
-        words = (
-            ""
-            if correct
-            else FORMAT
-            if no_python and not fenced
-            else feedback(suite.public, results)
-        )
-        return Verdict(
-            float(correct),
-            correct,
-            words,
-            {"training_tests": sum(passed) / len(passed) if passed else float(correct)},
-        )
+                return results, results[-1].ok
+            public = map(Test.passed, suite.public, results)
+            private = (test.passed(running.call(test.call)) for test in suite.private)
+            return results, all(public) and all(private)
 
     def _check(self, suite: Suite, running: Program) -> Result:
         """HumanEval's check, in a process of its own, asks ``running`` for every value."""
@@ -319,41 +277,31 @@ class Code:
         """Not known: a failing test does not say which line is to blame."""
         return None
 
-    def reprompt(
-        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]:
-        return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
+
+def _is_no_python(result: Result) -> bool:
+    """Did the program not even compile?"""
+    error = result.error
+    return bool(error) and error.type in SYNTAX_ERRORS and not error.frames
 
 
 # --- records --------------------------------------------------------------------------------------
 
 
-def _row(where: str, row: Any, split: str) -> tuple[Problem, Suite]:
+def _problem(row: Row, split: str) -> tuple[Problem, Suite]:
     """Raises WorkbenchError, naming the line, for a record of neither form."""
-    form = next(
-        (
-            form
-            for key, form in (("question_content", livecodebench), ("entry_point", humaneval))
-            if isinstance(row, dict) and key in row
-        ),
-        None,
-    )
+    form = next((form for column, form in FORMS.items() if column in row.columns), None)
     if form is None:
         raise WorkbenchError(
-            f"{where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
+            f"{row.where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
             "(entry_point, ...)"
         )
     try:
-        problem, suite = form(row)
+        problem, suite = form(row.columns)
     except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
-        raise WorkbenchError(f"{where} {what}") from error
-    chosen = split or row.get("split") or split_of(problem.messages[-1]["content"])
-    if chosen not in SPLITS:
-        raise WorkbenchError(
-            f"{where} has the split {chosen!r}; it must be one of {', '.join(SPLITS)}"
-        )
-    problem.meta["split"] = chosen
+        raise WorkbenchError(f"{row.where} {what}") from error
+    chosen = split or row.columns.get("split") or split_of(problem.messages[-1]["content"])
+    problem.meta["split"] = check_split(row.where, chosen)
     return problem, suite
 
 
@@ -371,29 +319,22 @@ def livecodebench(row: dict) -> tuple[Problem, Suite]:
     form = f"{STARTER}\n\n```python\n{starter.rstrip()}\n```" if starter.strip() else STDIN
     content = f"{ASK}\n\n{row['question_content'].strip()}\n\n{form}"
     meta = {key: str(row[key]) for key in ("platform", "difficulty", "contest_date") if key in row}
-    return Problem(
-        str(row["question_id"]), ({"role": "user", "content": content},), "", (), meta
-    ), Suite(tuple(public), tuple(private))
+    problem = Problem(str(row["question_id"]), chat(content), "", (), meta)
+    return problem, Suite(tuple(public), tuple(private))
 
 
 def _test(case: dict, function: str) -> Test:
-    given, expected = case["input"], case["output"]
+    text, expected = case["input"], case["output"]
     if case["testtype"] == "stdin":
-        return Test(Call(stdin=given), expected.strip(), given)
+        return Test(Call(stdin=text), expected.strip(), text)
     if not function:
         raise ValueError("a functional test needs metadata with a func_name")
-    return Test(
-        Call(function, tuple(json.loads(line) for line in given.split("\n"))),
-        json.loads(expected),
-        given,
-    )
+    arguments = tuple(json.loads(line) for line in text.split("\n"))
+    return Test(Call(function, arguments), json.loads(expected), text)
 
 
 def private_tests(text: str) -> list[dict]:
-    """Private tests:
-
-    JSON, or base64 of zlib of a pickle of JSON text, which is read without running it.
-    """
+    """JSON, or base64 of zlib of a pickle of JSON text, which is read without running it."""
     if text.lstrip().startswith("["):
         return json.loads(text)
     unpacker = zlib.decompressobj()
@@ -410,23 +351,16 @@ def pickled_text(data: bytes) -> str:
     """
     import pickletools  # a fifth of a second's worth of module on a slow disk, and used only here
 
-    found = []
+    texts = []
+    harmless = ("PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP")
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"):
-            found.append(argument)
-        elif opcode.name not in (
-            "PROTO",
-            "FRAME",
-            "MEMOIZE",
-            "BINPUT",
-            "LONG_BINPUT",
-            "PUT",
-            "STOP",
-        ):
+            texts.append(argument)
+        elif opcode.name not in harmless:
             raise ValueError(f"the pickle is more than one text: it has {opcode.name}")
-    if len(found) != 1:
-        raise ValueError(f"the pickle holds {len(found)} texts")
-    return found[0]
+    if len(texts) != 1:
+        raise ValueError(f"the pickle holds {len(texts)} texts")
+    return texts[0]
 
 
 def humaneval(row: dict) -> tuple[Problem, Suite]:
@@ -439,35 +373,29 @@ def humaneval(row: dict) -> tuple[Problem, Suite]:
         raise ValueError(f"{function!r} is no function's name")
     # Some checks call the function by its own name as well: there too it is the program's.
     check = (
-        f"{prompt}\n{row['test']}\n\ndef check_program(candidate):\n    global {function}\n "
-        f"   {function} = candidate\n    check(candidate)\n"
+        f"{prompt}\n{row['test']}\n\ndef check_program(candidate):\n"
+        f"    global {function}\n    {function} = candidate\n    check(candidate)\n"
     )
-    suite = Suite(tuple(examples(prompt, function)), check=check, function=function, prelude=prompt)
-    return Problem(
-        str(row["task_id"]), ({"role": "user", "content": content},), "", solutions, {}
-    ), suite
+    problem = Problem(str(row["task_id"]), chat(content), "", solutions, {})
+    return problem, Suite(tuple(examples(prompt, function)), (), check, function, prompt)
 
 
 def examples(prompt: str, function: str) -> list[Test]:
-    """The examples ``>>> function(...)`` of a docstring whose arguments and value are written out."""
-    found = []
-    for source, expected in re.findall(
-        r"^[ \t]*>>> (.+)\n[ \t]*(?!>>>)(\S.*)$", prompt, re.MULTILINE
-    ):
-        try:
-            call = ast.parse(source.strip(), mode="eval").body
-            if not (
-                isinstance(call, ast.Call)
-                and isinstance(call.func, ast.Name)
-                and call.func.id == function
-                and not call.keywords
-            ):
-                continue
-            arguments = tuple(ast.literal_eval(argument) for argument in call.args)
-            found.append(
-                Test(Call(function, arguments), ast.literal_eval(expected.strip()), source.strip())
-            )
-        # an expression around the call, a comment instead of a value
-        except (ValueError, SyntaxError):
-            continue
-    return found
+    """The examples ``>>> function(...)`` of a docstring whose arguments and value are written
+    out.
+    """
+    tests = []
+    example = r"^[ \t]*>>> (.+)\n[ \t]*(?!>>>)(\S.*)$"
+    for source, expected in re.findall(example, prompt, re.MULTILINE):
+        # an expression around the call, a comment instead of a value: no example
+        with contextlib.suppress(ValueError, SyntaxError):
+            match ast.parse(source.strip(), mode="eval").body:
+                case ast.Call(ast.Name(name), arguments, []) if name == function:
+                    values = tuple(map(ast.literal_eval, arguments))
+                    value = ast.literal_eval(expected.strip())
+                    tests.append(Test(Call(function, values), value, source.strip()))
+    return tests
+
+
+# by the column that only its records have
+FORMS = {"question_content": livecodebench, "entry_point": humaneval}

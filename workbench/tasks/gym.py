@@ -1,7 +1,7 @@
-"""Any task of reasoning-gym:
+"""Any task of reasoning-gym.
 
-``gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1`` (that one is within reach of a
-135M model).
+    --task gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1
+           (that one is within reach of a 135M model)
 
 The first dial names the data set, the others are options of its own config (and ``max_new``). A
 problem is generated from (split, seed) alone, and its split is its question's hash, so that no
@@ -21,15 +21,16 @@ import dataclasses
 import difflib
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from workbench.core import Problem, Verdict, WorkbenchError, coordinates
 from workbench.options import with_options
-from workbench.tasks import prompts
-from workbench.tasks.loading import INSTALL, SPLITS, split_of
+from workbench.tasks.base import FreeText, draw_generated
+from workbench.tasks.loading import INSTALL
+from workbench.tasks.prompts import chat
 from workbench.tasks.verify import final_answer
 from workbench.tasks.verify.answers import TAIL, is_number
 from workbench.tasks.verify.pool import SECONDS, Pool
@@ -45,9 +46,8 @@ _scorers = Pool("gym")
 def extract(text: str, solution: str) -> str:
     """What the scorer is shown. A solution of several lines may be answered in several."""
     text = text[-TAIL:]
-    before, tag, rest = text.rpartition("<answer>")
-    if tag:
-        return rest.partition("</answer>")[0].strip()
+    if "<answer>" in text:
+        return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     marked = list(re.finditer(r"\b[Aa]nswer\**:\**[ \t]*\n?", text))
     if marked and "\n" in solution:
         return text[marked[-1].end() :].strip()
@@ -57,10 +57,10 @@ def extract(text: str, solution: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gym(prompts.FreeText):
-    """``options``:
+class Gym(FreeText):
+    """Problems of one ``dataset``, under (name, value) pairs of its config.
 
-    (name, value) pairs of the data set's config. ``Gym.of(dials)`` reads them as its types.
+    ``Gym.of(dials)`` reads these ``options`` as the types of the config.
     """
 
     dataset: str = ""
@@ -73,61 +73,42 @@ class Gym(prompts.FreeText):
 
     @classmethod
     def of(cls, dials: Sequence[str]) -> Gym:
-        own = [dial for dial in dials if dial.startswith(("dataset=", "max_new=", "think="))]
-        made = with_options(cls, own, "the task gym")
-        known = {f.name: f.default for f in dataclasses.fields(made._config_type)}
-        chosen = [dial for dial in dials if dial not in own]
-        for dial in chosen:
-            name = dial.partition("=")[0]
-            if name in ("seed", "size") or (
-                name in known and not isinstance(known[name], (bool, int, float, str))
-            ):
+        """Raises WorkbenchError for a data set or an option that there is not."""
+        task_dials = [d for d in dials if d.startswith(("dataset=", "max_new=", "think="))]
+        config_dials = [d for d in dials if d not in task_dials]
+        task = with_options(cls, task_dials, "the task gym")
+        where = f"gym:{task.dataset}"
+        config_type = _config_type(task.dataset)
+        defaults = {field.name: field.default for field in dataclasses.fields(config_type)}
+        names = [dial.partition("=")[0] for dial in config_dials]
+        for name in names:
+            if name in ("seed", "size"):
                 raise WorkbenchError(
-                    f"gym:{made.dataset}: {name} cannot be set here"
-                    + (
-                        "; the problems' seed and number come with the run"
-                        if name in ("seed", "size")
-                        else ": it is no single value"
-                    )
+                    f"{where}: {name} cannot be set here; the problems' seed and number come "
+                    "with the run"
                 )
+            if not isinstance(defaults.get(name, ""), (bool, int, float, str)):
+                raise WorkbenchError(f"{where}: {name} cannot be set here: it is no single value")
         try:
-            config = with_options(made._config_type, chosen, f"gym:{made.dataset}")
+            config = with_options(config_type, config_dials, where)
         except AssertionError as error:
-            raise WorkbenchError(f"gym:{made.dataset}: {error}") from error
-        names = [dial.partition("=")[0] for dial in chosen]
-        return dataclasses.replace(
-            made, options=tuple((name, getattr(config, name)) for name in names)
-        )
+            raise WorkbenchError(f"{where}: {error}") from error
+        options = tuple((name, getattr(config, name)) for name in names)
+        return dataclasses.replace(task, options=options)
 
     def __post_init__(self):
         if self.max_new < 1:
             raise WorkbenchError("the task gym takes max_new from 1")
-        self._config_type  # a wrong name is said now, not after the model is loaded
-        self._make(0, 1)
-
-    @cached_property
-    def _config_type(self) -> type:
-        try:
-            from reasoning_gym.factory import DATASETS
-        except ImportError as error:
-            raise WorkbenchError(f"the task gym needs reasoning-gym, {INSTALL}") from error
-        if self.dataset not in DATASETS:
-            near = difflib.get_close_matches(self.dataset, DATASETS, 5, 0.4)
-            hint = (
-                f"did you mean {' or '.join(near)}?"
-                if near
-                else f"there are {len(DATASETS)}, such as chain_sum, gsm_symbolic, countdown"
-            )
-            raise WorkbenchError(f"reasoning-gym has no data set {self.dataset!r}; {hint}")
-        return DATASETS[self.dataset][1]
+        self._make(0, 1)  # a wrong name is said now, not after the model is loaded
 
     def _make(self, seed: int, size: int):
+        """The data set with ``size`` entries."""
+        _config_type(self.dataset)
         import reasoning_gym
 
+        options = dict(self.options)
         try:
-            return reasoning_gym.create_dataset(
-                self.dataset, seed=seed, size=size, **dict(self.options)
-            )
+            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **options)
         # what its configs raise for values that do not go together
         except (AssertionError, ValueError, TypeError) as error:
             raise WorkbenchError(
@@ -139,80 +120,72 @@ class Gym(prompts.FreeText):
         """``n`` different problems of ``split`` (train, validation, test), the same for the same
         seed.
         """
-        if split not in SPLITS:
-            raise WorkbenchError(f"the splits of gym are {', '.join(SPLITS)}, not {split!r}")
-        origin, size = coordinates("gym", self.dataset, split, seed) % 2**31, TRIES * (n + 10)
-        data, found = self._make(origin, size), {}
-        for index in range(size):
-            if len(found) == n:
-                break
-            entry = data[index]
-            question = str(entry["question"])
-            if question not in found and split_of(question) == split:
-                found[question] = self._problem(entry, split, origin, size, index)
-                self._entries[origin, size, index] = _packed(dict(entry))
-        if len(found) < n:
-            raise WorkbenchError(
-                f"gym:{self.dataset} has too few {split} problems with these options: "
-                f"{len(found)} found, {n} wanted"
-            )
-        return list(found.values())
+        origin = coordinates("gym", self.dataset, split, seed) % 2**31
+        size = TRIES * (n + 10)
+        data = self._make(origin, size)
+        drawn = draw_generated(
+            self.name,
+            split,
+            n,
+            ((index, data[index]) for index in range(size)),
+            f"gym:{self.dataset} has too few {split} problems with these options",
+            question_of=lambda candidate: str(candidate[1]["question"]),
+        )
+        return [self._problem(entry, split, origin, size, index) for index, entry in drawn]
 
     def _problem(self, entry: dict, split: str, origin: int, size: int, index: int) -> Problem:
-        messages = (
-            {"role": "user", "content": str(entry["question"]) + (ASK if self.think else ALONE)},
-        )
         return Problem(
             f"{self.dataset}:{origin}:{index}",
-            messages,
+            chat(str(entry["question"]) + (ASK if self.think else ALONE)),
             str(entry["answer"]),
             (f"Answer: {entry['answer']}",),
             {"split": split, "seed": origin, "size": size, "index": index},
         )
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        given = extract(text, problem.answer)
-        if not given:
+        answer = extract(text, problem.answer)
+        if not answer:
             return Verdict(0.0, False, "There is no answer.")
-        entry = self._entry(problem.meta["seed"], problem.meta["size"], problem.meta["index"])
-        reply = _scorers.ask(
-            {
-                "dataset": self.dataset,
-                "options": _packed(dict(self.options)),
-                "entry": entry,
-                "answer": given,
-            }
-        )
+        job = {
+            "dataset": self.dataset,
+            "options": _packed(dict(self.options)),
+            "entry": self._entry(*(problem.meta[key] for key in ("seed", "size", "index"))),
+            "answer": answer,
+        }
+        reply = _scorers.ask(job)
         if reply is None:
-            return Verdict(
-                0.0,
-                False,
-                f"Your answer took more than {SECONDS:g} seconds to check.",
-                {"killed": 1.0},
-            )
+            feedback = f"Your answer took more than {SECONDS:g} seconds to check."
+            return Verdict(0.0, False, feedback, {"killed": 1.0})
         score = min(max(reply.get("score", 0.0), 0.0), 1.0)
-        shown = (
-            (given if len(given) <= 200 else given[:200] + "...")
-            .encode("utf-8", "replace")
-            .decode()
-        )
-        return Verdict(
-            score, score == 1.0, "" if score == 1.0 else f"Your answer {shown} is not right."
-        )
+        if score == 1.0:
+            return Verdict(1.0, True)
+        shown = answer if len(answer) <= 200 else answer[:200] + "..."
+        shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
+        return Verdict(score, False, f"Your answer {shown} is not right.")
 
     @cached_property
-    def _entries(self) -> dict[tuple[int, int, int], str]:
-        return {}
+    def _entry(self) -> Callable[[int, int, int], str]:
+        """(seed, size, index) -> the generated record, pickled for the scorer.
 
-    def _entry(self, seed: int, size: int, index: int) -> str:
-        """The generated record, pickled for the scorer.
-
-        Made again where it was not made here: a problem is its coordinates.
+        Made again, as a problem is its coordinates; once for the attempts at it.
         """
-        key = seed, size, index
-        if key not in self._entries:
-            self._entries[key] = _packed(dict(self._make(seed, size)[index]))
-        return self._entries[key]
+        return lru_cache(4096)(
+            lambda seed, size, index: _packed(dict(self._make(seed, size)[index]))
+        )
+
+
+def _config_type(dataset: str) -> type:
+    """The config of a data set. Raises WorkbenchError where there is no such one."""
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise WorkbenchError(f"the task gym needs reasoning-gym, {INSTALL}") from error
+    if dataset in DATASETS:
+        return DATASETS[dataset][1]
+    near = difflib.get_close_matches(dataset, DATASETS, 5, 0.4)
+    examples = f"there are {len(DATASETS)}, such as chain_sum, gsm_symbolic, countdown"
+    hint = f"did you mean {' or '.join(near)}?" if near else examples
+    raise WorkbenchError(f"reasoning-gym has no data set {dataset!r}; {hint}")
 
 
 def _packed(value: dict) -> str:

@@ -1,4 +1,4 @@
-"""Records of problem sets, from a file or from the hub, and their splits.
+"""Records of problem sets, from a file or from the hub.
 
 What the columns mean is the tasks' business.
 
@@ -10,19 +10,16 @@ first two also .gz. On the hub, ``owner/name`` is read by ``datasets``, and
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import hashlib
 import json
 import re
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, NamedTuple
 
-from workbench.core import Problem, WorkbenchError
+from workbench.core import WorkbenchError
 
-SPLITS = ("train", "validation", "test")
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/(.+)")
@@ -30,25 +27,41 @@ INSTALL = "which is not installed (pip install -e '.[data]')"
 
 
 class Row(NamedTuple):
-    """``where`` names the record in messages; ``split`` is the data set's own, "" where it has
-    none.
+    """One record. ``where`` names it in messages, and ends with its number.
+
+    ``split`` is the data set's own, "" where it has none.
     """
 
     where: str
     record: Any
     split: str = ""
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The record by column; no columns where it is something else than an object."""
+        return self.record if isinstance(self.record, dict) else {}
 
-def check_dials(task: str, split: str, max_new: int, more: tuple[str, ...] = ()) -> None:
-    """Raises WorkbenchError for a split that is none of "", ``SPLITS`` and ``more``, or no room to
-    write.
-    """
-    if split not in ("", *more, *SPLITS):
+    @property
+    def column_names(self) -> str:
+        return ", ".join(map(str, self.columns)) or "none"
+
+    @property
+    def number(self) -> str:
+        """Of the line in the file, or of the record where lines are none."""
+        return self.where.rsplit(" ", 1)[1]
+
+
+def has_text(value: Any) -> bool:
+    """Is it text, and more than blanks?"""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def check_text(where: str, *texts: str) -> None:
+    """Raises WorkbenchError for text that no file could be written with."""
+    if re.search("[\\ud800-\\udfff]", "".join(texts)):
         raise WorkbenchError(
-            f"the task {task} takes split={', '.join((*more, *SPLITS))}, not split={split}"
+            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
         )
-    if max_new < 1:
-        raise WorkbenchError(f"the task {task} takes max_new from 1")
 
 
 def read(source: str, config: str = "") -> list[Row]:
@@ -72,19 +85,14 @@ def read(source: str, config: str = "") -> list[Row]:
 
 
 def local(path: Path) -> list[Row]:
+    """The records of a file that is here."""
     if path.suffix.lower() == ".parquet":
         return _parquet(path)
     text = _text(path)
     if path.name.lower().endswith((".json", ".json.gz")):
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # JSON lines, perhaps
             whole = json.loads(text)
-        except (ValueError, RecursionError):  # JSON lines, perhaps
-            pass
-        else:
-            return [
-                Row(f"{path}, record {i}", record)
-                for i, record in enumerate(whole if isinstance(whole, list) else [whole], 1)
-            ]
+            return _numbered(path, whole if isinstance(whole, list) else [whole])
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -92,10 +100,13 @@ def local(path: Path) -> list[Row]:
             try:
                 rows.append(Row(where, json.loads(line)))
             except (ValueError, RecursionError) as error:
-                raise WorkbenchError(
-                    f"{where} is not JSON: {getattr(error, 'msg', error)}"
-                ) from error
+                reason = getattr(error, "msg", error)
+                raise WorkbenchError(f"{where} is not JSON: {reason}") from error
     return rows
+
+
+def _numbered(path: Path, records: list) -> list[Row]:
+    return [Row(f"{path}, record {i}", record) for i, record in enumerate(records, 1)]
 
 
 def _text(path: Path) -> str:
@@ -103,9 +114,8 @@ def _text(path: Path) -> str:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise WorkbenchError(
-            f"could not read the problem file {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
 
 
 def _parquet(path: Path) -> list[Row]:
@@ -116,10 +126,9 @@ def _parquet(path: Path) -> list[Row]:
     try:
         table = parquet.read_table(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise WorkbenchError(
-            f"could not read the problem file {path}: {str(error).splitlines()[0]}"
-        ) from error
-    return [Row(f"{path}, record {i}", record) for i, record in enumerate(table.to_pylist(), 1)]
+        reason = str(error).splitlines()[0]
+        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
+    return _numbered(path, table.to_pylist())
 
 
 # --- the hub --------------------------------------------------------------------------------------
@@ -140,9 +149,9 @@ def hub(name: str, config: str) -> list[Row]:
     try:
         splits = datasets.load_dataset(name, config or None)
         return [
-            Row(f"{name}, {split} record {i}", record, split)
+            Row(f"{name}, {split} record {number}", record, split)
             for split, records in splits.items()
-            for i, record in enumerate(records, 1)
+            for number, record in enumerate(records, 1)
         ]
     except Exception as error:  # of many libraries, without a common base
         raise WorkbenchError(_why(name, error)) from error
@@ -157,48 +166,33 @@ def _download(source: str, name: str, file: str) -> Path:
         raise WorkbenchError(_why(source, error)) from error
 
 
+# what the errors' names and words say, and what that means; the first that fits
+_REASONS = {
+    r"(?i)gated": (
+        "{name} is gated: ask for access on its page on the hub, and log in with `hf auth login`"
+    ),
+    r"Offline|(?i:offline mode)": (
+        "{name} is not in this machine's cache, and HF_HUB_OFFLINE keeps the hub from being "
+        "asked; a local file works too"
+    ),
+    r"(?s)(?=.*NotFoundError:).*(Dataset|Repository)NotFound": (
+        "there is no data set {name} on the hub, or it is private"
+    ),
+    r"Connect(ion)?(Error|Timeout)|Max retries|LocalEntryNotFound|Timeout:": (
+        "{name} is not in this machine's cache, and the hub could not be reached; a local file "
+        "works too"
+    ),
+}
+
+
 def _why(name: str, error: BaseException) -> str:
-    """What went wrong on the way to the hub, as far as the errors' names and words say."""
-    chain, words = error, []
-    while chain is not None and len(words) < 10:
-        words.append(f"{type(chain).__name__}: {chain}")
-        chain = chain.__cause__ or chain.__context__
-    said = " ".join(words)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-    if "gated" in said.lower():
-        return (
-            f"{name} is gated: ask for access on its page on the hub, and log in with `hf "
-            "auth login`"
-        )
-    if "Offline" in said or "offline mode" in said.lower():
-        return (
-            f"{name} is not in this machine's cache, and HF_HUB_OFFLINE keeps the hub from "
-            "being asked; a local file works too"
-        )
-    if "NotFoundError:" in said and ("DatasetNotFound" in said or "RepositoryNotFound" in said):
-        return f"there is no data set {name} on the hub, or it is private"
-    if re.search(r"Connect(ion)?(Error|Timeout)|Max retries|LocalEntryNotFound|Timeout:", said):
-        return (
-            f"{name} is not in this machine's cache, and the hub could not be reached; a "
-            "local file works too"
-        )
-    return f"{name} could not be read from the hub: {first}"
-
-
-# --- splits ---------------------------------------------------------------------------------------
-
-
-def split_of(question: str) -> str:
-    """By the question's own hash, so that it is on the same side whoever draws it: a tenth each for
-    test and validation.
-    """
-    bucket = hashlib.blake2b(question.encode("utf-8", "replace"), digest_size=2).digest()[0]
-    return "test" if bucket < 26 else "validation" if bucket < 52 else "train"
-
-
-def draw(problems: Sequence[Problem], split: str, n: int, seed: int, name: str) -> list[Problem]:
-    """``n`` different problems of ``split``, drawn with ``seed``."""
-    pool = [problem for problem in problems if problem.meta["split"] in (split, "all")]
-    if len(pool) < n:
-        raise WorkbenchError(f"{name} has {len(pool)} problems in its {split} split, {n} wanted")
-    return Random(seed).sample(pool, n)
+    """What went wrong on the way to the hub."""
+    cause, errors = error, []
+    while cause is not None and len(errors) < 10:
+        errors.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__
+    for pattern, sentence in _REASONS.items():
+        if re.search(pattern, " ".join(errors)):
+            return sentence.format(name=name)
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return f"{name} could not be read from the hub: {first_line}"

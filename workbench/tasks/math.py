@@ -1,17 +1,20 @@
-"""Mathematics with a final answer:
-
-``math:gsm8k``, ``math:math500``, ``math:aime24``, ``math:aime25``, ``math:hmmt25``, a file, or a
-data set's hub id.
+"""Mathematics with a final answer: a named set, a file, or a data set's hub id.
 
     --task math:gsm8k,max_new=512
-    --task math:problems.jsonl,question=task,answer=result     (.jsonl, .json, .parquet; other
-        columns by name)
+           (also math500, aime24, aime25, hmmt25)
+    --task math:problems.jsonl,question=task,answer=result
+           (.jsonl, .json, .parquet; columns that have other names than the usual ones)
     --task math:owner/name,config=main,solution=generations
+    --task problems.jsonl:max_new=64
+           (math:problems.jsonl,plain=true,max_new=64)
 
 A question gets a line that asks for \\boxed{...}; a column ``prompt`` (text, or a list of messages)
 is a whole prompt and stays as it is. A solution may be one text or a list: all are kept, as are
 those of records that ask the same question again. Such copies (sets of AIME with each problem 32
 times) are one problem, and counted in ``meta["copies"]``.
+
+Plain records are taken as they stand: ``question`` is the whole prompt, ``answer`` may be any
+words, ``solution`` and ``split`` may be there, and each line is a problem of its own.
 
 Splits. A set with train and test of its own keeps them, and a tenth of its train is held out for
 validation. The named sets without a train split are there to be measured with: all their problems
@@ -27,75 +30,42 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks import prompts
-from workbench.tasks.loading import (
-    FILES,
-    HUB_FILE,
-    HUB_ID,
-    SPLITS,
-    Row,
-    check_dials,
-    draw,
-    read,
-    split_of,
-)
+from workbench.core import Message, Problem, Verdict, WorkbenchError
+from workbench.tasks.base import SPLITS, FreeText, check_dials, check_split, draw, split_of
+from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, check_text, has_text, read
+from workbench.tasks.prompts import chat
 from workbench.tasks.verify import check_gold, grade
 from workbench.tasks.verify.answers import exact, last_box
 
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
-class Known(NamedTuple):
-    """``splits`` and ``columns`` as published; a test reads a record of just these columns."""
-
-    hub: str
-    config: str
-    splits: tuple[str, ...]
-    columns: tuple[str, ...]
-
-
-# From the sets' cards and from public code that reads them. Real records of gsm8k and math500 are
-# in the tests; the hub was not asked.
+# Hub id and config, from the sets' cards and from public code that reads them (the hub was not
+# asked).
 SETS = {
-    "gsm8k": Known("openai/gsm8k", "main", ("train", "test"), ("question", "answer")),
-    "math500": Known(
-        "HuggingFaceH4/MATH-500",
-        "",
-        ("test",),
-        ("problem", "solution", "answer", "subject", "level", "unique_id"),
-    ),
-    "aime24": Known(
-        "HuggingFaceH4/aime_2024",
-        "",
-        ("train",),
-        ("id", "problem", "solution", "answer", "url", "year"),
-    ),
-    "aime25": Known("math-ai/aime25", "", ("test",), ("problem", "answer", "id")),
-    "hmmt25": Known(
-        "MathArena/hmmt_feb_2025",
-        "",
-        ("train",),
-        ("problem_idx", "problem", "answer", "problem_type"),
-    ),
+    "gsm8k": ("openai/gsm8k", "main"),
+    "math500": ("HuggingFaceH4/MATH-500", ""),
+    "aime24": ("HuggingFaceH4/aime_2024", ""),
+    "aime25": ("math-ai/aime25", ""),
+    "hmmt25": ("MathArena/hmmt_feb_2025", ""),
 }
 
 # Looked for in this order where none is named. The dotted one is the form of verl's files.
-QUESTIONS, ANSWERS, SOLUTIONS = (
-    ("question", "problem", "prompt"),
-    ("answer", "final_answer", "reward_model.ground_truth"),
-    ("solution", "solutions"),
-)
+QUESTIONS = ("question", "problem", "prompt")
+ANSWERS = ("answer", "final_answer", "reward_model.ground_truth")
+SOLUTIONS = ("solution", "solutions")
 
 
 @dataclass(frozen=True)
-class Math(prompts.FreeText):
+class Math(FreeText):
     """``source``: a name in ``SETS``, a file, or a hub id (with its ``config``).
 
     ``question``, ``answer``, ``solution``: the columns, where the usual names do not find them;
-    without an answer it is the solution's \\boxed{...}.
+    without an answer it is the solution's \\boxed{...}. ``plain``: the records are taken as they
+    stand.
     """
 
     source: str = ""
@@ -105,124 +75,129 @@ class Math(prompts.FreeText):
     solution: str = ""
     split: str = ""
     max_new: int = 2048  # longest completion, in tokens
+    plain: bool = False
 
     name = "math"
 
     def __post_init__(self):
-        if self.source not in SETS and not any(
-            form.fullmatch(self.source) for form in (FILES, HUB_FILE, HUB_ID)
-        ):
+        forms = (FILES, HUB_FILE, HUB_ID)
+        if self.source not in SETS and not any(form.fullmatch(self.source) for form in forms):
             raise WorkbenchError(
                 f"the task math needs {', '.join(SETS)}, a file (.jsonl, .json, .parquet) "
                 f"or a hub id (owner/name), not {self.source!r}"
             )
+        columns = (self.config, self.question, self.answer, self.solution)
+        if self.plain and (any(columns) or not FILES.fullmatch(self.source)):
+            raise WorkbenchError(
+                "the task math takes plain=true with a file whose columns are question and answer"
+            )
         check_dials(self.name, self.split, self.max_new, ("hash", "all"))
-        self._problems  # a bad record is said now, not after the model is loaded
+        _ = self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
-        known = SETS.get(self.source)
-        rows = read(*((known.hub, known.config) if known else (self.source, self.config)))
-        found: dict[str, list[Problem]] = {}
+        if self.plain:
+            return tuple(map(self._plain_problem, read(self.source)))
+        rows = read(*SETS.get(self.source, (self.source, self.config)))
+        copies_by_question: dict[str, list[Problem]] = {}
         for number, row in enumerate(rows, 1):
             problem = self._problem(number, row)
-            found.setdefault(" ".join(problem.messages[-1]["content"].split()), []).append(problem)
-        own = {row.split for row in rows}
-        made = tuple(self._one(same, own) for same in found.values())
-        if len(made) < len(rows):
+            question = " ".join(problem.messages[-1]["content"].split())
+            copies_by_question.setdefault(question, []).append(problem)
+        set_splits = {row.split for row in rows}
+        problems = tuple(self._merged(c, set_splits) for c in copies_by_question.values())
+        if len(problems) < len(rows):
             warnings.warn(
-                f"{len(rows) - len(made)} of the {len(rows)} records of {self.source} ask a "
-                f"question again; {len(made)} problems are left",
+                f"{len(rows) - len(problems)} of the {len(rows)} records of {self.source} ask a "
+                f"question again; {len(problems)} problems are left",
                 stacklevel=5,
             )
-        return made
+        return problems
+
+    def _plain_problem(self, row: Row) -> Problem:
+        """A record as it stands. Its id is the file's name and its line: runs record it."""
+        where, record = row.where, row.columns
+        question, answer = record.get("question"), record.get("answer")
+        if not has_text(question):
+            raise WorkbenchError(f'{where} needs a "question" with text in it')
+        if not isinstance(answer, (str, int, float)) or not str(answer).strip():
+            raise WorkbenchError(f'{where} needs an "answer"')
+        solution = str(record.get("solution") or "")
+        check_text(where, question, str(answer), solution)
+        answer, solutions = _after_hashes(str(answer), (solution,) if solution else ())
+        if not answer:
+            raise WorkbenchError(f'{where} has no answer after its "####"')
+        # words are compared as they stand; a formula that cannot be read would equal no other
+        # writing of itself
+        if "\\" in answer:
+            check_gold(where, answer)
+        hashed = split_of(question)
+        split = hashed if self.split == "hash" else self.split
+        meta = {"split": split or check_split(where, record.get("split") or hashed)}
+        problem_id = f"{Path(self.source).stem}:{row.number}"
+        return Problem(problem_id, chat(question), answer, solutions, meta)
 
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
         if not isinstance(record, dict):
             raise WorkbenchError(f"{where} is not a record with named columns")
-        question = _column(
-            where, record, "question", (self.question,) if self.question else QUESTIONS
-        )
-        traces = (
-            _column(where, record, "solution", (self.solution,))
-            if self.solution
-            else _first(record, SOLUTIONS)
-        )
-        solutions = tuple(
-            trace
-            for trace in (traces if isinstance(traces, list) else [traces])
-            if isinstance(trace, str) and trace.strip()
-        )
-        whole = (self.question or next(name for name in QUESTIONS if name in record)) == "prompt"
-        if (
-            self.answer
-            or _first(record, ANSWERS) is not None
-            or not (solutions and last_box(solutions[0]))
-        ):
-            answer = _column(where, record, "answer", (self.answer,) if self.answer else ANSWERS)
-        else:
-            answer = last_box(solutions[0])
-        answer = str(answer).strip()
-        if "####" in answer:  # GSM8K: the worked solution ends with it
-            solutions, answer = solutions or (answer,), answer.rsplit("####", 1)[1].strip()
+        question = _column(row, "question", (self.question,) if self.question else QUESTIONS)
+        solutions = self._solutions(row)
+        answer, solutions = _after_hashes(self._answer(row, solutions), solutions)
         if not answer:
             raise WorkbenchError(f"{where} has no answer")
-        messages = _messages(where, question, whole)
-        if any(
-            "\ud800" <= c <= "\udfff"
-            for c in "".join((answer, *solutions, *(m["content"] for m in messages)))
-        ):
-            raise WorkbenchError(
-                f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which "
-                "is no text"
-            )
-        return Problem(
-            f"{self.source}:{number}",
-            messages,
-            answer,
-            solutions,
-            {"split": row.split, "where": where},
-        )
+        column = self.question or next(name for name in QUESTIONS if name in record)
+        messages = _messages(where, question, whole=column == "prompt")
+        check_text(where, answer, *solutions, *(message["content"] for message in messages))
+        meta = {"split": row.split, "where": where}
+        return Problem(f"{self.source}:{number}", messages, answer, solutions, meta)
 
-    def _one(self, same: list[Problem], own: set[str]) -> Problem:
+    def _solutions(self, row: Row) -> tuple[str, ...]:
+        if self.solution:
+            value = _column(row, "solution", (self.solution,))
+        else:
+            value = _first(row.record, SOLUTIONS)
+        return tuple(filter(has_text, value if isinstance(value, list) else [value]))
+
+    def _answer(self, row: Row, solutions: tuple[str, ...]) -> str:
+        """The answer's column; without one, what the first solution has in its box."""
+        boxed = last_box(solutions[0]) if solutions else ""
+        if boxed and not self.answer and _first(row.record, ANSWERS) is None:
+            return boxed
+        return str(_column(row, "answer", (self.answer,) if self.answer else ANSWERS)).strip()
+
+    def _merged(self, copies: list[Problem], set_splits: set[str]) -> Problem:
         """A question's records as one problem, with all their solutions."""
-        first = same[0]
+        first = copies[0]
         check_gold(first.meta["where"], first.answer)
-        for other in same[1:]:
-            if exact(first.answer, other.answer) is False:
+        solutions: dict[str, None] = {}  # in order, each once
+        for copy in copies:
+            if copy is not first and exact(first.answer, copy.answer) is False:
                 raise WorkbenchError(
-                    f"{other.meta['where']} asks the question of {first.meta['where']} and "
-                    "has another answer: "
-                    f"{other.answer!r}, not {first.answer!r}"
+                    f"{copy.meta['where']} asks the question of {first.meta['where']} and "
+                    f"has another answer: {copy.answer!r}, not {first.answer!r}"
                 )
-        solutions = tuple(
-            dict.fromkeys(solution for problem in same for solution in problem.solutions)
-        )
-        split = self._split(
-            first.messages[-1]["content"], {problem.meta["split"] for problem in same}, own
-        )
-        return Problem(
-            first.id, first.messages, first.answer, solutions, {"split": split, "copies": len(same)}
-        )
+            solutions |= dict.fromkeys(copy.solutions)
+        splits = {copy.meta["split"] for copy in copies}
+        split = self._split(first.messages[-1]["content"], splits, set_splits)
+        meta = {"split": split, "copies": len(copies)}
+        return Problem(first.id, first.messages, first.answer, tuple(solutions), meta)
 
-    def _split(self, question: str, given: set[str], own: set[str]) -> str:
+    def _split(self, question: str, splits: set[str], set_splits: set[str]) -> str:
+        """Where a question belongs whose records are in ``splits``, of the set's ``set_splits``."""
         hashed = split_of(question)
         if self.split:
             return hashed if self.split == "hash" else self.split
-        if {"train", "test"} <= own <= set(SPLITS):
-            held_out = hashed == "validation" and "validation" not in own and given == {"train"}
-            # a question that is in two splits is not trained on
-            return "validation" if held_out else max(given, key=SPLITS.index)
-        return "test" if self.source in SETS else hashed
+        if not {"train", "test"} <= set_splits <= set(SPLITS):
+            return "test" if self.source in SETS else hashed
+        if hashed == "validation" and "validation" not in set_splits and splits == {"train"}:
+            return "validation"
+        return max(splits, key=SPLITS.index)  # a question that is in two is not trained on
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split``, drawn with ``seed``."""
-        if (
-            split != "test"
-            and n
-            and {problem.meta["split"] for problem in self._problems} == {"test"}
-        ):
+        only_measures = not self.plain and all(p.meta["split"] == "test" for p in self._problems)
+        if only_measures and split != "test" and n:
             raise WorkbenchError(
                 f"{self.source} is for measuring: all its problems are in the test split; "
                 "split=all trains on them and measures on the "
@@ -232,6 +207,13 @@ class Math(prompts.FreeText):
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         return grade(problem.answer, text)
+
+
+def _after_hashes(answer: str, solutions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """GSM8K's answer is a worked solution that ends with ``#### 18``: taken apart."""
+    if "####" not in answer:
+        return answer, solutions
+    return answer.rsplit("####", 1)[1].strip(), solutions or (answer,)
 
 
 def _first(record: dict, names: tuple[str, ...]) -> Any:
@@ -245,28 +227,23 @@ def _first(record: dict, names: tuple[str, ...]) -> Any:
     return None
 
 
-def _column(where: str, record: dict, what: str, names: tuple[str, ...]) -> Any:
-    value = _first(record, names)
+def _column(row: Row, what: str, names: tuple[str, ...]) -> Any:
+    value = _first(row.record, names)
     if value is None or value == "":
         raise WorkbenchError(
-            f"{where} has no {what} in {' or '.join(names)}; its columns are "
-            f"{', '.join(map(str, record))}: write {what}=COLUMN"
+            f"{row.where} has no {what} in {' or '.join(names)}; its columns are "
+            f"{row.column_names}: write {what}=COLUMN"
         )
     return value
 
 
-def _messages(where: str, question: Any, whole: bool) -> tuple[dict[str, str], ...]:
-    if (
-        isinstance(question, list)
-        and question
-        and all(
-            isinstance(m, dict) and isinstance(m.get("content"), str) and m.get("role")
-            for m in question
-        )
-    ):
+def _messages(where: str, question: Any, whole: bool) -> tuple[Message, ...]:
+    if isinstance(question, list) and question and all(map(_is_message, question)):
         return tuple({"role": m["role"], "content": m["content"]} for m in question)
-    if not isinstance(question, str) or not question.strip():
+    if not has_text(question):
         raise WorkbenchError(f"{where} has a question that is neither text nor a list of messages")
-    return (
-        {"role": "user", "content": question if whole or "\\boxed" in question else question + ASK},
-    )
+    return chat(question if whole or "\\boxed" in question else question + ASK)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("content"), str) and value.get("role")

@@ -1,6 +1,7 @@
-"""Multiple choice, graded by the letter:
+"""Multiple choice, graded by the letter.
 
-``mcq:sciknoweval,domain=Chemistry`` (SciKnowEval, level L3), a file, or a hub id.
+    --task mcq:sciknoweval,domain=Chemistry      (SciKnowEval, level L3)
+    --task mcq:FILE                              (or a hub id)
 
 Two forms of records. *Prepared*, as in the files of lasgroup/SDPO
 (``datasets/sciknoweval/*/train.json``, which are JSON lines): ``prompt``, ``system``, ``answer`` (a
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks import prompts
-from workbench.tasks.loading import Row, check_dials, draw, read, split_of
+from workbench.tasks.base import FreeText, check_dials, draw, split_of
+from workbench.tasks.loading import Row, has_text, read
+from workbench.tasks.prompts import chat
 
 # one split, test; the id and the columns are those that SDPO's own code reads
 SETS = {"sciknoweval": "hicai-zju/SciKnowEval"}
-TYPES, LEVEL = ("mcq-4-choices", "mcq-2-choices"), "L3"
+TYPES = ("mcq-4-choices", "mcq-2-choices")
+LEVEL = "L3"
 
 # The authors' prompt, to the letter: their prepared records hold it.
 SYSTEM = """
@@ -37,7 +40,8 @@ Given a question and four options, please select the right answer. Respond in th
 ...
 </answer>
 
-For the answer, only output the letter corresponding to the correct option (A, B, C, or D), and nothing else. Do not restate the answer text. \
+For the answer, only output the letter corresponding to the correct option (A, B, C, or D), and \
+nothing else. Do not restate the answer text. \
 For example, if the answer is "A", just output:
 <answer>
 A
@@ -50,12 +54,12 @@ _LETTER = re.compile(r"[\s(*\[]*([A-Z])[\s)*\].:]*")
 def letter(text: str) -> str:
     """The letter of the last answer, "" where there is none."""
     inside = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
-    found = _LETTER.fullmatch(inside) if len(inside) < 20 else None
-    return found[1] if found else ""
+    match = _LETTER.fullmatch(inside) if len(inside) < 20 else None
+    return match[1] if match else ""
 
 
 @dataclass(frozen=True)
-class Mcq(prompts.FreeText):
+class Mcq(FreeText):
     """``source``: a name in ``SETS``, a file or a hub id.
 
     ``domain``: only the published records of it (Biology, Chemistry, Material, Physics). A tenth
@@ -76,29 +80,29 @@ class Mcq(prompts.FreeText):
                 f"the task mcq needs {', '.join(SETS)}, a file or a hub id: mcq:FILE"
             )
         check_dials(self.name, self.split, self.max_new)
-        self._problems  # a bad record is said now, not after the model is loaded
+        _ = self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
-        rows = [row for row in read(SETS.get(self.source, self.source)) if self._wanted(row)]
+        rows = [row for row in read(SETS.get(self.source, self.source)) if self._takes(row)]
         if not rows:
             raise WorkbenchError(
                 f"{self.source} has no multiple-choice questions of level {LEVEL}"
                 + (f" and domain {self.domain}" if self.domain else "")
             )
-        found = {}
+        by_prompt: dict[str, Problem] = {}
         for number, row in enumerate(rows, 1):
             problem = _problem(f"{self.source}:{number}", row, self.split)
-            found.setdefault(problem.messages[-1]["content"], problem)
-        return tuple(found.values())
+            by_prompt.setdefault(problem.messages[-1]["content"], problem)
+        return tuple(by_prompt.values())
 
-    def _wanted(self, row: Row) -> bool:
-        record = row.record
-        if not isinstance(record, dict) or "choices" not in record:
+    def _takes(self, row: Row) -> bool:
+        """All prepared records; of the published ones those of the level, types and domain."""
+        record = row.columns
+        if "choices" not in record:
             return True
-        level = (record.get("details") or {}).get("level")
         return (
-            level == LEVEL
+            (record.get("details") or {}).get("level") == LEVEL
             and record.get("type") in TYPES
             and self.domain in ("", record.get("domain"))
         )
@@ -108,53 +112,37 @@ class Mcq(prompts.FreeText):
         return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        given = letter(text)
-        if given == problem.answer:
+        choice = letter(text)
+        if choice == problem.answer:
             return Verdict(1.0, True)
-        return Verdict(
-            0.0,
-            False,
-            f"Your answer {given} is not right."
-            if given
-            else "There is no letter in <answer>...</answer>.",
-        )
+        if not choice:
+            return Verdict(0.0, False, "There is no letter in <answer>...</answer>.")
+        return Verdict(0.0, False, f"Your answer {choice} is not right.")
 
 
 def _problem(name: str, row: Row, split: str) -> Problem:
-    where, record = row.where, row.record if isinstance(row.record, dict) else {}
-    if "choices" in record:
-        try:
-            choices = "\n".join(
-                f"{label}: {text}"
-                for label, text in zip(
-                    record["choices"]["label"], record["choices"]["text"], strict=True
-                )
-            )
-            prompt, system, answer = (
-                f"{record['question']}\n\n{choices}\n{ASK}",
-                SYSTEM,
-                record["answerKey"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise WorkbenchError(
-                f"{where} needs a question, choices with text and label, and an answerKey"
-            ) from error
-    else:
-        prompt, system, answer = record.get("prompt"), record.get("system"), record.get("answer")
-    if (
-        not isinstance(prompt, str)
-        or not prompt.strip()
-        or not isinstance(answer, str)
-        or not re.fullmatch("[A-Z]", answer.strip())
-    ):
+    record = _prepared(row) if "choices" in row.columns else row.columns
+    prompt, system, answer = record.get("prompt"), record.get("system"), record.get("answer")
+    is_letter = isinstance(answer, str) and re.fullmatch("[A-Z]", answer.strip())
+    if not has_text(prompt) or not is_letter:
         raise WorkbenchError(
-            f"{where} needs a prompt (or question and choices) and an answer that is one "
-            "letter; "
-            f"its columns are {', '.join(map(str, record)) or 'none'}"
+            f"{row.where} needs a prompt (or question and choices) and an answer that is one "
+            f"letter; its columns are {row.column_names}"
         )
     system = system or ("" if "<answer>" in prompt else SYSTEM)
-    messages = (
-        *([{"role": "system", "content": system}] if system else []),
-        {"role": "user", "content": prompt},
-    )
-    return Problem(name, messages, answer.strip(), (), {"split": split or split_of(prompt)})
+    meta = {"split": split or split_of(prompt)}
+    return Problem(name, chat(prompt, system), answer.strip(), (), meta)
+
+
+def _prepared(row: Row) -> dict:
+    """A published record in the words of the prepared ones."""
+    record = row.columns
+    try:
+        labels, texts = record["choices"]["label"], record["choices"]["text"]
+        choices = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
+        prompt = f"{record['question']}\n\n{choices}\n{ASK}"
+        return {"prompt": prompt, "system": SYSTEM, "answer": record["answerKey"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkbenchError(
+            f"{row.where} needs a question, choices with text and label, and an answerKey"
+        ) from error

@@ -1,5 +1,4 @@
-"""Tiny programs: a chain of operations on one number, told in words, to be written as a Python
-function. Graded by running it in the sandbox.
+"""Tiny programs: a chain of operations on a number, in words, to be written as a Python function.
 
     add 3, at most 20, halve        ->        def f(x):
                                                   x=x+3
@@ -7,12 +6,13 @@ function. Graded by running it in the sandbox.
                                                   x=x//2
                                                   return x
 
-Three inputs are public: what goes wrong on them is told to the policy, as the code task tells it.
-Four more decide with them whether it is right.
+Graded by running it in the sandbox. Three inputs are public: what goes wrong on them is told to the
+policy, as the code task tells it. Four more decide with them whether it is right.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ from itertools import zip_longest
 from random import Random
 from typing import NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
-from workbench.tasks import prompts
-from workbench.tasks.arithmetic import SPLITS, lines, split_of, steps
+from workbench.core import Problem, Step, Verdict, WorkbenchError, coordinates
+from workbench.tasks import base, prompts
+from workbench.tasks.arithmetic import split_of
+from workbench.tasks.base import line_span, lines
 from workbench.tasks.code import Test, feedback
 from workbench.tasks.sandbox.outside import Call, run
 
@@ -37,18 +38,25 @@ class Operation(NamedTuple):
     run: Callable[[int, int], int]
     numbers: tuple[int, int] = (2, 20)  # smallest and largest n
 
+    @property
+    def name(self) -> str:
+        """The words without the number."""
+        return self.words.replace("{n}", "")
+
 
 OPERATIONS = (
-    Operation("add {n}", "x+{n}", lambda x, n: x + n),
-    Operation("subtract {n}", "x-{n}", lambda x, n: x - n),
-    Operation("times {n}", "x*{n}", lambda x, n: x * n, (2, 9)),
-    Operation("halve", "x//2", lambda x, n: x // 2),
-    Operation("remainder by {n}", "x%{n}", lambda x, n: x % n),
-    Operation("at least {n}", "max(x,{n})", lambda x, n: max(x, n)),
-    Operation("at most {n}", "min(x,{n})", lambda x, n: min(x, n)),
+    Operation("add {n}", "x+{n}", operator.add),
+    Operation("subtract {n}", "x-{n}", operator.sub),
+    Operation("times {n}", "x*{n}", operator.mul, (2, 9)),
+    Operation("halve", "x//2", operator.floordiv),
+    Operation("remainder by {n}", "x%{n}", operator.mod),
+    Operation("at least {n}", "max(x,{n})", max),
+    Operation("at most {n}", "min(x,{n})", min),
 )
-WORDS = tuple(operation.words.replace("{n}", "") for operation in OPERATIONS)
-SAID = (
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
+
+# what the feedback says
+FEEDBACK_PHRASES = (
     "Runtime Error\n",
     "Test Case ",
     ": Wrong Answer\n\nInput\n",
@@ -57,13 +65,12 @@ SAID = (
     "\nLine ",
     " in f",
     "\n\nLast Executed Input\n",
-    # by the feedback
     "NameError: name 'y' is not defined",
     "TypeError: 'int' object is not iterable",
     "SyntaxError: '(' was never closed",
 )
 # the fixed words of the task: one token each for the organism
-PHRASES = (*WORDS, HEAD, LINE, LAST, "max(", "min(", "//", *SAID)
+PHRASES = (*BY_NAME, HEAD, LINE, LAST, "max(", "min(", "//", *FEEDBACK_PHRASES)
 
 Chain = tuple[tuple[Operation, int], ...]
 
@@ -73,28 +80,17 @@ def parse(text: str) -> Chain:
     chain = []
     for part in text.split(", "):
         number = re.search(r"[0-9]+$", part)
-        words = part[: number.start()] if number else part
-        found = next(
-            (
-                o
-                for o in OPERATIONS
-                if o.words.replace("{n}", "") == words and ("{n}" in o.words) == bool(number)
-            ),
-            None,
-        )
-        if found is None:
+        operation = BY_NAME.get(part[: number.start()] if number else part)
+        if operation is None or ("{n}" in operation.words) != bool(number):
             raise WorkbenchError(f"not an operation of the programs task: {part!r}")
-        chain.append((found, int(number[0]) if number else 0))
+        chain.append((operation, int(number[0]) if number else 2))  # 2: halve
     return tuple(chain)
 
 
 def right_lines(text: str) -> list[str]:
     """The program, line by line."""
-    return [
-        HEAD.rstrip("\n"),
-        *(LINE + operation.code.format(n=n) for operation, n in parse(text)),
-        LAST,
-    ]
+    body = [LINE + operation.code.format(n=n) for operation, n in parse(text)]
+    return [HEAD.rstrip("\n"), *body, LAST]
 
 
 def value(text: str, x: int) -> int:
@@ -105,11 +101,10 @@ def value(text: str, x: int) -> int:
 
 
 def draw(rng: Random, n_steps: int) -> str:
-    chain = [
-        (operation, rng.randint(*operation.numbers))
-        for operation in rng.choices(OPERATIONS, k=n_steps)
-    ]
-    return ", ".join(operation.words.format(n=n) for operation, n in chain)
+    parts = []
+    for operation in rng.choices(OPERATIONS, k=n_steps):
+        parts.append(operation.words.format(n=rng.randint(*operation.numbers)))
+    return ", ".join(parts)
 
 
 def inputs(question: str) -> tuple[list[int], list[int]]:
@@ -133,8 +128,8 @@ def _graded(question: str, text: str) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Programs:
-    """The dial: ``steps`` operations in a row."""
+class Programs(base.Reprompts):
+    """``steps`` operations in a row."""
 
     steps: int = 4
 
@@ -150,53 +145,35 @@ class Programs:
         return 12 * self.steps + 12
 
     def problem(self, question: str) -> Problem:
-        return Problem(
-            question,
-            ({"role": "user", "content": question},),
-            "",
-            ("\n".join(right_lines(question)),),
-            {"split": split_of(question)},
-        )
+        solution = "\n".join(right_lines(question))
+        split = split_of(question)
+        return Problem(question, prompts.chat(question), "", (solution,), {"split": split})
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split`` (train, validation, test), the same for the same
         seed.
         """
-        if split not in SPLITS:
-            raise WorkbenchError(f"the splits of programs are {', '.join(SPLITS)}, not {split!r}")
-        rng, found = Random(coordinates("programs", self.steps, split, seed)), {}
-        for _ in range(2000 * (n + 10)):
-            if len(found) == n:
-                break
-            question = draw(rng, self.steps)
-            if split_of(question) == split:
-                found[question] = None
-        if len(found) < n:
-            raise WorkbenchError(
-                f"programs with steps={self.steps} has too few {split} problems: "
-                f"{len(found)} found, {n} wanted"
-            )
-        return [self.problem(question) for question in found]
+        rng = Random(coordinates("programs", self.steps, split, seed))
+        candidates = (draw(rng, self.steps) for _ in range(2000 * (n + 10)))
+        too_few = f"programs with steps={self.steps} has too few {split} problems"
+        questions = base.draw_generated(self.name, split, n, candidates, too_few, split_of)
+        return [self.problem(question) for question in questions]
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """The first line that is not the one due, in a wrong program; an empty span at the end
-        where lines are missing. (A line that is written in another way than the task's may be
-        right: of a model that writes freely this is no truth.)
+        where lines are missing.
+
+        A line that is written in another way than the task's may be right: of a model that writes
+        freely this is no truth.
         """
         if self.grade(problem, text).correct:
             return None
-        due, spans = right_lines(problem.id), steps(text)
-        index = next(
-            (i for i, (line, right) in enumerate(zip_longest(lines(text), due)) if line != right),
-            len(due),
-        )
-        return spans[index] if index < len(spans) else Step(index, len(text), len(text))
+        due = right_lines(problem.id)
+        for index, (line, right) in enumerate(zip_longest(lines(text), due)):
+            if line != right:
+                return line_span(text, index)
+        return line_span(text, len(due))
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """Reward 1 only if every input gives the right value. ``parts``: the share that does."""
         return _graded(problem.id, text)
-
-    def reprompt(
-        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]:
-        return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from workbench.core import Message, Problem, Step
+from workbench.core import Message, Problem
 
 SOLUTION = "\nCorrect solution:\n\n"
 ATTEMPT = "\nYour unsuccessful earlier attempt:\n\n"
@@ -21,13 +21,19 @@ TAGS = ("<analysis>", "</analysis>", "<reconstruction>", "</reconstruction>")
 PHRASES = (SOLUTION, ATTEMPT, FEEDBACK, AGAIN, WRONG, RIGHT, REFLECT, *TAGS)
 
 AUDITOR = """\
-You are an auditor of mathematical reasoning. You are given a question, a response to it that is wrong, and (if there is one) a response that is
-correct. Write the wrong response again as somebody would who makes its first critical mistake, notices it, and mends it. Four goals:
+You are an auditor of mathematical reasoning. You are given a question, a response to it that is \
+wrong, and (if there is one) a response that is
+correct. Write the wrong response again as somebody would who makes its first critical mistake, \
+notices it, and mends it. Four goals:
 
-1. Say exactly where the first critical mistake is, and of which kind it is (calculation, misreading, wrong theorem, gap in the logic, ...).
-2. Keep the original mistaken thought: copy the error response word for word from its beginning up to and including that mistake. Then move
-   naturally into doubt and correction, as in "Wait, let me double-check that ...", and reason on correctly to the end.
-3. Keep the style of the error response: its tone, its notation, the length of its steps. Never mention that you were shown any response.
+1. Say exactly where the first critical mistake is, and of which kind it is (calculation, \
+misreading, wrong theorem, gap in the logic, ...).
+2. Keep the original mistaken thought: copy the error response word for word from its beginning up \
+to and including that mistake. Then move
+   naturally into doubt and correction, as in "Wait, let me double-check that ...", and reason on \
+correctly to the end.
+3. Keep the style of the error response: its tone, its notation, the length of its steps. Never \
+mention that you were shown any response.
 4. Obey the format below to the letter."""
 AUDIT_FORMAT = """\
 ## Format
@@ -38,7 +44,8 @@ Write these two blocks and nothing else:
 the step of the first critical mistake, its kind, and why it is wrong
 </analysis>
 <reconstruction>
-the error response up to and including the mistake, the moment of doubt, the correction, and the rest of the solution
+the error response up to and including the mistake, the moment of doubt, the correction, and the \
+rest of the solution
 Final Answer: \\boxed{the answer}
 </reconstruction>"""
 # words of the prompts themselves, which no reply to the plain prompt should hold
@@ -48,6 +55,12 @@ _BODY = r"((?:(?!</?(?:analysis|reconstruction)>).)+)"  # anything but another t
 _SYNTHESIS = re.compile(
     rf"\s*<analysis>{_BODY}</analysis>\s*<reconstruction>{_BODY}</reconstruction>\s*", re.DOTALL
 )
+
+
+def chat(question: str, system: str = "") -> tuple[Message, ...]:
+    """The plain prompt of a question, under a system message if there is one."""
+    user = {"role": "user", "content": question}
+    return ({"role": "system", "content": system}, user) if system else (user,)
 
 
 def _append(problem: Problem, extra: str) -> tuple[Message, ...]:
@@ -61,32 +74,30 @@ def reprompt(
     """The plain prompt with a solution, an attempt and feedback on it; each may be left out, and
     with none it is the plain prompt.
     """
-    extra = "".join(
-        head + text
-        for head, text in ((SOLUTION, solution), (ATTEMPT, attempt), (FEEDBACK, feedback))
-        if text
-    )
-    return _append(problem, extra + (AGAIN if extra else ""))
+    extra = ""
+    for head, text in ((SOLUTION, solution), (ATTEMPT, attempt), (FEEDBACK, feedback)):
+        extra += head + text if text else ""
+    return _append(problem, extra + AGAIN if extra else "")
 
 
 def synthesis(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-    """TAPO's synthesis prompt (arXiv 2606.18844, Fig.
+    """TAPO's synthesis prompt (arXiv 2606.18844, figure 2) in the organism's short form.
 
-    2) in the organism's short form. ``right`` may be "": then no correct response is shown.
+    ``right`` may be "": then no correct response is shown.
     """
     return _append(problem, WRONG + wrong + (RIGHT + right if right else "") + REFLECT)
 
 
 def audit(problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-    """TAPO's synthesis prompt for real models: the role, the four goals and the format of the
-    paper's Fig. 2, in our words.
+    """TAPO's synthesis prompt for real models, after the paper's figure 2, in our words.
 
     System messages stay; the last user message becomes the question inside it. ``right`` may be "":
     then no correct response is shown.
     """
     *before, last = problem.messages
     parts = [AUDITOR, f"## Question\n\n{last['content']}", f"## Error response\n\n{wrong}"]
-    parts += [f"## Correct response\n\n{right}"] if right else []
+    if right:
+        parts.append(f"## Correct response\n\n{right}")
     return (*before, {**last, "content": "\n\n".join([*parts, AUDIT_FORMAT])})
 
 
@@ -94,25 +105,7 @@ def parse_synthesis(text: str) -> tuple[str, str] | None:
     """(analysis, reconstruction) of a synthesis output; None unless it is exactly one non-empty
     pair, in this order.
     """
-    found = _SYNTHESIS.fullmatch(text)
-    if not found or not found[1].strip() or not found[2].strip():
+    match = _SYNTHESIS.fullmatch(text)
+    if not match or not match[1].strip() or not match[2].strip():
         return None
-    return found[1].strip(), found[2].strip("\n")
-
-
-class FreeText:
-    """What the tasks have in common whose attempts are any text: no known first error, and the
-    prompts for real models.
-    """
-
-    def first_error(self, problem: Problem, text: str) -> Step | None:
-        """Not known for free text."""
-        return None
-
-    def reprompt(
-        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]:
-        return reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
-
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return audit(problem, wrong, right)
+    return match[1].strip(), match[2].strip("\n")

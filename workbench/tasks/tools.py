@@ -1,7 +1,7 @@
-"""Tool calls:
+"""Tool calls: ``tools:FILE``.
 
-``tools:FILE`` with the records of ToolAlpaca as prepared in lasgroup/SDPO
-(``datasets/tooluse/train.json`` and ``test.json``).
+The records are those of ToolAlpaca as prepared in lasgroup/SDPO (``datasets/tooluse/train.json``
+and ``test.json``).
 
 A record has ``prompt`` (the tools' documentation, the format, the question), ``system`` (or null)
 and ``answer``: a JSON list of {Action, Action_Input}, the input an object or its JSON text. The
@@ -16,6 +16,7 @@ be read is an error, where theirs has no arguments; the feedback does not give t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -24,11 +25,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks import prompts
-from workbench.tasks.loading import Row, check_dials, draw, read, split_of
+from workbench.tasks.base import FreeText, check_dials, draw, split_of
+from workbench.tasks.loading import Row, has_text, read
+from workbench.tasks.prompts import chat
 
 LONGEST = 100_000  # characters of an attempt that are read
-_DECODER, _INPUT = json.JSONDecoder(), re.compile(r"Action Input:\s*(?=\{)")
+_DECODER = json.JSONDecoder()
+_INPUT = re.compile(r"Action Input:\s*(?=\{)")
 
 
 class Calls(NamedTuple):
@@ -39,34 +42,35 @@ class Calls(NamedTuple):
 
 def calls(text: str) -> Calls:
     """The calls in an attempt; an input that is no JSON object counts as none."""
-    text, inputs, start = text[:LONGEST], {}, 0
-    while found := _INPUT.search(text, start):
-        start = found.end()
-        try:
+    text = text[:LONGEST]
+    inputs: dict[str, Any] = {}
+    start = 0
+    while match := _INPUT.search(text, start):
+        start = match.end()
+        with contextlib.suppress(ValueError, RecursionError):
             value, start = _DECODER.raw_decode(text, start)
             inputs.update(value)
-        except (ValueError, RecursionError):
-            pass
     return Calls(Counter(re.findall(r"Action:\s*(\w+)", text)), inputs)
 
 
 def expected(answer: str) -> Calls:
     """The calls of a record's answer. Raises KeyError, TypeError or ValueError for another form."""
-    actions, inputs = Counter(), {}
+    actions: Counter[str] = Counter()
+    inputs: dict[str, Any] = {}
     for call in json.loads(answer):
-        given = call["Action_Input"]
-        given = json.loads(given) if isinstance(given, str) else given
-        if not isinstance(given, dict):
+        written = call["Action_Input"]
+        arguments = json.loads(written) if isinstance(written, str) else written
+        if not isinstance(arguments, dict):
             raise TypeError("an Action_Input that is no object")
         actions[call["Action"]] += 1
-        inputs.update(given)
+        inputs.update(arguments)
     if not actions:
         raise ValueError("there are no calls")
     return Calls(actions, inputs)
 
 
 @dataclass(frozen=True)
-class Tools(prompts.FreeText):
+class Tools(FreeText):
     """``source``: a file, or a hub id with these columns.
 
     A tenth each is held out for validation and test, by the prompt's hash, unless ``split`` puts
@@ -83,7 +87,7 @@ class Tools(prompts.FreeText):
         if not self.source:
             raise WorkbenchError("the task tools needs a file of problems: tools:FILE")
         check_dials(self.name, self.split, self.max_new)
-        self._problems  # a bad record is said now, not after the model is loaded
+        _ = self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
@@ -98,50 +102,36 @@ class Tools(prompts.FreeText):
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """``parts``: whether the actions and the arguments are right, each for itself."""
-        wanted, given = expected(problem.answer), calls(text)
-        right = {
-            "actions": float(given.actions == wanted.actions),
-            "inputs": float(given.inputs == wanted.inputs),
+        right, attempt = expected(problem.answer), calls(text)
+        parts = {
+            "actions": float(attempt.actions == right.actions),
+            "inputs": float(attempt.inputs == right.inputs),
         }
-        if all(right.values()):
-            return Verdict(1.0, True, "", right)
-        if not given.actions:
-            return Verdict(
-                0.0, False, "There is no line that begins with Action: and names a tool.", right
-            )
-        words = (
-            []
-            if right["actions"]
-            else [
-                "These are not the right calls: "
-                f"{', '.join(sorted(given.actions.elements()))[:500]}."
-            ]
-        )
-        words += (
-            []
-            if right["inputs"]
-            else [f"This is not the right action input: {json.dumps(given.inputs)[:500]}."]
-        )
-        return Verdict(0.0, False, " ".join(words), right)
+        if not attempt.actions:
+            feedback = "There is no line that begins with Action: and names a tool."
+            return Verdict(0.0, False, feedback, parts)
+        sentences = []
+        if not parts["actions"]:
+            names = ", ".join(sorted(attempt.actions.elements()))[:500]
+            sentences.append(f"These are not the right calls: {names}.")
+        if not parts["inputs"]:
+            inputs = json.dumps(attempt.inputs)[:500]
+            sentences.append(f"This is not the right action input: {inputs}.")
+        return Verdict(float(not sentences), not sentences, " ".join(sentences), parts)
 
 
 def _problem(name: str, row: Row, split: str) -> Problem:
-    where, record = row.where, row.record if isinstance(row.record, dict) else {}
-    prompt, system, answer = (record.get(key) for key in ("prompt", "system", "answer"))
-    if not isinstance(prompt, str) or not prompt.strip() or answer is None:
+    prompt, system, answer = map(row.columns.get, ("prompt", "system", "answer"))
+    if not has_text(prompt) or answer is None:
         raise WorkbenchError(
-            f"{where} needs a prompt and an answer; its columns are "
-            f"{', '.join(map(str, record)) or 'none'}"
+            f"{row.where} needs a prompt and an answer; its columns are {row.column_names}"
         )
     answer = answer if isinstance(answer, str) else json.dumps(answer)
     try:
         expected(answer)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkbenchError(
-            f"{where} has an answer that is no JSON list of Action and Action_Input: {error}"
+            f"{row.where} has an answer that is no JSON list of Action and Action_Input: {error}"
         ) from error
-    messages = (
-        *([{"role": "system", "content": system}] if system else []),
-        {"role": "user", "content": prompt},
-    )
-    return Problem(name, messages, answer, (), {"split": split or split_of(prompt)})
+    meta = {"split": split or split_of(prompt)}
+    return Problem(name, chat(prompt, system), answer, (), meta)

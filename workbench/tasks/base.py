@@ -1,0 +1,138 @@
+"""What tasks share: splits, the draw of problems, the lines of an attempt, and the plainest of the
+prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
+from random import Random
+from typing import Any
+
+from workbench.core import Message, Problem, Step, WorkbenchError
+from workbench.tasks import prompts
+
+SPLITS = ("train", "validation", "test")
+
+# --- splits ---------------------------------------------------------------------------------------
+
+
+def split_of(question: str, share: int = 26) -> str:
+    """By the question's own hash, so that it is on the same side whoever draws it.
+
+    ``share`` of 256 are for test, as many for validation: a tenth each, if nothing else is said.
+    """
+    bucket = hashlib.blake2b(question.encode("utf-8", "replace"), digest_size=2).digest()[0]
+    if bucket < share:
+        return "test"
+    return "validation" if bucket < 2 * share else "train"
+
+
+def check_split(where: str, split: Any) -> str:
+    """The split that a record names. Raises WorkbenchError for another than ``SPLITS``."""
+    if split not in SPLITS:
+        raise WorkbenchError(
+            f"{where} has the split {split!r}; it must be one of {', '.join(SPLITS)}"
+        )
+    return split
+
+
+def check_dials(task: str, split: str, max_new: int, more: tuple[str, ...] = ()) -> None:
+    """Raises WorkbenchError for a split that is none of "", ``SPLITS`` and ``more``, or no room to
+    write.
+    """
+    if split not in ("", *more, *SPLITS):
+        raise WorkbenchError(
+            f"the task {task} takes split={', '.join((*more, *SPLITS))}, not split={split}"
+        )
+    if max_new < 1:
+        raise WorkbenchError(f"the task {task} takes max_new from 1")
+
+
+# --- the draw of problems -------------------------------------------------------------------------
+
+
+def draw(problems: Sequence[Problem], split: str, n: int, seed: int, name: str) -> list[Problem]:
+    """``n`` different ones of the problems of ``split``, drawn with ``seed``; those of split "all"
+    are in every split.
+    """
+    pool = [problem for problem in problems if problem.meta["split"] in (split, "all")]
+    if len(pool) < n:
+        raise WorkbenchError(f"{name} has {len(pool)} problems in its {split} split, {n} wanted")
+    return Random(seed).sample(pool, n)
+
+
+def draw_generated(
+    task: str,
+    split: str,
+    n: int,
+    candidates: Iterable[Any],
+    too_few: str,
+    split_of: Callable[[str], str] = split_of,
+    question_of: Callable[[Any], str] = str,
+) -> list[Any]:
+    """The first ``n`` candidates that are in ``split`` and ask different questions.
+
+    ``too_few`` begins the sentence that is said where there are not so many.
+    """
+    if split not in SPLITS:
+        raise WorkbenchError(f"the splits of {task} are {', '.join(SPLITS)}, not {split!r}")
+    by_question: dict[str, Any] = {}
+    for candidate in candidates:
+        question = question_of(candidate)
+        if split_of(question) == split:
+            by_question.setdefault(question, candidate)
+        if len(by_question) >= n:
+            return list(by_question.values())[:n]
+    raise WorkbenchError(f"{too_few}: {len(by_question)} found, {n} wanted")
+
+
+# --- attempts whose lines are due one after the other ---------------------------------------------
+
+
+def lines(text: str) -> list[str]:
+    """Only \\n ends a line: other line breaks that Python knows are characters like any other, and
+    never right.
+    """
+    return text.rstrip("\n").split("\n")
+
+
+def line_spans(text: str) -> list[Step]:
+    """Where the ``lines`` of an attempt are, each with its line break.
+
+    Not ``spans.split_steps``, to which a blank line is a part of the line before: to a checker that
+    knows which line is due, a blank line is a wrong one.
+    """
+    ends = accumulate(len(line) + 1 for line in lines(text))
+    places = pairwise([0, *(min(end, len(text)) for end in ends)])
+    return [Step(index, start, end) for index, (start, end) in enumerate(places)]
+
+
+def line_span(text: str, index: int) -> Step:
+    """Where one line is; an empty span at the end of the text for a line that is missing."""
+    spans = line_spans(text)
+    return spans[index] if index < len(spans) else Step(index, len(text), len(text))
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+class Reprompts:
+    """A task that shows solutions, attempts and feedback as SDPO does."""
+
+    def reprompt(
+        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
+    ) -> tuple[Message, ...]:
+        return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
+
+
+class FreeText(Reprompts):
+    """A task whose attempts are any text: no known first error, TAPO's prompt for real models."""
+
+    def first_error(self, problem: Problem, text: str) -> Step | None:
+        """Not known for free text."""
+        return None
+
+    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
+        return prompts.audit(problem, wrong, right)
