@@ -16,18 +16,12 @@ from safetensors import safe_open
 
 from data.organism.build import arithmetic as organism
 from data.organism.build.arithmetic import (
-    END,
-    PAD,
     REFLECT,
     REQUIRED,
     ROWS,
     SIZES,
     SLIPS,
     TEACHER,
-    TOKENS,
-    WIDTHS,
-    Size,
-    Stage,
     attempt,
     diagnosis,
     hard_digits,
@@ -36,10 +30,18 @@ from data.organism.build.arithmetic import (
     mixture,
     plain,
     reconstruction,
-    rows_by_width,
     slip,
-    tokenizer,
     wrong_attempt,
+)
+from data.organism.build.common import (
+    END,
+    PAD,
+    TOKENS,
+    WIDTHS,
+    Size,
+    Stage,
+    rows_by_width,
+    tokenizer,
 )
 from workbench.paths import ORGANISM
 from workbench.studies import measure as measures
@@ -112,9 +114,9 @@ def test_a_solution_of_another_problem_would_be_seen():
     problem, other = TASK.problem("1+2+3"), "1+2+4"
     assert split_of(problem.id) == "train"
     for how in (
-        dict(solution=solve(other)),
-        dict(attempt=solve(other)),
-        dict(solution=solve(problem.id), attempt=solve(other)),
+        {"solution": solve(other)},
+        {"attempt": solve(other)},
+        {"solution": solve(problem.id), "attempt": solve(other)},
     ):
         assert held_out((TASK.reprompt(problem, **how), solve(problem.id), 0))
     assert held_out(
@@ -308,7 +310,7 @@ def small(monkeypatch):
 
 def weights(folder) -> dict:
     with safe_open(folder / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no dict
 
 
 def test_a_stage_is_taken_up_again_by_builds_of_its_own_seed_alone(small, tmp_path):
@@ -392,8 +394,8 @@ def by_hand(model: str, row: str, p: float) -> tuple[float, float]:
 def test_each_number_that_misses_is_named_and_nothing_else(which):
     p = 0.45
     good = {
-        "3m": {row: (1.0, 1.0, 1.0) for row in ROWS} | {"plain": (p, p, p)},
-        TEACHER: {row: (1.0, 1.0, 1.0) for row in ROWS},
+        "3m": dict.fromkeys(ROWS, (1.0, 1.0, 1.0)) | {"plain": (p, p, p)},
+        TEACHER: dict.fromkeys(ROWS, (1.0, 1.0, 1.0)),
     }
     least, most = by_hand(which.model, which.row, p)
 
@@ -428,8 +430,8 @@ def test_the_exit_status_says_whether_something_is_missed_and_the_table_is_writt
     else:
         with pytest.raises(
             SystemExit,
-            match="^3m misses what is required: groups of 8 with contrast: 0.5000, not 0.7000 to "
-            "1.0000$",
+            match=r"^3m misses what is required: groups of 8 with contrast: "
+            r"0\.5000, not 0\.7000 to 1\.0000$",
         ):
             organism.main()
     assert (
@@ -449,7 +451,7 @@ def test_the_committed_checkpoints_are_small_and_bf16(folder):
 
 @pytest.mark.slow
 def test_the_committed_3m_measured_on_other_problems_is_as_often_right():
-    """100 other problems, 8 samples each: the standard deviation of the difference is about .025."""
+    """100 other problems, 8 samples each: the difference has a standard deviation of .025."""
     assert measure(ORGANISM / "3m", problems=100, seed=1)["plain"][0] == pytest.approx(
         TABLE["models"]["3m"]["plain"][0], abs=0.08
     )

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from data.organism.build.programs import FIXED, KINDS, attempt, mixture, named, pool, slips
 from workbench.core import WorkbenchError
 from workbench.tasks import load_task
@@ -114,7 +114,7 @@ def test_problems_are_of_their_split_and_the_same_again():
             and found == TASK.problems(split, 20, 3)
         )
     assert load_task("programs:steps=2") == Programs(2)
-    with pytest.raises(WorkbenchError, match="steps 1..8"):
+    with pytest.raises(WorkbenchError, match=r"steps 1\.\.8"):
         Programs(9)
     with pytest.raises(WorkbenchError, match="the splits of programs"):
         TASK.problems("all", 1, 0)

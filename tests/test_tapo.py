@@ -622,7 +622,7 @@ def test_the_prompt_for_real_models_names_the_role_the_goals_and_the_format():
 def test_a_step_of_a_policy_that_cannot_reconstruct_is_grpos_and_says_so(tiny_policy):
     task, problems = Toy(), Toy().problems("train", 12, 0)
     learner = Learner(tiny_policy)
-    with pytest.warns(UserWarning, match="cold_start"):
+    with pytest.warns(UserWarning, match="cold-start"):
         ours = TAPO(n_pos=1, n_neg=1)
         groups = ours.sample(learner, task, problems, (0,))
         assert ours.diagnose(groups, [])["parse_rate"] == 0

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from workbench.model.policy import Policy
 
 
@@ -17,18 +17,18 @@ def policy(
     names = {"llama": "Llama", "qwen2": "Qwen2", "gpt_neox": "GPTNeoX"}
     torch.manual_seed(seed)
     tok = tokenizer()
-    sizes = dict(
-        vocab_size=128,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-    )
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": tok.eos_token_id,
+        "pad_token_id": tok.pad_token_id,
+    }
     if family != "gpt_neox":
         sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": True}
     config = getattr(transformers, names[family] + "Config")(**sizes | options)

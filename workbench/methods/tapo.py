@@ -71,9 +71,9 @@ CURES = {  # what may be near zero, and what then helps
     "eligible": "few problems of a step are eligible: take problems that the policy solves about "
     "one time in three",
     "parse_rate": "few of its reconstructions can be read (dropped_* say why): teach the policy the "
-    "format first, python -m workbench.training.cold_start",
+    "format first, workbench cold-start",
     "ref_correct": "few of its reconstructions end right: the policy cannot use the correct response: "
-    "python -m workbench.training.cold_start",
+    "workbench cold-start",
 }
 
 
