@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -67,3 +68,10 @@ def split_options(
             )
         found[owner].append(option)
     return found["method"], found["learner"], found["plan"]
+
+
+def add_flags(parser: ArgumentParser, **defaults: Any) -> None:
+    """``--name`` for each, read as the type of its default; a pair is a default and its help."""
+    for name, default in defaults.items():
+        value, text = default if isinstance(default, tuple) else (default, None)
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=text)

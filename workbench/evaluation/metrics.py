@@ -15,9 +15,10 @@ from workbench.rollouts.sampling import sample_groups
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right, from n samples:
+    """The chance that one of k samples is right, estimated without bias from n samples.
 
-    1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, eq. 1).
+    1 - C(n - c, k) / C(n, k), c of them correct (arXiv 2107.03374, eq. 1). Raises ValueError unless
+    1 <= k <= n.
     """
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples, there are {n}")
@@ -25,9 +26,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def pass_at_k_bootstrap(n: int, correct: int, k: int) -> float:
-    """The chance that one of k draws *with replacement* from n samples is right:
+    """The chance that one of k draws *with replacement* from n samples is right.
 
-    1 - (1 - c/n)^k. What bootstrapped pass@k (verl, and with it SCOPE's code) comes to when it is
+    1 - (1 - c/n)^k, c of them correct. What bootstrapped pass@k (verl, and with it SCOPE's code) comes to when it is
     drawn often enough. Below the unbiased ``pass_at_k`` wherever 0 < c < n and k > 1: a draw may
     repeat.
     """

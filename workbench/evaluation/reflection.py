@@ -39,6 +39,7 @@ from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordi
 from workbench.evaluation.statistics import bootstrap_ratio
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
@@ -48,7 +49,17 @@ SPOKEN = re.compile(
     r"an? (mistake|error)|that'?s not right)\b",
     re.IGNORECASE,
 )
-RATES = ("right", "first_pass", "dsr", "reflects", "err", "needless", "spoils")
+COUNTS = ("right", "direct", "reflecting", "effective", "needless", "spoiled")
+# each rate: the count above, and the one below
+RATES = {
+    "right": ("right", "samples"),
+    "first_pass": ("direct", "samples"),
+    "dsr": ("direct", "right"),
+    "reflects": ("reflecting", "samples"),
+    "err": ("effective", "reflecting"),
+    "needless": ("needless", "reflecting"),
+    "spoils": ("spoiled", "needless"),
+}
 
 
 class Judgement(NamedTuple):
@@ -112,13 +123,11 @@ class Rate:
     @classmethod
     def of(cls, hits: Sequence[float], counts: Sequence[float]) -> Rate:
         """From what each problem adds to the upper and to the lower number of the ratio."""
-        upper = np.asarray(hits, float)
-        lower = np.asarray(counts, float)
-        n = int(lower.sum())
-        if not n:
+        upper, lower = np.asarray([hits, counts], float)
+        if not lower.sum():
             return cls(float("nan"), float("nan"), float("nan"), 0)
-        low, high = bootstrap_ratio(upper, lower)
-        return cls(float(upper.sum() / lower.sum()), low, high, n)
+        value = float(upper.sum() / lower.sum())
+        return cls(value, *bootstrap_ratio(upper, lower), int(lower.sum()))
 
     def __str__(self) -> str:
         return (
@@ -131,48 +140,43 @@ def boundary(*models: Sequence[Group]) -> set[str]:
 
     ``models``: a list of groups for each.
     """
-    return set.intersection(*({g.problem.id for g in groups if _varies(g)} for groups in models))
-
-
-def _varies(group: Group) -> bool:
-    return len({rollout.verdict.correct for rollout in group.rollouts}) == 2
+    return set.intersection(
+        *(
+            {g.problem.id for g in groups if len({r.verdict.correct for r in g.rollouts}) == 2}
+            for groups in models
+        )
+    )
 
 
 def measure(
     groups: Sequence[Group], judge: Judge, problems: set[str] | None = None
 ) -> dict[str, Rate]:
     """The RATES over these groups; ``problems`` keeps the boundary ones."""
-    parts = [
-        _parts(group, judge) for group in groups if problems is None or group.problem.id in problems
-    ]
-    return {
-        name: Rate.of([part[name][0] for part in parts], [part[name][1] for part in parts])
-        for name in RATES
-    }
+    return rates(
+        [
+            (*counts(group, judge), len(group.rollouts))
+            for group in groups
+            if problems is None or group.problem.id in problems
+        ]
+    )
 
 
-def _parts(group: Group, judge: Judge) -> dict[str, tuple[int, int]]:
-    """What one problem adds to the upper and to the lower number of each of the RATES."""
-    responses = len(group.rollouts)
-    right = direct = reflecting = effective = needless = spoiled = 0
+def counts(group: Group, judge: Judge) -> tuple[int, ...]:
+    """How many of a problem's samples are COUNTS."""
+    rows = []
     for rollout in group.rollouts:
-        judgement = judge(group.problem, rollout)
-        needlessly = judgement.reflects and judgement.needless
-        right += rollout.verdict.correct
-        direct += rollout.verdict.correct and not judgement.reflects
-        reflecting += judgement.reflects
-        effective += judgement.reflects and judgement.effective
-        needless += needlessly
-        spoiled += needlessly and not rollout.verdict.correct
-    return {
-        "right": (right, responses),
-        "first_pass": (direct, responses),
-        "dsr": (direct, right),
-        "reflects": (reflecting, responses),
-        "err": (effective, reflecting),
-        "needless": (needless, reflecting),
-        "spoils": (spoiled, needless),
-    }
+        right = rollout.verdict.correct
+        reflects, effective, needless = judge(group.problem, rollout)
+        direct = right and not reflects
+        rows.append((right, direct, reflects, effective, needless, needless and not right))
+    return tuple(map(int, np.sum(rows, 0)))
+
+
+def rates(table: Sequence[Sequence[int]]) -> dict[str, Rate]:
+    """The RATES; each row of ``table`` is one problem's COUNTS and its number of samples."""
+    columns = np.reshape(np.array(table, float), (-1, len(COUNTS) + 1)).T
+    by_name = dict(zip((*COUNTS, "samples"), columns))
+    return {name: Rate.of(by_name[upper], by_name[lower]) for name, (upper, lower) in RATES.items()}
 
 
 # ---- recovery
@@ -256,16 +260,16 @@ def compare(
     shared = boundary(*groups.values())
     first = next(iter(policies))
     planted = plant(policies[first], task, groups[first])
-    rates = {}
+    by_model = {}
     for name, policy in policies.items():
         near = measure(groups[name], judge, shared)
-        rates[name] = {
+        by_model[name] = {
             **measure(groups[name], judge),
             "dsr": near["dsr"],
             "err": near["err"],
             "recovery": recovery(recover(policy, task, planted, samples, seed)),
         }
-    return rates
+    return by_model
 
 
 # ---- workbench reflection
@@ -279,24 +283,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_HUB_ID",
         help="the first one's mistakes are planted in all",
     )
-    parser.add_argument("--task", default="arithmetic")
-    parser.add_argument("--problems", type=int, default=400)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
+    add_flags(parser, task="arithmetic", problems=400, samples=8, seed=0)
 
 
 def main(args: argparse.Namespace) -> None:
     task = load_task(args.task)
     problems = task.problems("test", args.problems, args.seed)
     policies = {name: load_policy(name) for name in args.models}
-    results = compare(policies, task, problems, args.samples, args.seed)
+    by_model = compare(policies, task, problems, args.samples, args.seed)
     if args.json:
-        plain = {
-            name: {key: asdict(rate) for key, rate in rates.items()}
-            for name, rates in results.items()
-        }
-        print(json.dumps(plain, indent=1))
+        print(json.dumps(by_model, default=asdict, indent=1))
         return
-    for name, rates in results.items():
-        print(name, *(f"  {key:11}{rate}" for key, rate in rates.items()), sep="\n")
+    for name, row in by_model.items():
+        print(name, *(f"  {key:11}{rate}" for key, rate in row.items()), sep="\n")

@@ -57,13 +57,14 @@ def bootstrap_difference(
 def _resampled_means(
     values: np.ndarray, rng: np.random.Generator, draws: int = DRAWS
 ) -> np.ndarray:
-    """[draws]"""
+    """[draws] from [n] values."""
     return values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
 
 
 def bootstrap_nested(values: np.ndarray, level: float = 0.9) -> np.ndarray:
-    """[3, ...] mean, low and high of [questions, seeds, ...]: percentile bootstrap over the
-    questions and, within each, over its seeds.
+    """[3, ...] mean, low and high of [questions, seeds, ...].
+
+    A percentile bootstrap over the questions and, within each, over its seeds.
 
     Runs at one question are alike, so drawing all cells as if they were independent would make the
     interval too narrow. Equal shapes, equal draws: the interval of a difference of two methods is
@@ -82,7 +83,7 @@ def bootstrap_nested(values: np.ndarray, level: float = 0.9) -> np.ndarray:
 
 
 def wilson(successes: int, samples: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a success rate p = successes/samples, n samples:
+    """Wilson's 95 % interval (1927) of a success rate p from n samples.
 
     (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Never empty, also at 0 and n
     successes.
@@ -95,21 +96,25 @@ def wilson(successes: int, samples: int, z: float = 1.96) -> tuple[float, float]
 
 
 def student(t: float, freedom: int) -> tuple[float, float]:
-    """Of Student's distribution: the t that 5 % exceed in absolute value, and the share that
-    exceeds ``t``. With t = sqrt(freedom) tan(angle) the density is cos(angle)^(freedom - 1).
+    """Of Student's distribution the t that 5 % exceed in absolute value, and the share over ``t``.
+
+    With t = sqrt(freedom) tan(angle) the density is cos(angle)^(freedom - 1), integrated here by
+    trapezoids: right to six digits.
     """
     angle = np.linspace(0, np.pi / 2, 200_001)
     density = np.cos(angle) ** (freedom - 1)
     below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    above = 1 - below / (2 * density.sum() - density[0] - density[-1])  # by trapezoids
+    above = 1 - below / (2 * density.sum() - density[0] - density[-1])
     edge = np.interp(-0.05, -above, angle)
     share = np.interp(np.arctan(abs(t) / np.sqrt(freedom)), angle, above)
     return float(np.sqrt(freedom) * np.tan(edge)), float(share)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction: each p times the number of comparisons that are not yet decided, never
-    falling.
+    """Holm's correction of several p.
+
+    From the smallest up each is multiplied by the number of comparisons that are not yet decided;
+    none falls below the one before.
     """
     corrected = [0.0] * len(ps)
     largest = 0.0

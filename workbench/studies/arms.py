@@ -54,37 +54,47 @@ def _arm(name: str, method: str = "", *options: str, **more) -> Arm:
     return Arm(name, (Stage(method or name, options),), **more)
 
 
-SFT = ("prompts=128",)  # as many solutions in a step as the others have rollouts
-TWO_STAGES = (Stage("sft", SFT, 1 / 3), Stage("grpo", (), 2 / 3))
-METHODS = (
-    Arm("base", seeds=5),
-    _arm("grpo", seeds=5),
-    _arm("grpo-tokens", "grpo", "k=9", seeds=5),  # as many tokens as TAPO: 1.12 times those of k=8
-    _arm("sdpo", seeds=5),
-    _arm("tapo", seeds=5),
-    _arm("trapo", task=TURNED, seeds=5),
-    _arm("scope", teacher=TEACHER, seeds=5),
-    _arm("opd", "opd", "k=8", teacher=TEACHER, seeds=5),
-    _arm("opd-1", "opd", "k=1", teacher=TEACHER, seeds=5),
-    _arm("kd", "kd", "k=8", teacher=TEACHER, seeds=5),
-    _arm("luffy", task=TURNED, seeds=5),
-    _arm("sft", "sft", *SFT, task=TURNED, seeds=5),
-    Arm("sft-then-rl", TWO_STAGES, task=TURNED, seeds=5),
-    _arm("srpo", "sdpo", "srpo=true", seeds=5),
+_ALONE = (
+    Arm("base"),
+    _arm("grpo"),
+    _arm("grpo-tokens", "grpo", "k=9"),  # as many tokens as TAPO writes: 1.12 times those of k=8
+    _arm("sdpo"),
+    _arm("tapo"),
 )
-ABLATIONS = (
+_TAUGHT = (
+    _arm("scope", teacher=TEACHER),
+    _arm("opd", "opd", "k=8", teacher=TEACHER),
+    _arm("opd-1", "opd", "k=1", teacher=TEACHER),
+    _arm("kd", "kd", "k=8", teacher=TEACHER),
+)
+SFT = ("prompts=128",)  # as many solutions in a step as the others have rollouts
+_SHOWN = (
+    _arm("luffy", task=TURNED),
+    _arm("sft", "sft", *SFT, task=TURNED),
+    Arm("sft-then-rl", (Stage("sft", SFT, 1 / 3), Stage("grpo", (), 2 / 3)), task=TURNED),
+)
+_ORDER = (*_ALONE, _arm("trapo", task=TURNED), *_TAUGHT, *_SHOWN, _arm("srpo", "sdpo", "srpo=true"))
+METHODS = tuple(replace(arm, seeds=5) for arm in _ORDER)
+
+_SDPO = (
     _arm("sdpo-frozen", "sdpo", "teacher=frozen"),
     _arm("sdpo-mixed", "sdpo", "teacher=mixed"),
     _arm("sdpo-live", "sdpo", "teacher=live"),
     _arm("sdpo-token", "sdpo", "form=token"),
     _arm("sdpo-sequence", "sdpo", "form=sequence"),
+)
+_SCOPE = (
     _arm("scope-uniform", "scope", "correct=uniform", "wrong=uniform", teacher=TEACHER),
     _arm("scope-correct-only", "scope", "wrong=off", teacher=TEACHER),
     _arm("scope-wrong-only", "scope", "correct=off", teacher=TEACHER),
     _arm("scope-low", "scope", "correct=low", teacher=TEACHER),
+)
+_TRAPO = (
     _arm("trapo-none", "trapo", "prefix=none", task=TURNED),
     _arm("trapo-sft", "trapo", "prefix=sft", task=TURNED),
     _arm("trapo-luffy", "trapo", "prefix=luffy", task=TURNED),
+)
+_TAPO = (
     _arm("tapo-no-reference", "tapo", "reference=false"),
     _arm("tapo-no-dae", "tapo", "dae=false"),
     _arm("tapo-no-ots", "tapo", "ots=false"),
@@ -92,6 +102,7 @@ ABLATIONS = (
     _arm("tapo-no-prefix", "tapo", "prefix=none"),
     _arm("tapo-sft", "tapo", "sft=true"),
 )
+ABLATIONS = (*_SDPO, *_SCOPE, *_TRAPO, *_TAPO)
 # The most lessons with which first-pass accuracy stays at 80 % of the base's (data/LOG.md).
 COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "lr=1e-5"))
 COLD = (

@@ -15,10 +15,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
+from workbench import methods
+from workbench.model.learner import Learner, OptimConfig
+from workbench.model.loading import load_policy
 from workbench.options import split_options, with_options
 from workbench.paths import ORGANISM, ROOT, STUDY
 from workbench.records import dumps, write_atomic
 from workbench.studies.arms import READING, Arm, Stage
+from workbench.studies.measure import evaluate_checkpoint
+from workbench.tasks import load_task
+from workbench.training.cold_start import ColdStartConfig
+from workbench.training.run import TrainConfig, fit
 
 TUNING = STUDY / "tuning.json"
 
@@ -51,12 +60,6 @@ def run_cell(
     Returns its folder. ``work`` holds the run while it is made and can be thrown away after.
     ``rates``: the learning rate of each method; None: as tuned.
     """
-    import torch
-
-    from workbench.model.loading import load_policy
-    from workbench.studies.measure import evaluate_checkpoint
-    from workbench.tasks import load_task
-
     torch.set_num_threads(1)
     rates = tuned_rates() if rates is None else rates
     began = time.perf_counter()
@@ -67,10 +70,14 @@ def run_cell(
         out = work / (name if number == len(arm.stages) else f"{name}-stage{number}")
         folders.append(train_stage(arm, stage, seed, out, scale, model, rates))
         model = out / "model"
-    policy = load_policy(model)
-    base = load_policy(ORGANISM / arm.model)
-    task = load_task(arm.task)
-    evaluation = evaluate_checkpoint(policy, base, task, seed, scale.problems, scale.samples)
+    evaluation = evaluate_checkpoint(
+        load_policy(model),
+        load_policy(ORGANISM / arm.model),
+        load_task(arm.task),
+        seed,
+        scale.problems,
+        scale.samples,
+    )
     evaluation["arm"] = asdict(_by_name(arm))
     evaluation["seconds"] = time.perf_counter() - began
     return _leave(evaluation, folders, records / name)
@@ -92,11 +99,6 @@ def train_stage(
     rates: Mapping[str, float],
 ) -> Path:
     """One stage of an arm as a run directory, from its checkpoint where it has one."""
-    from workbench.model.learner import Learner
-    from workbench.model.loading import load_policy
-    from workbench.tasks import load_task
-    from workbench.training.run import fit
-
     if (out / "model" / "config.json").is_file():
         return out
     method, optimizer, plan = _settings(stage, seed, scale, rates)
@@ -124,9 +126,6 @@ def train_stage(
 
 def _settings(stage: Stage, seed: int, scale: StudyScale, rates: Mapping[str, float]) -> tuple:
     """Method, OptimConfig and TrainConfig of a stage; its own options come last, and hold."""
-    from workbench.model.learner import OptimConfig
-    from workbench.training.run import TrainConfig
-
     kind = kind_of(stage)
     options = list(stage.options)
     if stage.method in rates:
@@ -149,9 +148,6 @@ def _settings(stage: Stage, seed: int, scale: StudyScale, rates: Mapping[str, fl
 
 def kind_of(stage: Stage) -> type:
     """The dataclass of the stage's own options."""
-    from workbench import methods
-    from workbench.training.cold_start import ColdStartConfig
-
     if isinstance(stage.method, type):
         return stage.method
     return ColdStartConfig if stage.method == "coldstart" else methods.find(stage.method)

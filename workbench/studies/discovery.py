@@ -38,6 +38,7 @@ from workbench.evaluation.statistics import bootstrap_nested
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.records import dumps, environment, write_atomic
 from workbench.tasks import load_task
 from workbench.training.ttt import (
@@ -313,13 +314,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with its dials where the base policy nearly always fails",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the record, JSON")
-    parser.add_argument("--lr", type=float, default=3e-4)
-    for field in fields(Study):
-        if field.name == "methods":
-            parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-        else:
-            kind = type(field.default)
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    amounts = {field.name: field.default for field in fields(Study) if field.name != "methods"}
+    add_flags(parser, lr=3e-4, **amounts)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -27,10 +27,9 @@ import pandas as pd
 
 from workbench.core import WorkbenchError
 from workbench.evaluation.metrics import pass_at_k
-from workbench.evaluation.reflection import Rate
+from workbench.evaluation.reflection import COUNTS, rates
 from workbench.evaluation.statistics import bootstrap, student
 from workbench.paths import RECORDS
-from workbench.studies.measure import COUNTS
 from workbench.viz.curves import evaluations
 
 
@@ -83,21 +82,16 @@ def cells(root: Path = RECORDS) -> pd.DataFrame:
 
 
 def _cell(record: Mapping) -> dict:
+    arm = record["arm"]
     metrics = record["metrics"]
-    test = record["test"]
-    row = {
-        "arm": record["arm"]["name"],
-        "model": record["arm"]["model"],
-        "task": record["arm"]["task"],
-        "seed": record["seed"],
-        "updates": len(metrics),
-        "tokens": float(metrics.generated.sum()) if len(metrics) else 0.0,
-        "seconds": record["seconds"],
-        **{name: test[name] for name in ("avg", "low", "high", "length")},
-        **{f"pass@{k}": value for k, value in test["pass_at"].items()},
-        "distinct": record["distinct"],
-        "reading": _last(metrics, "final_eval_reading"),
-    }
+    row = {"arm": arm["name"], "model": arm["model"], "task": arm["task"], "seed": record["seed"]}
+    row["updates"] = len(metrics)
+    row["tokens"] = float(metrics.generated.sum()) if len(metrics) else 0.0
+    row["seconds"] = record["seconds"]
+    row |= {name: record["test"][name] for name in ("avg", "low", "high", "length")}
+    row |= {f"pass@{k}": value for k, value in record["test"]["pass_at"].items()}
+    row["distinct"] = record["distinct"]
+    row["reading"] = _last(metrics, "final_eval_reading")
     if "skills" in record:  # of the arithmetic task
         row["harder"] = record["harder"]["avg"]
         row["recovery"] = record["recovery"]["value"]
@@ -211,17 +205,13 @@ class Effect:
 def measured(record: Mapping, measure: str) -> dict[str, float]:
     """Each problem's number: "avg", "first_pass" (right without a reflection), or "pass@k"."""
     samples = record["test"]["samples"]
-    counts = record["counts"]
-    right = {problem: row[COUNTS.index("right")] for problem, row in counts.items()}
     if measure.startswith("pass@"):
         k = int(measure.removeprefix("pass@"))
-        return {problem: pass_at_k(samples, count, k) for problem, count in right.items()}
-    if measure == "avg":
-        return {problem: count / samples for problem, count in right.items()}
-    if measure == "first_pass":
-        direct = COUNTS.index("direct")
-        return {problem: row[direct] / samples for problem, row in counts.items()}
-    raise WorkbenchError(f"there is no measure {measure!r}: avg, first_pass, or pass@k")
+        return {problem: pass_at_k(samples, row[0], k) for problem, row in record["counts"].items()}
+    if measure not in ("avg", "first_pass"):
+        raise WorkbenchError(f"there is no measure {measure!r}: avg, first_pass, or pass@k")
+    column = COUNTS.index("right" if measure == "avg" else "direct")
+    return {problem: row[column] / samples for problem, row in record["counts"].items()}
 
 
 def differences(
@@ -264,16 +254,6 @@ def paired(by_seed: Sequence[np.ndarray]) -> Effect:
 
 # ---- reflection
 
-# each rate: the count above, and the one below; None: all samples
-REFLECTION = {
-    "first_pass": ("direct", None),
-    "dsr": ("direct", "right"),
-    "reflects": ("reflecting", None),
-    "err": ("effective", "reflecting"),
-    "needless": ("needless", "reflecting"),
-    "spoils": ("spoiled", "needless"),
-}
-
 
 def reflection_rates(
     arms: Sequence[str],
@@ -300,15 +280,9 @@ def reflection_rates(
                     counts[arm].append((*row, record["test"]["samples"]))
     rows = {}
     for arm in arms:
-        table = np.array(counts[arm], float).reshape(-1, len(COUNTS) + 1)
-        columns = dict(zip((*COUNTS, None), table.T))
-        rows[arm] = {
-            name: Rate.of(columns[upper], columns[lower])
-            for name, (upper, lower) in REFLECTION.items()
-        }
         recovery = [records[arm, model, seed]["recovery"]["value"] for seed in seeds]
-        rows[arm]["recovery"] = float(np.mean(recovery)) if seeds else float("nan")
-    return pd.DataFrame.from_dict(rows, orient="index")
+        rows[arm] = rates(counts[arm]) | {"recovery": float(np.mean(recovery or [np.nan]))}
+    return pd.DataFrame.from_dict(rows, orient="index").drop(columns="right", errors="ignore")
 
 
 def _varies(record: Mapping, problem: str) -> bool:

@@ -35,6 +35,7 @@ from workbench.inspection.locators import (
 from workbench.inspection.readings import inspect_group
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.paths import DATA, ORGANISM
 from workbench.records import write_atomic
 from workbench.rollouts.sampling import sample_groups
@@ -76,16 +77,9 @@ def score(findings: Sequence[Finding], truths: Sequence[Finding]) -> dict[str, o
     generated tokens. The first candidate counts.
     """
     steps_away = np.array([_away(f, truth) for f, truth in zip(findings, truths, strict=True)])
-    rates = {
-        "exact": steps_away == 0,
-        "within_one": steps_away <= 1,
-        "answered": np.isfinite(steps_away),
-    }
-    row: dict[str, object] = {
-        name: [float(np.mean(hits)), *bootstrap(hits)] for name, hits in rates.items()
-    }
-    row["tokens"] = float(np.mean([finding.cost for finding in findings]))
-    return row
+    rates = zip(MEASURES, (steps_away == 0, steps_away <= 1, np.isfinite(steps_away)))
+    row = {name: [float(np.mean(hits)), *bootstrap(hits)] for name, hits in rates}
+    return row | {"tokens": float(np.mean([finding.cost for finding in findings]))}
 
 
 def _away(finding: Finding, truth: Finding) -> float:
@@ -104,21 +98,22 @@ def measure(
     plain = _cases(policy, task, chosen, "solution")
     informed = _cases(policy, task, chosen, "feedback")
     truths = Truth().locate(plain)
+    both = {"steepest drop of Δ": SteepestDrop(), "sustained negative Δ": SustainedNegative()}
     runs = {
         "chance": (Chance(seed), plain),
         "divergence from the nearest correct sibling": (Divergence(), plain),
-        "steepest drop of Δ, teacher reads a sibling": (SteepestDrop(), plain),
-        "sustained negative Δ, teacher reads a sibling": (SustainedNegative(), plain),
-        "steepest drop of Δ, teacher reads the feedback*": (SteepestDrop(), informed),
-        "sustained negative Δ, teacher reads the feedback*": (SustainedNegative(), informed),
-        "own diagnosis (TAPO)": (OwnDiagnosis(policy, task, seed), plain),
-        f"value drop, {samples} samples a step": (ValueDrop(policy, task, samples, seed), plain),
     }
+    runs |= {f"{name}, teacher reads a sibling": (x, plain) for name, x in both.items()}
+    runs |= {f"{name}, teacher reads the feedback*": (x, informed) for name, x in both.items()}
+    runs["own diagnosis (TAPO)"] = (OwnDiagnosis(policy, task, seed), plain)
+    runs[f"value drop, {samples} samples a step"] = (ValueDrop(policy, task, samples, seed), plain)
     locators = {}
     for name, (locator, cases) in runs.items():
         began = time.perf_counter()
         locators[name] = score(locator.locate(cases), truths)
         says(f"{name}: {locators[name]['exact'][0]:.3f} ({time.perf_counter() - began:.0f} s)")
+    steps = [len(case.layout.steps) for case in plain]
+    with_sibling = [bool(case.siblings()) for case in plain]
     return {
         "schema_version": 1,
         "model": Path(policy.name).name,
@@ -127,8 +122,8 @@ def measure(
         "seed": seed,
         "attempts": attempts,
         "rollouts": k,
-        "steps": float(np.mean([len(case.layout.steps) for case in plain])),
-        "with_sibling": float(np.mean([bool(case.siblings()) for case in plain])),
+        "steps": float(np.mean(steps)),
+        "with_sibling": float(np.mean(with_sibling)),
         "locators": locators,
     }
 
@@ -177,26 +172,27 @@ def table(record: dict) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=str(ORGANISM / "3m"))
-    parser.add_argument("--task", default="arithmetic")
-    parser.add_argument("--attempts", type=int, default=500)
-    parser.add_argument(
-        "--rollouts",
-        type=int,
-        default=8,
-        help="K: attempts at each problem, which are each other's siblings",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=8, help="continuations from each step, for the value drop"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=DATA)
+    add_flags(
+        parser,
+        model=str(ORGANISM / "3m"),
+        task="arithmetic",
+        attempts=500,
+        rollouts=(8, "K: attempts at each problem, which are each other's siblings"),
+        samples=(8, "continuations from each step, for the value drop"),
+        seed=0,
+    )
 
 
 def main(args: argparse.Namespace) -> None:
-    policy = load_policy(args.model)
-    task = load_task(args.task)
-    record = measure(policy, task, args.attempts, args.rollouts, args.samples, args.seed)
+    record = measure(
+        load_policy(args.model),
+        load_task(args.task),
+        args.attempts,
+        args.rollouts,
+        args.samples,
+        args.seed,
+    )
     text = table(record)
     write_atomic(args.out / "locators.json", json.dumps(record, indent=1, ensure_ascii=False))
     write_atomic(args.out / "locators.md", text)

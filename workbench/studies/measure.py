@@ -40,7 +40,6 @@ from workbench.tasks.arithmetic import Arithmetic
 from workbench.tasks.prompts import parse_synthesis
 
 NOTHING = float("nan")  # to be measured
-COUNTS = ("right", "direct", "reflecting", "effective", "needless", "spoiled")
 
 
 def evaluate_checkpoint(
@@ -61,7 +60,7 @@ def evaluate_checkpoint(
         "test": _short(Evaluation.of(groups)),
         "distinct": distinct(groups),
         **more,
-        "counts": {p.id: row for p, row in zip(held_out, counts(groups, judge))},
+        "counts": {group.problem.id: reflection.counts(group, judge) for group in groups},
     }
 
 
@@ -94,22 +93,6 @@ def distinct(groups: Sequence[Group]) -> float:
     """
     texts = [{r.text for r in group.rollouts if r.verdict.correct} for group in groups]
     return float(np.mean([len(right) for right in texts if right] or [0.0]))
-
-
-def counts(groups: Sequence[Group], judge: reflection.Judge) -> list[tuple[int, ...]]:
-    """For each problem how many of its samples are COUNTS."""
-    table = []
-    for group in groups:
-        rows = [_row(group.problem, rollout, judge) for rollout in group.rollouts]
-        table.append(tuple(map(sum, zip(*rows))))
-    return table
-
-
-def _row(problem: Problem, rollout: Rollout, judge: reflection.Judge) -> tuple[int, ...]:
-    right = rollout.verdict.correct
-    reflects, effective, needless = judge(problem, rollout)
-    row = (right, right and not reflects, reflects, effective, needless, needless and not right)
-    return tuple(map(int, row))
 
 
 # ---- skills
@@ -146,15 +129,15 @@ def skills(
     """
     problems = [group.problem for group in groups]
     solutions = [_right_text(group) for group in groups]
-    cases = []
-    for group, solution in zip(groups, solutions):
-        wrong = next((r for r in group.rollouts if not r.verdict.correct), None)
-        if wrong is not None:
-            cases.append(Wrong(group.problem, wrong, solution))
+    cases = [
+        Wrong(group.problem, next(r for r in group.rollouts if not r.verdict.correct), solution)
+        for group, solution in zip(groups, solutions)
+        if not all(r.verdict.correct for r in group.rollouts)
+    ]
     tried = [case.problem for case in cases]
 
     def ask(name: str, prompts: list, max_new: int = task.max_new) -> list[str]:
-        return _answers(policy, prompts, max_new, ("measure", name, seed))
+        return answers(policy, prompts, max_new, ("measure", name, seed))
 
     solved = [task.reprompt(p, solution=text) for p, text in zip(problems, solutions)]
     marked = [
@@ -164,37 +147,35 @@ def skills(
     hinted = [task.reprompt(p, feedback=wrong.verdict.feedback) for p, wrong, _ in cases]
     to_rewrite = [task.synthesis(p, wrong.text, solution) for p, wrong, solution in cases]
     results = {
-        "reference": _correct(task, problems, ask("reference", solved)),
-        "feedback": _correct(task, tried, ask("feedback", marked)),
-        "feedback_alone": _correct(task, tried, ask("alone", hinted)),
+        "reference": correct(task, problems, ask("reference", solved)),
+        "feedback": correct(task, tried, ask("feedback", marked)),
+        "feedback_alone": correct(task, tried, ask("alone", hinted)),
     }
     outputs = [parse_synthesis(text) for text in ask("synthesis", to_rewrite, 2 * task.max_new)]
     mended = [output[1] if output else "" for output in outputs]
     copied = [_copied(p, wrong.text, text) for (p, wrong, _), text in zip(cases, mended)]
-    results["parses"] = [float(output is not None) for output in outputs] or [NOTHING]
-    results["copies"] = [float(through) for through, _ in copied] or [NOTHING]
-    results["departs"] = [float(there) for _, there in copied] or [NOTHING]
-    results["mends"] = _correct(task, tried, mended)
-    return results
+    results["parses"] = [float(output is not None) for output in outputs]
+    results["copies"] = [float(through) for through, _ in copied]
+    results["departs"] = [float(there) for _, there in copied]
+    results["mends"] = correct(task, tried, mended)
+    return {name: values or [NOTHING] for name, values in results.items()}
 
 
 def _right_text(group: Group) -> str:
     """A right rollout where there is one, else the expert's solution."""
-    texts = [rollout.text for rollout in group.rollouts if rollout.verdict.correct]
-    return texts[0] if texts else group.problem.solutions[0]
+    texts = (rollout.text for rollout in group.rollouts if rollout.verdict.correct)
+    return next(texts, group.problem.solutions[0])
 
 
-def _answers(policy: Policy, prompts: list, max_new: int, where: tuple) -> list[str]:
-    """One sample for each prompt."""
+def answers(policy: Policy, prompts: list, max_new: int, where: tuple) -> list[str]:
+    """One sample for each prompt, at temperature 1."""
     ids = [policy.prompt_ids(prompt) for prompt in prompts]
     seeds = [[coordinates(*where, i)] for i in range(len(prompts))]
-    samples = generate(policy, ids, seeds, max_new=max_new)
-    return [policy.decode(sample.ids) for [sample] in samples]
+    return [policy.decode(row[0].ids) for row in generate(policy, ids, seeds, max_new=max_new)]
 
 
-def _correct(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
-    grades = [float(task.grade(p, text).correct) for p, text in zip(problems, texts)]
-    return grades or [NOTHING]
+def correct(task: Task, problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
+    return [float(task.grade(p, text).correct) for p, text in zip(problems, texts)]
 
 
 def _copied(problem: Problem, wrong: str, mended: str) -> tuple[bool, bool]:

@@ -38,6 +38,7 @@ from workbench.methods.scope import perplexity
 from workbench.model.batch import rescore
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.rollouts.sampling import sample_groups
@@ -205,15 +206,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, metavar="PATH_OR_HUB_ID", help="whose wrong attempts"
     )
     parser.add_argument("--teacher", required=True, metavar="PATH_OR_HUB_ID")
-    parser.add_argument("--task", default="arithmetic")
-    parser.add_argument(
-        "--problems", type=int, default=600, help="held-out problems, one attempt each"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=4, help="continuations of each path at each ratio"
-    )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_flags(
+        parser,
+        task="arithmetic",
+        problems=(600, "held-out problems, one attempt each"),
+        samples=(4, "continuations of each path at each ratio"),
+        seed=0,
+    )
 
 
 ASKED = ("model", "teacher", "task", "problems", "samples", "seed")

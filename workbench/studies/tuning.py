@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from workbench.core import coordinates
 from workbench.paths import ORGANISM
@@ -21,10 +24,9 @@ RATES = ("3e-5", "1e-4", "3e-4")
 
 def tune(method: str, rate: str, work: Path) -> dict:
     """A shorter run with one learning rate, judged on the validation split."""
-    import torch
-
     torch.set_num_threads(1)
-    arm, stage = next((a, stage) for a in METHODS for stage in a.stages if stage.method == method)
+    arms = {stage.method: (arm, stage) for arm in reversed(METHODS) for stage in arm.stages}
+    arm, stage = arms[method]
     steps = 3 * FULL.steps // 4
     short = replace(FULL, steps=steps, eval_every=FULL.steps, eval_problems=200)
     seed = coordinates("tune") % 1000
@@ -64,7 +66,8 @@ def untried(runs: Sequence[dict]) -> list[tuple[str, str]]:
     """(method, rate) of the runs that are missing."""
     tried = {(run["method"], run["rate"]) for run in runs}
     methods = sorted({stage.method for arm in METHODS for stage in arm.stages})
-    return [(m, rate) for m in methods for rate in RATES if (m, float(rate)) not in tried]
+    both = itertools.product(methods, RATES)
+    return [(method, rate) for method, rate in both if (method, float(rate)) not in tried]
 
 
 def write_tuning(runs: Sequence[dict]) -> None:

@@ -34,6 +34,7 @@ from workbench.methods.sft import SFT
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.rollouts.reconstructions import Construction, construct, eligible, pairs
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
@@ -228,25 +229,18 @@ class ColdStartConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True)
-    parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--problems",
-        type=int,
-        default=ColdStartConfig.problems,
-        help="how many to sample rollouts of",
-    )
-    parser.add_argument(
-        "--share",
-        type=float,
-        default=ColdStartConfig.share,
-        help="synthesis lessons for each reflecting one",
-    )
-    parser.add_argument("--epochs", type=float, default=ColdStartConfig.epochs)
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--lora", type=int, default=0)
     parser.add_argument("--writer", help="a model that writes the reconstructions instead")
-    parser.add_argument("--seed", type=int, default=0)
+    add_flags(
+        parser,
+        task="arithmetic",
+        problems=(ColdStartConfig.problems, "how many to sample rollouts of"),
+        share=(ColdStartConfig.share, "synthesis lessons for each reflecting one"),
+        epochs=ColdStartConfig.epochs,
+        lr=1e-5,
+        lora=0,
+        seed=0,
+    )
 
 
 def main(args: argparse.Namespace) -> None:

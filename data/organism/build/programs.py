@@ -42,6 +42,7 @@ from data.organism.build.common import (
 from workbench.core import coordinates
 from workbench.paths import ORGANISM
 from workbench.records import write_atomic
+from workbench.studies.measure import answers, correct
 from workbench.tasks import prompts
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import LINE, PHRASES, Operation, Programs, draw, parse, right_lines
@@ -197,7 +198,7 @@ def measure(folder: Path, problems: int = 400, seed: int = 0) -> Measured:
     compared with a second try.
     """
     from workbench.model.loading import load_policy
-    from workbench.rollouts.sampling import generate, sample_groups
+    from workbench.rollouts.sampling import sample_groups
 
     policy = load_policy(folder)
     task = Programs()
@@ -206,12 +207,9 @@ def measure(folder: Path, problems: int = 400, seed: int = 0) -> Measured:
     failed = [group for group in groups if not group.rollouts[0].verdict.correct]
     tried = [group.problem for group in failed]
 
-    def correct(name: str, cases: list, prompts: list) -> list[float]:
-        ids = [policy.prompt_ids(prompt) for prompt in prompts]
-        seeds = [[coordinates("measure", name, seed, i)] for i in range(len(cases))]
-        samples = generate(policy, ids, seeds, max_new=task.max_new)
-        texts = [policy.decode(sample.ids) for [sample] in samples]
-        return [float(task.grade(p, text).correct) for p, text in zip(cases, texts)]
+    def right(name: str, cases: list, prompts: list) -> list[float]:
+        texts = answers(policy, prompts, task.max_new, ("measure", name, seed))
+        return correct(task, cases, texts)
 
     solved = [task.reprompt(p, solution=p.solutions[0]) for p in held_out]
     marked = [
@@ -221,10 +219,10 @@ def measure(folder: Path, problems: int = 400, seed: int = 0) -> Measured:
     values = {
         "plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups],
         "contrast": [float(g.has_contrast) for g in groups],
-        "solution": correct("solution", held_out, solved),
-        "feedback": correct("feedback", tried, marked),
-        "again": correct("again", tried, [problem.messages for problem in tried]),
     }
+    values["solution"] = right("solution", held_out, solved)
+    values["feedback"] = right("feedback", tried, marked)
+    values["again"] = right("again", tried, [problem.messages for problem in tried])
     return with_intervals(values)
 
 
