@@ -24,7 +24,7 @@ from workbench.methods.trapo import TRAPO
 from workbench.model.learner import Learner
 from workbench.model.loading import load_policy
 from workbench.records import dumps, write_atomic
-from workbench.studies.grid import TURNED
+from workbench.studies.arms import TURNED
 from workbench.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent

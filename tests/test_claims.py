@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from test_ledger import line, rows, write
 
+from workbench.paths import ORGANISM
 from workbench.studies import claims, ledger
+from workbench.studies.arms import GRID
 from workbench.studies.claims import (
     CLAIMS,
     Claim,
@@ -18,7 +20,6 @@ from workbench.studies.claims import (
     verdict,
     verdicts,
 )
-from workbench.studies.grid import GRID, ROOT
 from workbench.studies.ledger import paired
 
 
@@ -101,8 +102,7 @@ def test_columns_rates_and_sizes(tmp_path):
             write(tmp_path, "c", seed, rows(4 if model == "3m" else 2), model=model)
             write(tmp_path, "d", seed, rows(1), model=model)
     assert (
-        column("a", "b", "length", -1.0)(tmp_path).mean == 0
-        and rate("a", "b", "dsr")(tmp_path).mean == 0
+        column("b", "a", "length")(tmp_path).mean == 0 and rate("a", "b", "dsr")(tmp_path).mean == 0
     )
     assert grows("c", "d")(tmp_path).mean == pytest.approx(3 / 4 - 1 / 4)
 
@@ -138,6 +138,10 @@ def test_every_claim_names_arms_of_the_grid(tmp_path):
     )
 
 
+def test_the_committed_ledger_is_what_the_records_say():
+    assert claims.LEDGER.read_text() == claims.markdown(verdicts())
+
+
 def test_the_numbers_beside_the_verdicts_are_those_of_the_records():
     def two(value):
         return f"{value:.2f}".lstrip("0")
@@ -149,7 +153,7 @@ def test_the_numbers_beside_the_verdicts_are_those_of_the_records():
     }
     found, table = (
         ledger.cells(),
-        json.loads((ROOT / "data" / "organism" / "table.json").read_text())["models"],
+        json.loads((ORGANISM / "table.json").read_text())["models"],
     )
     read = {size: two(table[size]["reference"][0]) for size in ("0.4m", "3m")}
     assert (

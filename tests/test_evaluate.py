@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 import toys
 
-from workbench.evaluation.metrics import (
-    Evaluation,
-    bootstrap,
-    evaluate,
-    pass_at_k,
-    pass_at_k_bootstrap,
-)
+from workbench.evaluation.metrics import Evaluation, evaluate, pass_at_k, pass_at_k_bootstrap
+from workbench.evaluation.statistics import bootstrap
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])

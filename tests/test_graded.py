@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_spans import byte_level
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from workbench.core import WorkbenchError
 from workbench.inspection.graded import read_graded
 from workbench.inspection.locators import Chance, Divergence, locate

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from workbench.core import WorkbenchError
+from workbench.evaluation.statistics import holm, student
 from workbench.studies import ledger
 from workbench.viz import comparison
 
@@ -70,12 +71,12 @@ def test_pairing_is_by_problem_and_not_by_place(tmp_path):
 
 def test_students_distribution_against_the_tables():
     for freedom, edge in {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 30: 2.042}.items():
-        reach, p = ledger.student(edge, freedom)
+        reach, p = student(edge, freedom)
         assert reach == pytest.approx(edge, abs=2e-3) and p == pytest.approx(0.05, abs=1e-4)
-    assert ledger.student(0.0, 4)[1] == pytest.approx(1) and ledger.student(np.inf, 4)[
-        1
-    ] == pytest.approx(0, abs=1e-9)
-    assert ledger.student(-2.0, 2)[1] == pytest.approx(0.1835, abs=1e-4)
+    assert student(0.0, 4)[1] == pytest.approx(1) and student(np.inf, 4)[1] == pytest.approx(
+        0, abs=1e-9
+    )
+    assert student(-2.0, 2)[1] == pytest.approx(0.1835, abs=1e-4)
 
 
 def test_the_interval_is_over_the_means_of_the_seeds():
@@ -105,8 +106,8 @@ def test_of_equals_one_in_twenty_is_called_different():
 
 
 def test_holm_by_hand():
-    assert ledger.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert ledger.holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
 def test_dsr_and_err_count_only_boundary_problems_of_all_arms(tmp_path):
@@ -184,9 +185,14 @@ def test_figures_name_every_arm(tmp_path):
     ]
     for arm in ("a", "b"):
         write(tmp_path, arm, 0, rows(1, 2), metrics=metrics)
-    words = lambda figure: {
-        t.get_text() for axes in figure.axes for t in (*axes.texts, *axes.get_yticklabels())
-    }  # noqa: E731
+
+    def words(figure):
+        return {
+            text.get_text()
+            for axes in figure.axes
+            for text in (*axes.texts, *axes.get_yticklabels())
+        }
+
     assert {"a", "b"} <= words(comparison.bands(ledger.curves(["a", "b"], root=tmp_path)))
     assert {"a", "b"} <= words(comparison.pass_curves(ledger.cells(tmp_path), ["a", "b", "absent"]))
     assert "a - b" in words(comparison.forest({"a - b": ledger.effect("a", "b", root=tmp_path)}))

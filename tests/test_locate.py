@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_spans import layout
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from workbench.core import Group, Inspection, Rollout, WorkbenchError
 from workbench.inspection.locators import (
     BEST,

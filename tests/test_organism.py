@@ -16,18 +16,12 @@ from safetensors import safe_open
 
 from data.organism.build import arithmetic as organism
 from data.organism.build.arithmetic import (
-    END,
-    PAD,
     REFLECT,
     REQUIRED,
     ROWS,
     SIZES,
     SLIPS,
     TEACHER,
-    TOKENS,
-    WIDTHS,
-    Size,
-    Stage,
     attempt,
     diagnosis,
     hard_digits,
@@ -36,10 +30,18 @@ from data.organism.build.arithmetic import (
     mixture,
     plain,
     reconstruction,
-    rows_by_width,
     slip,
-    tokenizer,
     wrong_attempt,
+)
+from data.organism.build.common import (
+    END,
+    PAD,
+    TOKENS,
+    WIDTHS,
+    Size,
+    Stage,
+    rows_by_width,
+    tokenizer,
 )
 from workbench.paths import ORGANISM
 from workbench.studies import measure as measures

@@ -10,7 +10,7 @@ import pytest
 import toys
 from test_locate import RIGHT, TASK, WRONG, decode, group
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from workbench.core import Group, Inspection, WorkbenchError
 from workbench.inspection import generative_locators
 from workbench.inspection.generative_locators import OwnDiagnosis, Rate, ValueDrop
@@ -154,7 +154,9 @@ def test_without_a_correct_sibling_nothing_is_asked(tiny_policy):
 
 
 def test_scores_by_hand():
-    at = lambda step: Finding((Candidate(step, 0, 1.0), Candidate(9, 0, 0.5)), cost=10)  # noqa: E731
+    def at(step):
+        return Finding((Candidate(step, 0, 1.0), Candidate(9, 0, 0.5)), cost=10)
+
     truths = [at(2)] * 4
     row = locator_table.score([at(2), at(3), at(0), Finding(cost=2)], truths)
     assert [row[m][0] for m in ("exact", "within_one", "answered")] == [0.25, 0.5, 0.75] and row[
@@ -163,27 +165,11 @@ def test_scores_by_hand():
     assert row["exact"][1] <= 0.25 <= row["exact"][2]
 
 
-def test_the_table_from_one_command(tmp_path, monkeypatch, capsys, tiny_folder):
-    short = "arithmetic:steps=1"
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "locator_table",
-            "--model",
-            str(tiny_folder),
-            "--task",
-            short,
-            "--attempts",
-            "5",
-            "--rollouts",
-            "2",
-            "--samples",
-            "2",
-            "--out",
-            str(tmp_path),
-        ],
-    )
-    locator_table.main()  # a random model: every attempt is wrong
+def test_the_table_from_one_command(tmp_path, capsys, tiny_folder):
+    few = ("--attempts", "5", "--rollouts", "2", "--samples", "2")
+    files = ("--model", str(tiny_folder), "--out", str(tmp_path))
+    # a random model: every attempt is wrong
+    toys.command(locator_table, *files, "--task", "arithmetic:steps=1", *few)
     found = json.loads((tmp_path / "locators.json").read_text())
     assert (
         found["attempts"] == 5

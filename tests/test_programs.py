@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from data.organism.build.programs import FIXED, KINDS, attempt, mixture, named, pool, slips
 from workbench.core import WorkbenchError
 from workbench.tasks import load_task

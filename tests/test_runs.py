@@ -11,8 +11,10 @@ import pytest
 from workbench.methods import from_record
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
+from workbench.paths import RECORDS
 from workbench.records import read_run
-from workbench.studies import grid
+from workbench.studies import arms
+from workbench.studies.cell import run_cell
 from workbench.tasks import load_task
 from workbench.training.run import TrainConfig, collapse, fit
 
@@ -88,24 +90,24 @@ def test_grpo_makes_the_organism_better(seed):
     assert after["avg"] - before["avg"] >= 0.10 and after["low"] > before["high"]
 
 
-def test_recorded_runs_that_lost_half_of_what_they_could_would_have_been_warned_of_and_hardly_another():
+def test_recorded_runs_that_lost_half_would_have_been_warned_of_and_hardly_another():
     warned, lost, well = set(), set(), set()
     bases = {
         "programs": "base-programmer",
-        grid.HARD: "hard-base-3m",
-        grid.HARD_OWN: "hard-base-3m",
+        arms.HARD: "hard-base-3m",
+        arms.HARD_OWN: "hard-base-3m",
     }
 
     def right(folder):
-        return json.loads((grid.RECORDS / folder / "evaluation.json").read_text())["test"]["avg"]
+        return json.loads((RECORDS / folder / "evaluation.json").read_text())["test"]["avg"]
 
-    for folder in grid.RECORDS.iterdir():
+    for folder in RECORDS.iterdir():
         if (folder / "metrics.jsonl").is_file():
             run = read_run(folder)
             lines, method = run.metrics.to_dict("records"), from_record(run.config)
             if any(collapse(lines[:n], method) for n in range(1, len(lines) + 1)):
                 warned.add(folder.name)
-            arm, model, seed = folder.name.rsplit("-", 2)
+            _, model, seed = folder.name.rsplit("-", 2)
             before, after = (
                 right(f"{bases.get(run.config['task'], f'base-{model}')}-{seed}"),
                 right(folder.name),
@@ -135,15 +137,15 @@ def test_a_committed_run_comes_out_again_whole(number, tmp_path):
     arm, seed = SystemRandom().choice(
         [
             (arm, seed)
-            for arm in grid.GRID
+            for arm in arms.GRID
             for seed in range(arm.seeds)
-            if arm.stages and (grid.RECORDS / arm.cell(seed) / "evaluation.json").is_file()
+            if arm.stages and (RECORDS / arm.cell(seed) / "evaluation.json").is_file()
         ]
     )
-    record = grid.run_cell(arm, seed, tmp_path / "work", tmp_path / "records")
+    record = run_cell(arm, seed, tmp_path / "work", tmp_path / "records")
     again, recorded = (
         json.loads((folder / arm.cell(seed) / "evaluation.json").read_text())["test"]
-        for folder in (tmp_path / "records", grid.RECORDS)
+        for folder in (tmp_path / "records", RECORDS)
     )
     print(f"{record.name}: {recorded['avg']} recorded, {again['avg']} again")
     assert again["avg"] == pytest.approx(recorded["avg"], abs=0.05), arm.cell(seed)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from workbench.core import Rollout, Verdict
 from workbench.spans import Spans, common_prefix, split_steps, token_starts
 from workbench.tasks.base import line_spans

@@ -1,4 +1,4 @@
-"""The grid: every arm can be built, cells are made once, a killed cell goes on, a record is whole."""
+"""The grid: arms can be built, cells are made once, a killed cell goes on, a record is whole."""
 
 import json
 import shutil
@@ -13,19 +13,11 @@ from workbench.methods.grpo import GRPO
 from workbench.model.learner import OptimConfig
 from workbench.options import split_options, with_options
 from workbench.records import read_run
-from workbench.studies import grid, ledger
-from workbench.studies.grid import (
-    ABLATIONS,
-    GRID,
-    METHODS,
-    QUICK,
-    SMALL,
-    Arm,
-    Stage,
-    choose,
-    missing,
-    run_cell,
-)
+from workbench.studies import cell, grid, ledger
+from workbench.studies.arms import ABLATIONS, GRID, METHODS, QUICK, Arm, Stage
+from workbench.studies.cell import SMALL, run_cell
+from workbench.studies.grid import missing
+from workbench.studies.tuning import choose
 from workbench.tasks import load_task
 from workbench.training.run import TrainConfig
 
@@ -36,7 +28,7 @@ def test_every_arm_is_a_method_with_options_that_it_has():
     for arm in GRID:
         load_task(arm.task)
         for stage in arm.stages:
-            kind = grid.kind_of(stage)
+            kind = cell.kind_of(stage)
             mine, optimizer, plan = split_options(
                 stage.options, kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
             )
@@ -76,7 +68,9 @@ def test_seeds_come_first_and_what_is_there_is_not_made_again(tmp_path):
 
 
 def test_the_best_rate_of_each_method_is_chosen_and_the_smaller_of_equals():
-    row = lambda method, rate, after: {"method": method, "rate": rate, "after": after}  # noqa: E731
+    def row(method, rate, after):
+        return {"method": method, "rate": rate, "after": after}
+
     found = [row("a", 3e-4, 0.5), row("a", 1e-4, 0.7), row("b", 3e-4, 0.6), row("b", 3e-5, 0.6)]
     assert choose(found) == {"a": 1e-4, "b": 3e-5}
 
@@ -124,7 +118,7 @@ def test_a_cold_start_comes_before_the_steps_and_its_tokens_are_counted(tmp_path
 def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
     arm = Arm("grpo", (Stage("grpo", ("prompts=2", "k=2", "checkpoint_every=1")),))
     whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY, {})
-    half = grid.train_stage(
+    half = cell.train_stage(
         arm,
         arm.stages[0],
         0,

@@ -5,7 +5,6 @@ than sampling, and a study that is killed.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -16,23 +15,23 @@ import torch
 import toys
 
 from workbench.core import Problem, Verdict, WorkbenchError
+from workbench.evaluation.statistics import bootstrap_nested
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.model.learner import Learner, OptimConfig
 from workbench.paths import DATA
 from workbench.rollouts.sampling import sample_groups
-from workbench.studies.discovery import curves, interval, reached, read_study, summary, verdict
+from workbench.studies import discovery
+from workbench.studies.discovery import Study, curves, reached, read_study, run, summary, verdict
 from workbench.tasks import prompts
 from workbench.training import ttt
 from workbench.training.ttt import (
     OPTIONS,
     Blind,
-    Study,
     converse,
     first_success,
     independent,
     learn,
-    run,
     snapshot,
     that_fits,
     turn_prompt,
@@ -46,7 +45,9 @@ SECRET, COMMON = "z", "abcdefghij"
 
 
 def record_of(
-    budget: int, methods: dict[str, list[list]], rights: dict[str, list[list[int]]] = {}
+    budget: int,
+    methods: dict[str, list[list]],
+    rights: dict[str, list[list[int]]] | None = None,
 ) -> dict:
     """A record with these first successes, [question][seed] by method (and numbers of successes,
     for best_of).
@@ -60,7 +61,7 @@ def record_of(
             "method": m,
             "seed": s,
             "first": first,
-            "right": rights[m][q][s] if m in rights else int(first is not None),
+            "right": rights[m][q][s] if rights and m in rights else int(first is not None),
         }
         for m, table in methods.items()
         for q, row in enumerate(table)
@@ -109,12 +110,12 @@ def test_best_of_k_is_the_mean_over_all_subsets_of_the_attempts(right):
 def test_the_interval_is_over_questions_and_their_seeds():
     # the questions differ and the seeds agree: four facts, not 200
     alike = np.repeat(np.array([0.0, 0.0, 1.0, 1.0])[:, None], 50, axis=1)
-    mean, low, high = interval(alike)
+    mean, low, high = bootstrap_nested(alike)
     assert mean == 0.5 and low <= 0.25 and high >= 0.75
-    assert interval(np.ones((3, 2, 4))) == pytest.approx(np.ones((3, 4)))
+    assert bootstrap_nested(np.ones((3, 2, 4))) == pytest.approx(np.ones((3, 4)))
     other = np.random.default_rng(0).random((4, 50))
     # paired: what two methods share does not widen their difference
-    assert interval(other + 0.1 - other) == pytest.approx([0.1] * 3)
+    assert bootstrap_nested(other + 0.1 - other) == pytest.approx([0.1] * 3)
 
 
 def test_the_verdict_is_computed():
@@ -135,7 +136,9 @@ def test_the_verdict_is_computed():
         "@1": "0.50 [0.25, 0.75]",
         "@8": "1.00 [1.00, 1.00]",
     }
-    figure = discovery_curves({name: interval(values) for name, values in curves(record).items()})
+    figure = discovery_curves(
+        {name: bootstrap_nested(values) for name, values in curves(record).items()}
+    )
     assert [text.get_text() for text in figure.axes[0].texts]
 
 
@@ -269,7 +272,7 @@ def test_sdpo_finds_it_sooner_than_best_of_k(learner):
         learner.load_state(start)
     found = curves(record_of(96, {"sdpo": firsts, "best_of": firsts}, {"best_of": rights}))
     assert found["sdpo"][..., 63].mean() == 1.0
-    mean, low, _ = interval(found["sdpo"][..., 47] - found["best_of"][..., 47])
+    mean, low, _ = bootstrap_nested(found["sdpo"][..., 47] - found["best_of"][..., 47])
     assert mean > 0.2 and low > 0
 
 
@@ -388,7 +391,7 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(reader, learner, tmp_
         len(whole["cells"]) == 2 * 2 * 4
         and json.loads((tmp_path / "whole" / "a.json").read_text()) == whole
     )
-    out, writes, real = tmp_path / "b.json", [], ttt.write_atomic
+    out, writes, real = tmp_path / "b.json", [], discovery.write_atomic
 
     def killed(path, data):
         writes.append(path)
@@ -396,14 +399,14 @@ def test_a_killed_study_goes_on_as_if_nothing_had_happened(reader, learner, tmp_
             raise KeyboardInterrupt
         real(path, data)
 
-    monkeypatch.setattr(ttt, "write_atomic", killed)
-    for attempt in range(20):
+    monkeypatch.setattr(discovery, "write_atomic", killed)
+    for _ in range(20):
         try:
             again = run(fresh(reader), TASK, SMALL, out, {"task": "letter"}, progress=False)
             break
         except KeyboardInterrupt:
             continue
-    assert attempt > 3 and again == whole
+    assert len(writes) > 4 * 4 and again == whole
     assert {c["method"] for c in whole["cells"]} == set(SMALL.methods) and set(
         verdict(curves(whole), 32)
     )
@@ -470,26 +473,8 @@ def test_a_study_that_cannot_be(options):
         (["--lr", "-1"], "lr"),
     ],
 )
-def test_bad_input_is_one_sentence(tiny_folder, tmp_path, monkeypatch, capsys, words, says):
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "test_time",
-            "--model",
-            str(tiny_folder),
-            "--task",
-            "arithmetic",
-            "--out",
-            str(tmp_path / "a.json"),
-            *words,
-        ],
-    )
-    with pytest.raises(SystemExit) as stopped:
-        ttt.main()
-    said = capsys.readouterr().err
-    assert (
-        stopped.value.code == 2
-        and said.splitlines()[-1].startswith("workbench: ")
-        and says in said.splitlines()[-1]
-    )
+def test_bad_input_is_one_sentence(tiny_folder, tmp_path, words, says):
+    files = ["--model", str(tiny_folder), "--out", str(tmp_path / "a.json")]
+    with pytest.raises(WorkbenchError, match=says) as stopped:
+        toys.command(discovery, *files, "--task", "arithmetic", *words)
+    assert "\n" not in str(stopped.value)

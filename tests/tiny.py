@@ -2,7 +2,7 @@
 
 import torch
 
-from data.organism.build.arithmetic import tokenizer
+from data.organism.build.common import tokenizer
 from workbench.model.policy import Policy
 
 

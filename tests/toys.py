@@ -4,6 +4,7 @@ is known.
 
 from __future__ import annotations
 
+import argparse
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ QUESTION = Problem("q", ({"role": "user", "content": "1+1"},), "2")
 def tiny_policy(seed: int = 0, hidden: int = 32, layers: int = 2, context: int = 1024) -> Policy:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from data.organism.build.arithmetic import tokenizer
+    from data.organism.build.common import tokenizer
 
     tok = tokenizer()
     torch.manual_seed(seed)
@@ -46,6 +47,13 @@ def saved(policy: Policy, folder: Path) -> Path:
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     return folder
+
+
+def command(module, *words: str) -> None:
+    """A subcommand of the command line, by itself."""
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    module.main(parser.parse_args(words))
 
 
 def rollout(

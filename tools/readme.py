@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from workbench.studies import grid, ledger
+from workbench.studies import arms, ledger
+from workbench.studies.cell import FULL
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
@@ -18,7 +19,7 @@ BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
 def learning() -> list[str]:
     """Every method on the 3m: held-out accuracy after the same number of updates."""
     found = ledger.summary(
-        [arm.name for arm in grid.METHODS], ("avg", "pass@32", "length", "tokens")
+        [arm.name for arm in arms.METHODS], ("avg", "pass@32", "length", "tokens")
     )
     lines = [
         "| on the organism | seeds | avg@32 (worst to best seed) | pass@32 | answer, "
@@ -34,10 +35,10 @@ def learning() -> list[str]:
     return [
         *lines,
         "",
-        f"{grid.FULL.steps} updates of 16 problems, 8 rollouts each (grpo-tokens: 9, about "
+        f"{FULL.steps} updates of 16 problems, 8 rollouts each (grpo-tokens: 9, about "
         "as many tokens as TAPO; opd-1: 1; kd: the teacher's; sft: 128 expert "
         "solutions, sft-then-rl: those in the first third; srpo: SDPO on wrong "
-        f"attempts, GRPO on right ones); {grid.FULL.problems} held-out problems a seed, "
+        f"attempts, GRPO on right ones); {FULL.problems} held-out problems a seed, "
         "32 "
         "samples, temperature 1. Made by `workbench study`; records in "
         "[data/runs](data/runs). Which claims of the papers hold here, with intervals: "

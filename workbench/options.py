@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -79,3 +80,10 @@ def check_choices(instance: Any) -> None:
         if get_origin(hint) is Literal and value not in get_args(hint):
             choices = "|".join(map(str, get_args(hint)))
             raise WorkbenchError(f"{type(instance).__name__} takes {name}={choices}, not {value}")
+
+
+def add_flags(parser: ArgumentParser, **defaults: Any) -> None:
+    """``--name`` for each, read as the type of its default; a pair is a default and its help."""
+    for name, default in defaults.items():
+        value, text = default if isinstance(default, tuple) else (default, None)
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=text)

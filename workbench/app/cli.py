@@ -146,9 +146,9 @@ def parser() -> argparse.ArgumentParser:
         _study,
         "Make the comparison's runs: every method, several seeds; what is there already is kept.",
     )
-    from workbench.studies.grid import arguments
+    from workbench.studies.grid import add_arguments
 
-    arguments(study)
+    add_arguments(study)
 
     doctor = verb(
         "doctor",

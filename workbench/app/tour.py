@@ -14,7 +14,8 @@ from html import escape
 from pathlib import Path
 
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
-from workbench.evaluation.metrics import Evaluation, bootstrap
+from workbench.evaluation.metrics import Evaluation
+from workbench.evaluation.statistics import bootstrap
 from workbench.methods import grpo
 from workbench.methods.grpo import GRPO
 from workbench.model.learner import Learner, OptimConfig

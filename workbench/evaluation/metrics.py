@@ -1,22 +1,24 @@
-"""avg@k, unbiased pass@k, lengths, and intervals over problems."""
+"""avg@k, unbiased pass@k and lengths, with intervals over problems."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import comb
 
 import numpy as np
 
 from workbench.core import Group, Problem, Task
+from workbench.evaluation.statistics import bootstrap
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import sample_groups
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right, from n samples:
+    """The chance that one of k samples is right, estimated without bias from n samples.
 
-    1 - C(n - c, k) / C(n, k) (arXiv 2107.03374, eq. 1).
+    1 - C(n - c, k) / C(n, k), c of them correct (arXiv 2107.03374, eq. 1). Raises ValueError unless
+    1 <= k <= n.
     """
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs at least {k} samples, there are {n}")
@@ -24,9 +26,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def pass_at_k_bootstrap(n: int, correct: int, k: int) -> float:
-    """The chance that one of k draws *with replacement* from n samples is right:
+    """The chance that one of k draws *with replacement* from n samples is right.
 
-    1 - (1 - c/n)^k. What bootstrapped pass@k (verl, and with it SCOPE's code) comes to when it is
+    1 - (1 - c/n)^k, c of them correct. What bootstrapped pass@k (verl, and with it SCOPE's code) comes to when it is
     drawn often enough. Below the unbiased ``pass_at_k`` wherever 0 < c < n and k > 1: a draw may
     repeat.
     """
@@ -35,23 +37,13 @@ def pass_at_k_bootstrap(n: int, correct: int, k: int) -> float:
     return 1 - (1 - correct / n) ** k
 
 
-def bootstrap(
-    values: Sequence[float], draws: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean, resampling the values (problems, not samples: samples of one
-    problem are not independent).
-    """
-    values = np.asarray(values, float)
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (draws, len(values)))].mean(1)
-    return tuple(float(q) for q in np.quantile(means, ((1 - level) / 2, (1 + level) / 2)))
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """avg@k with a 95 % interval over problems, pass@k for k = 1, 2, 4, ...
+    """What was measured on held-out problems, ``samples`` completions each.
 
-    32 (unbiased, and as the bootstrap), mean length in tokens, share that ended by itself.
+    ``avg``: share of right ones, with its 95 % interval over problems, ``low`` to ``high``.
+    ``pass_at``: k -> pass@k for k = 1, 2, 4, ... 32, unbiased; ``bootstrap_pass_at``: drawn with
+    replacement. ``length``: mean, in tokens. ``finished``: share that ended by itself.
     """
 
     problems: int
@@ -67,21 +59,27 @@ class Evaluation:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Evaluation:
-        right = [[r.verdict.correct for r in group.rollouts] for group in groups]
-        n = len(right[0])
-        rates = [sum(row) / n for row in right]
-        ks = [k for k in (1, 2, 4, 8, 16, 32) if k <= n]
-        rollouts = [r for group in groups for r in group.rollouts]
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        samples = len(groups[0].rollouts)
+        right = [sum(r.verdict.correct for r in group.rollouts) for group in groups]
+        rates = [count / samples for count in right]
+        low, high = bootstrap(rates)
+        ks = [k for k in (1, 2, 4, 8, 16, 32) if k <= samples]
+
+        def mean_over_problems(estimate: Callable[[int, int, int], float]) -> dict[int, float]:
+            return {k: float(np.mean([estimate(samples, c, k) for c in right])) for k in ks}
+
         return cls(
-            len(groups),
-            n,
-            float(np.mean(rates)),
-            *bootstrap(rates),
-            {k: float(np.mean([pass_at_k(n, sum(row), k) for row in right])) for k in ks},
-            float(np.mean([len(r.completion_ids) for r in rollouts])),
-            float(np.mean([r.finished for r in rollouts])),
-            tuple(rates),
-            {k: float(np.mean([pass_at_k_bootstrap(n, sum(row), k) for row in right])) for k in ks},
+            problems=len(groups),
+            samples=samples,
+            avg=float(np.mean(rates)),
+            low=low,
+            high=high,
+            pass_at=mean_over_problems(pass_at_k),
+            length=float(np.mean([len(r.completion_ids) for r in rollouts])),
+            finished=float(np.mean([r.finished for r in rollouts])),
+            per_problem=tuple(rates),
+            bootstrap_pass_at=mean_over_problems(pass_at_k_bootstrap),
         )
 
     def __str__(self) -> str:

@@ -1,21 +1,18 @@
-"""What a policy does about its own mistakes: solves directly, reflects, mends, spoils; and whether
-it recovers from a mistake planted in its mouth.
+"""What a policy does about its own mistakes.
 
-    right        ends right                                                      share of all
-                 responses
-    first_pass   right, and without a reflection                                 share of all
-                 responses
-    DSR          direct solution rate: solved without a reflection               share of the right
-                 responses
-    reflects     at least one reflection                                         share of all
-                 responses
-    ERR          effective reflection rate: located, diagnosed, and ends right   share of the
-                 responses that reflect
-    needless     a reflection when nothing was wrong yet                         share of the
-                 responses that reflect
-    spoils       ... after which the response ends wrong                         share of those
-    recovery     ends right after a planted wrong beginning                      share of all such
-                 responses
+It solves directly, reflects, mends, spoils; and it recovers from a mistake planted in its mouth, or
+does not.
+
+                                                                      share of
+    right        ends right                                           all responses
+    first_pass   right, and without a reflection                      all responses
+    DSR          direct solution rate: solved without a reflection    the right responses
+    reflects     at least one reflection                              all responses
+    ERR          effective reflection rate: located, diagnosed,       the responses that reflect
+                 and ends right
+    needless     a reflection when nothing was wrong yet              the responses that reflect
+    spoils       ... after which the response ends wrong              the needless ones
+    recovery     ends right after a planted wrong beginning           all such responses
 
 DSR and ERR are TAPO's (arXiv 2606.18844): of boundary problems only, those that every compared
 model solves sometimes and not always.
@@ -24,7 +21,7 @@ A judge says of one response what it is. The arithmetic task's checker does so e
 text pass a judge of your own, such as a stronger model asked for the three fields. ``by_words`` is
 a stand-in that only sees words and the final answer.
 
-    python -m workbench.evaluation.reflection --models data/organism/3m runs/mine/model
+    workbench reflection --models data/organism/3m runs/mine/model
 """
 
 from __future__ import annotations
@@ -39,20 +36,36 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.evaluation.statistics import bootstrap_ratio
+from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.rollouts.sampling import sample_groups
+from workbench.tasks import load_task
 
 SPOKEN = re.compile(
     r"\b(wait|hold on|let me (double-?check|re-?check|reconsider|re-?examine|verify)|i made "
     r"an? (mistake|error)|that'?s not right)\b",
     re.IGNORECASE,
 )
-RATES = ("right", "first_pass", "dsr", "reflects", "err", "needless", "spoils")
+COUNTS = ("right", "direct", "reflecting", "effective", "needless", "spoiled")
+# each rate: the count above, and the one below
+RATES = {
+    "right": ("right", "samples"),
+    "first_pass": ("direct", "samples"),
+    "dsr": ("direct", "right"),
+    "reflects": ("reflecting", "samples"),
+    "err": ("effective", "reflecting"),
+    "needless": ("needless", "reflecting"),
+    "spoils": ("spoiled", "needless"),
+}
 
 
 class Judgement(NamedTuple):
-    """``effective``: the reflection finds a real mistake, says what is right, and the response ends
+    """What a judge says of one response.
+
+    ``effective``: the reflection finds a real mistake, says what is right, and the response ends
     right. ``needless``: nothing was wrong yet when it first reflected; False where the judge cannot
     know.
     """
@@ -75,21 +88,21 @@ def by_checker(task: Task) -> Judge:
     from workbench.tasks.arithmetic import WAIT, lines
 
     def judge(problem: Problem, rollout: Rollout) -> Judgement:
-        found = task.check(problem, rollout.text)
-        first = next(
-            (i for i, line in enumerate(lines(rollout.text)) if line.startswith(WAIT)), None
-        )
-        if first is None:
+        starts = [line.startswith(WAIT) for line in lines(rollout.text)]
+        if True not in starts:
             return Judgement(False, False)
-        erred = found.first_error is not None and found.first_error < first
-        return Judgement(True, found.correct and found.first_error is not None, not erred)
+        check = task.check(problem, rollout.text)
+        has_error = check.first_error is not None
+        erred_before = has_error and check.first_error < starts.index(True)
+        return Judgement(True, check.correct and has_error, not erred_before)
 
     return judge
 
 
 def by_words(problem: Problem, rollout: Rollout) -> Judgement:
-    """Reflects where it says so; effective where it then ends right, which is more than it is: the
-    mistake may be none.
+    """Reflects where it says so.
+
+    Effective where it then ends right, which is more than it is: the mistake may be none.
     """
     reflects = bool(SPOKEN.search(rollout.text))
     return Judgement(reflects, reflects and rollout.verdict.correct)
@@ -97,8 +110,9 @@ def by_words(problem: Problem, rollout: Rollout) -> Judgement:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share, with its 95 % interval from resampling problems; NaN where there is nothing to
-    count. ``n``: responses that it is a share of.
+    """A share with its 95 % interval from resampling problems; NaN where there is nothing to count.
+
+    ``n``: responses that it is a share of.
     """
 
     value: float
@@ -107,17 +121,13 @@ class Rate:
     n: int
 
     @classmethod
-    def of(
-        cls, hits: Sequence[float], counts: Sequence[float], draws: int = 2000, seed: int = 0
-    ) -> Rate:
+    def of(cls, hits: Sequence[float], counts: Sequence[float]) -> Rate:
         """From what each problem adds to the upper and to the lower number of the ratio."""
-        hits, counts = np.asarray(hits, float), np.asarray(counts, float)
-        if not counts.sum():
+        upper, lower = np.asarray([hits, counts], float)
+        if not lower.sum():
             return cls(float("nan"), float("nan"), float("nan"), 0)
-        rows = np.random.default_rng(seed).integers(0, len(counts), (draws, len(counts)))
-        below = counts[rows].sum(1)
-        low, high = np.quantile((hits[rows].sum(1)[below > 0] / below[below > 0]), (0.025, 0.975))
-        return cls(float(hits.sum() / counts.sum()), float(low), float(high), int(counts.sum()))
+        value = float(upper.sum() / lower.sum())
+        return cls(value, *bootstrap_ratio(upper, lower), int(lower.sum()))
 
     def __str__(self) -> str:
         return (
@@ -125,14 +135,15 @@ class Rate:
         )
 
 
-def boundary(*measured: Sequence[Group]) -> set[str]:
-    """The problems that every model solves sometimes and not always: one list of groups for each
-    model.
+def boundary(*models: Sequence[Group]) -> set[str]:
+    """The ids of the problems that every model solves sometimes and not always.
+
+    ``models``: a list of groups for each.
     """
     return set.intersection(
         *(
             {g.problem.id for g in groups if len({r.verdict.correct for r in g.rollouts}) == 2}
-            for groups in measured
+            for groups in models
         )
     )
 
@@ -141,83 +152,85 @@ def measure(
     groups: Sequence[Group], judge: Judge, problems: set[str] | None = None
 ) -> dict[str, Rate]:
     """The RATES over these groups; ``problems`` keeps the boundary ones."""
-    kept = [g for g in groups if problems is None or g.problem.id in problems]
-    counts = {name: ([], []) for name in RATES}
-    for group in kept:
-        rows = [(r.verdict.correct, *judge(group.problem, r)) for r in group.rollouts]
-        right, reflects = [row[0] for row in rows], [row[1] for row in rows]
-        direct = sum(ok and not reflected for ok, reflected in zip(right, reflects))
-        needless = [row for row in rows if row[1] and row[3]]
-        parts = {
-            "right": (sum(right), len(rows)),
-            "first_pass": (direct, len(rows)),
-            "dsr": (direct, sum(right)),
-            "reflects": (sum(reflects), len(rows)),
-            "err": (sum(row[1] and row[2] for row in rows), sum(reflects)),
-            "needless": (len(needless), sum(reflects)),
-            "spoils": (sum(not row[0] for row in needless), len(needless)),
-        }
-        for name, (hit, of) in parts.items():
-            counts[name][0].append(hit)
-            counts[name][1].append(of)
-    return {name: Rate.of(*pair) for name, pair in counts.items()}
+    return rates(
+        [
+            (*counts(group, judge), len(group.rollouts))
+            for group in groups
+            if problems is None or group.problem.id in problems
+        ]
+    )
+
+
+def counts(group: Group, judge: Judge) -> tuple[int, ...]:
+    """How many of a problem's samples are COUNTS."""
+    rows = []
+    for rollout in group.rollouts:
+        right = rollout.verdict.correct
+        reflects, effective, needless = judge(group.problem, rollout)
+        direct = right and not reflects
+        rows.append((right, direct, reflects, effective, needless, needless and not right))
+    return tuple(map(int, np.sum(rows, 0)))
+
+
+def rates(table: Sequence[Sequence[int]]) -> dict[str, Rate]:
+    """The RATES; each row of ``table`` is one problem's COUNTS and its number of samples."""
+    columns = np.reshape(np.array(table, float), (-1, len(COUNTS) + 1)).T
+    by_name = dict(zip((*COUNTS, "samples"), columns))
+    return {name: Rate.of(by_name[upper], by_name[lower]) for name, (upper, lower) in RATES.items()}
 
 
 # ---- recovery
 
 
 class Planted(NamedTuple):
-    """A problem and the wrong beginning of somebody's attempt at it, mistake included: token ids."""
+    """A problem and the wrong beginning of somebody's attempt at it: ids, mistake included."""
 
     problem: Problem
     ids: tuple[int, ...]
 
 
 def plant(policy: Policy, task: Task, groups: Sequence[Group]) -> list[Planted]:
-    """One beginning for each problem with a wrong rollout: the first such rollout through the end
-    of its first wrong step, by the task's own truth. To compare models plant the same ones in each.
-    Raises WorkbenchError where the task knows no first error.
+    """One beginning for each problem with a wrong rollout.
+
+    It is the first such rollout through the end of its first wrong step, by the task's own truth.
+    To compare models plant the same ones in each. Raises WorkbenchError where the task knows no
+    first error.
     """
-    found = []
-    for group in groups:
-        for rollout in group.rollouts:
-            error = (
-                None if rollout.verdict.correct else task.first_error(group.problem, rollout.text)
-            )
-            if error is not None and error.start < error.end:  # not where a step is only missing
-                text = rollout.text[: error.end]
-                found.append(
-                    Planted(
-                        group.problem,
-                        policy.completion_ids(text if text.endswith("\n") else text + "\n")[:-1],
-                    )
-                )
-                break
-    if not found:
+    beginnings = (_wrong_beginning(policy, task, group) for group in groups)
+    planted = [beginning for beginning in beginnings if beginning is not None]
+    if not planted:
         raise WorkbenchError(
             f"no wrong attempt of these groups has a first error that the task {task.name} can name"
         )
-    return found
+    return planted
+
+
+def _wrong_beginning(policy: Policy, task: Task, group: Group) -> Planted | None:
+    for rollout in group.rollouts:
+        if rollout.verdict.correct:
+            continue
+        error = task.first_error(group.problem, rollout.text)
+        if error is not None and error.start < error.end:  # not where a step is only missing
+            text = rollout.text[: error.end]
+            whole_lines = text if text.endswith("\n") else text + "\n"
+            ids = policy.completion_ids(whole_lines)[:-1]  # without the end of the completion
+            return Planted(group.problem, ids)
+    return None
 
 
 def recover(
     policy: Policy, task: Task, planted: Sequence[Planted], samples: int, seed: int
 ) -> list[Group]:
-    """Let the policy go on from each beginning as if it had written it; groups of ``samples``
-    graded rollouts with borrowed beginnings.
+    """Let the policy go on from each beginning as if it had written it.
+
+    Returns groups of ``samples`` graded rollouts with borrowed beginnings.
     """
-    starts = [
-        Prefix(
-            p.problem,
-            p.ids,
-            [coordinates(seed, "recover", p.problem.id, j) for j in range(samples)],
-        )
-        for p in planted
-    ]
-    return [
-        Group(p.problem, tuple(rollouts))
-        for p, rollouts in zip(planted, continue_from(policy, task, starts))
-    ]
+    prefixes = []
+    for problem, ids in planted:
+        seeds = [coordinates(seed, "recover", problem.id, j) for j in range(samples)]
+        prefixes.append(Prefix(problem, ids, seeds))
+    continued = continue_from(policy, task, prefixes)
+    return [Group(p.problem, tuple(rollouts)) for p, rollouts in zip(planted, continued)]
 
 
 def recovery(groups: Sequence[Group]) -> Rate:
@@ -235,35 +248,34 @@ def compare(
     seed: int,
     judge: Judge | None = None,
 ) -> dict[str, dict[str, Rate]]:
-    """All rates of several models on the same problems; DSR and ERR on their common boundary
-    problems, recovery from the first model's mistakes.
+    """All rates of several models on the same problems.
+
+    DSR and ERR on their common boundary problems, recovery from the first model's mistakes.
     """
     judge = judge or by_checker(task)
     groups = {
         name: sample_groups(policy, task, problems, samples, (seed, "reflection"))
         for name, policy in policies.items()
     }
-    shared, first = boundary(*groups.values()), next(iter(policies))
+    shared = boundary(*groups.values())
+    first = next(iter(policies))
     planted = plant(policies[first], task, groups[first])
-    found = {}
+    by_model = {}
     for name, policy in policies.items():
         near = measure(groups[name], judge, shared)
-        found[name] = {
+        by_model[name] = {
             **measure(groups[name], judge),
             "dsr": near["dsr"],
             "err": near["err"],
             "recovery": recovery(recover(policy, task, planted, samples, seed)),
         }
-    return found
+    return by_model
 
 
-def main() -> None:
-    from workbench.model.loading import load_policy
-    from workbench.tasks import load_task
+# ---- workbench reflection
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models",
         nargs="+",
@@ -271,38 +283,17 @@ def main() -> None:
         metavar="PATH_OR_HUB_ID",
         help="the first one's mistakes are planted in all",
     )
-    parser.add_argument("--task", default="arithmetic")
-    parser.add_argument("--problems", type=int, default=400)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    try:
-        task = load_task(args.task)
-        problems = task.problems("test", args.problems, args.seed)
-        found = compare(
-            {name: load_policy(name) for name in args.models},
-            task,
-            problems,
-            args.samples,
-            args.seed,
-        )
-    except WorkbenchError as error:
-        parser.exit(2, f"workbench: {error}\n")
+    add_flags(parser, task="arithmetic", problems=400, samples=8, seed=0)
+
+
+def main(args: argparse.Namespace) -> None:
+    task = load_task(args.task)
+    problems = task.problems("test", args.problems, args.seed)
+    policies = {name: load_policy(name) for name in args.models}
+    by_model = compare(policies, task, problems, args.samples, args.seed)
     if args.json:
-        print(
-            json.dumps(
-                {
-                    name: {key: asdict(rate) for key, rate in rates.items()}
-                    for name, rates in found.items()
-                },
-                indent=1,
-            )
-        )
+        print(json.dumps(by_model, default=asdict, indent=1))
         return
-    for name, rates in found.items():
-        print(name, *(f"  {key:11}{rate}" for key, rate in rates.items()), sep="\n")
-
-
-if __name__ == "__main__":
-    main()
+    for name, row in by_model.items():
+        print(name, *(f"  {key:11}{rate}" for key, rate in row.items()), sep="\n")

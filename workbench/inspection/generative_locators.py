@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp
 from random import Random
 from typing import NamedTuple
 
 from workbench.core import Task, WorkbenchError, coordinates
+from workbench.evaluation.statistics import wilson
 from workbench.inspection.locators import Candidate, Case, Finding, best_of_steps
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import Sample, generate
@@ -32,18 +33,8 @@ class Rate(NamedTuple):
         return self.successes / self.samples
 
     @classmethod
-    def of(cls, successes: int, samples: int, z: float = 1.96) -> Rate:
-        """Wilson, 1927:
-
-        (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n). Never empty, also at 0 and n
-        successes.
-        """
-        p, n = successes / samples, samples
-        center, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        return cls(
-            successes, samples, max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
-        )
+    def of(cls, successes: int, samples: int) -> Rate:
+        return cls(successes, samples, *wilson(successes, samples))
 
 
 @dataclass(frozen=True)

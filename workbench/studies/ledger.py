@@ -2,10 +2,11 @@
 
 Reads data/runs, writes nothing.
 
-    cells()                        one row a record: what it was, how far it came, what it cost
-    curves(["grpo", "sdpo"])       accuracy along the run, by updates and by generated tokens, a row
-                                   an evaluation and seed
-    effect("sdpo", "grpo")         SDPO minus GRPO on the same problems
+    cells()                               one row a record: what it was, how far it came, what it
+                                          cost
+    curves(["grpo", "sdpo"])              accuracy along the run, by updates and by generated
+                                          tokens, a row an evaluation and seed
+    effect("sdpo", "grpo")                SDPO minus GRPO on the same problems
     reflection_rates(["tapo", "grpo"])    DSR, ERR and their like on the problems that all of them
                                           solve sometimes and not always
 
@@ -25,22 +26,23 @@ import numpy as np
 import pandas as pd
 
 from workbench.core import WorkbenchError
-from workbench.evaluation.metrics import bootstrap, pass_at_k
-from workbench.evaluation.reflection import Rate
+from workbench.evaluation.metrics import pass_at_k
+from workbench.evaluation.reflection import COUNTS, rates
+from workbench.evaluation.statistics import bootstrap, student
 from workbench.paths import RECORDS
-from workbench.studies.measure import COUNTS
 from workbench.viz.curves import evaluations
 
 
 def _records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
-    """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed; its metrics as a
-    frame under "metrics".
+    """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed.
+
+    Its metrics are a frame under "metrics".
     """
-    found = {}
-    for path in sorted(Path(root).glob("*/evaluation.json")):
+    records = {}
+    for path in Path(root).glob("*/evaluation.json"):
         record = _evaluation(path, path.stat().st_mtime_ns)
-        found[record["arm"]["name"], record["arm"]["model"], record["seed"]] = record
-    return dict(sorted(found.items()))
+        records[record["arm"]["name"], record["arm"]["model"], record["seed"]] = record
+    return dict(sorted(records.items()))
 
 
 @lru_cache(maxsize=1000)  # the claims read the same records over and over
@@ -52,49 +54,54 @@ def _evaluation(path: Path, changed: int) -> dict:
         raise WorkbenchError(
             f"{path} is no record of a study: {type(error).__name__}: {error}"
         ) from error
-    metrics = path.with_name("metrics.jsonl")
-    return record | {
-        "metrics": pd.read_json(metrics, lines=True) if metrics.is_file() else pd.DataFrame()
-    }
+    lines = path.with_name("metrics.jsonl")
+    metrics = pd.read_json(lines, lines=True) if lines.is_file() else pd.DataFrame()
+    return record | {"metrics": metrics}
+
+
+def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
+    """The seeds of which every one of ``arms`` has a record."""
+    cells = _records(root).keys()
+    seeds = sorted({seed for _, _, seed in cells})
+    return [seed for seed in seeds if all((arm, model, seed) in cells for arm in arms)]
+
+
+# ---- tables and curves
 
 
 def cells(root: Path = RECORDS) -> pd.DataFrame:
-    """One row a record. avg, low, high, pass@k, length: the test problems; distinct, harder,
-    recovery and the skills: see measure.py. reading: right at the run's end on the watched task,
-    reading solutions that are the same for all arms and seeds (study.READING), so that seeds differ
-    in the run alone; NaN where nothing was trained. tokens: what the policy generated in training;
-    updates, seconds: what the whole cell took.
+    """One row a record.
+
+    avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills:
+    see measure.py. reading: right at the run's end on the watched task, reading solutions that are
+    the same for all arms and seeds (arms.READING), so that seeds differ in the run alone; NaN where
+    nothing was trained. tokens: what the policy generated in training; updates, seconds: what the
+    whole cell took.
     """
-    rows = []
-    for (arm, model, seed), record in _records(root).items():
-        metrics, test = record["metrics"], record["test"]
-        read = (
-            metrics[metrics.final_eval_reading.notna()].final_eval_reading
-            if "final_eval_reading" in metrics
-            else ()
-        )
-        rows.append(
-            {
-                "arm": arm,
-                "model": model,
-                "task": record["arm"]["task"],
-                "seed": seed,
-                "updates": len(metrics),
-                "tokens": float(metrics.generated.sum()) if len(metrics) else 0.0,
-                "seconds": record["seconds"],
-                **{name: test[name] for name in ("avg", "low", "high", "length")},
-                **{f"pass@{k}": value for k, value in test["pass_at"].items()},
-                "distinct": record["distinct"],
-                "reading": read.iloc[-1] if len(read) else float("nan"),
-            }
-        )
-        if "skills" in record:  # of the arithmetic task
-            rows[-1] |= {
-                "harder": record["harder"]["avg"],
-                "recovery": record["recovery"]["value"],
-                **{k: v[0] for k, v in record["skills"].items()},
-            }
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_cell(record) for record in _records(root).values()])
+
+
+def _cell(record: Mapping) -> dict:
+    arm = record["arm"]
+    metrics = record["metrics"]
+    row = {"arm": arm["name"], "model": arm["model"], "task": arm["task"], "seed": record["seed"]}
+    row["updates"] = len(metrics)
+    row["tokens"] = float(metrics.generated.sum()) if len(metrics) else 0.0
+    row["seconds"] = record["seconds"]
+    row |= {name: record["test"][name] for name in ("avg", "low", "high", "length")}
+    row |= {f"pass@{k}": value for k, value in record["test"]["pass_at"].items()}
+    row["distinct"] = record["distinct"]
+    row["reading"] = _last(metrics, "final_eval_reading")
+    if "skills" in record:  # of the arithmetic task
+        row["harder"] = record["harder"]["avg"]
+        row["recovery"] = record["recovery"]["value"]
+        row |= {name: value for name, (value, *_) in record["skills"].items()}
+    return row
+
+
+def _last(metrics: pd.DataFrame, column: str) -> float:
+    values = metrics[column].dropna() if column in metrics else ()
+    return values.iloc[-1] if len(values) else float("nan")
 
 
 def summary(
@@ -106,19 +113,21 @@ def summary(
     """Means over the seeds, one row an arm in the order given, with the number of seeds and the
     span of avg over them.
     """
-    found = cells(root)
-    found = found[found.model == model] if len(found) else found
+    records = cells(root)
     rows = {}
-    for arm in arms:
-        mine = found[found.arm == arm] if len(found) else found
-        if len(mine):
+    for arm in arms if len(records) else ():
+        of_arm = records[(records.arm == arm) & (records.model == model)]
+        if len(of_arm):
             rows[arm] = {
-                "seeds": len(mine),
-                **mine[list(columns)].astype(float).mean(),
-                "worst seed": mine.avg.min(),
-                "best seed": mine.avg.max(),
+                "seeds": len(of_arm),
+                **of_arm[list(columns)].astype(float).mean(),
+                "worst seed": of_arm.avg.min(),
+                "best seed": of_arm.avg.max(),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+CURVE = ["arm", "seed", "updates", "tokens", "avg"]
 
 
 def curves(
@@ -128,36 +137,28 @@ def curves(
     ``watched`` task instead ("reading").
     """
     rows = []
-    for (arm, size, seed), record in _records(root).items():
-        metrics = record["metrics"]
-        if arm not in arms or size != model or metrics.empty:
-            continue
-        if watched:
-            metrics = metrics.assign(
-                eval_avg=metrics[f"eval_{watched}"], final_eval_avg=metrics[f"final_eval_{watched}"]
-            )
-        spent = np.concatenate([[0.0], metrics.generated.cumsum()])
-        # Of a run in two stages the last evaluation of the first is the first of the second.
-        measured = (
-            evaluations(metrics).drop_duplicates("updates", keep="last").sort_values("updates")
+    for arm in dict.fromkeys(arms):
+        for (name, size, seed), record in _records(root).items():
+            if (name, size) == (arm, model) and len(record["metrics"]):
+                curve = _curve(record["metrics"], watched)
+                rows += [(arm, seed, *point) for point in curve]
+    return pd.DataFrame(rows, columns=CURVE)
+
+
+def _curve(metrics: pd.DataFrame, watched: str) -> list[tuple[int, float, float]]:
+    """(updates, tokens generated before, accuracy) of each evaluation of a run, in order."""
+    if watched:
+        metrics = metrics.assign(
+            eval_avg=metrics[f"eval_{watched}"], final_eval_avg=metrics[f"final_eval_{watched}"]
         )
-        first = int(metrics.step.min())  # below 0: the updates of a cold start
-        rows += [
-            {
-                "arm": arm,
-                "seed": seed,
-                "updates": int(row.updates),
-                "tokens": spent[int(row.updates) - first],
-                "avg": row.avg,
-            }
-            for row in measured.itertuples()
-        ]
-    found = pd.DataFrame(rows, columns=["arm", "seed", "updates", "tokens", "avg"])
-    return found.sort_values(
-        ["arm", "seed", "updates"],
-        key=lambda c: c.map(list(arms).index) if c.name == "arm" else c,
-        ignore_index=True,
-    )
+    spent = np.concatenate([[0.0], metrics.generated.cumsum()])
+    first = int(metrics.step.min())  # below 0: the updates of a cold start
+    # Of a run in two stages the last evaluation of the first is the first of the second.
+    points = evaluations(metrics).drop_duplicates("updates", keep="last").sort_values("updates")
+    return [
+        (int(updates), spent[int(updates) - first], avg)
+        for updates, avg in zip(points.updates, points.avg)
+    ]
 
 
 def reaches(
@@ -166,11 +167,11 @@ def reaches(
     """For each seed of one arm's ``curves`` the first evaluation, in ``by``, at which its accuracy
     is at least ``level[seed]``; NaN: never.
     """
-    found = {}
+    first = {}
     for seed, rows in frame.groupby("seed"):
-        there = rows[rows.avg >= level[seed]] if seed in level else rows[:0]
-        found[int(seed)] = float(there[by].min()) if len(there) else float("nan")
-    return found
+        reached = rows[rows.avg >= level.get(seed, np.inf)]
+        first[int(seed)] = float(reached[by].min())
+    return first
 
 
 # ---- paired differences
@@ -178,10 +179,12 @@ def reaches(
 
 @dataclass(frozen=True)
 class Effect:
-    """a - b, paired by problem: the mean over seeds, and Student's 95 % interval and two-sided p
-    from the seeds' own means. Seeds differ in the run and in the held-out problems, so both are in
-    it. ``above``: seeds whose mean is above 0. Of one seed the interval is over its problems
-    (bootstrap), says nothing of other runs, and p is NaN.
+    """a - b, paired by problem, averaged over seeds.
+
+    ``low``, ``high``, ``p``: Student's 95 % interval and two-sided p from the seeds' own means.
+    Seeds differ in the run and in the held-out problems, so both are in it. ``above``: seeds whose
+    mean is above 0. Of one seed the interval is over its problems (bootstrap), says nothing of
+    other runs, and p is NaN.
     """
 
     mean: float
@@ -201,18 +204,14 @@ class Effect:
 
 def measured(record: Mapping, measure: str) -> dict[str, float]:
     """Each problem's number: "avg", "first_pass" (right without a reflection), or "pass@k"."""
-    n, right, direct = record["test"]["samples"], COUNTS.index("right"), COUNTS.index("direct")
+    samples = record["test"]["samples"]
     if measure.startswith("pass@"):
-        return {
-            problem: pass_at_k(n, row[right], int(measure[5:]))
-            for problem, row in record["counts"].items()
-        }
+        k = int(measure.removeprefix("pass@"))
+        return {problem: pass_at_k(samples, row[0], k) for problem, row in record["counts"].items()}
     if measure not in ("avg", "first_pass"):
         raise WorkbenchError(f"there is no measure {measure!r}: avg, first_pass, or pass@k")
-    return {
-        problem: row[right if measure == "avg" else direct] / n
-        for problem, row in record["counts"].items()
-    }
+    column = COUNTS.index("right" if measure == "avg" else "direct")
+    return {problem: row[column] / samples for problem, row in record["counts"].items()}
 
 
 def differences(
@@ -222,19 +221,16 @@ def differences(
 
     Raises WorkbenchError when there is none.
     """
-    found = _records(root)
-    pairs = [
-        (record, found[b, model, seed])
-        for (arm, size, seed), record in found.items()
-        if arm == a and size == model and (b, model, seed) in found
-    ]
-    if not pairs:
+    seeds = shared_seeds((a, b), model, root)
+    if not seeds:
         raise WorkbenchError(f"no seed has records of both {a} and {b} ({model})")
-    rows = [(measured(one, measure), measured(other, measure)) for one, other in pairs]
-    return [
-        np.array([mine[problem] - theirs[problem] for problem in mine if problem in theirs])
-        for mine, theirs in rows
-    ]
+    records = _records(root)
+    by_seed = []
+    for seed in seeds:
+        of_a = measured(records[a, model, seed], measure)
+        of_b = measured(records[b, model, seed], measure)
+        by_seed.append(np.array([of_a[p] - of_b[p] for p in of_a if p in of_b]))
+    return by_seed
 
 
 def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS) -> Effect:
@@ -243,50 +239,20 @@ def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path =
 
 def paired(by_seed: Sequence[np.ndarray]) -> Effect:
     """From one array of differences for each seed."""
-    means, problems = np.array([d.mean() for d in by_seed]), sum(map(len, by_seed))
-    mean, above = float(means.mean()), int((means > 0).sum())
-    if len(means) == 1:
+    means = np.array([differences.mean() for differences in by_seed])
+    mean = float(means.mean())
+    above = int((means > 0).sum())
+    seeds = len(means)
+    problems = sum(map(len, by_seed))
+    if seeds == 1:
         return Effect(mean, *bootstrap(by_seed[0]), float("nan"), 1, problems, above)
-    error = float(means.std(ddof=1) / np.sqrt(len(means)))
-    reach, p = student(mean / error if error else float(mean != 0) * 1e9, len(means) - 1)
-    return Effect(mean, mean - reach * error, mean + reach * error, p, len(means), problems, above)
-
-
-def student(t: float, freedom: int) -> tuple[float, float]:
-    """Of Student's distribution: the t that 5 % exceed in absolute value, and the share that
-    exceeds ``t``. With t = sqrt(freedom) tan(angle) the density is cos(angle)^(freedom - 1).
-    """
-    angle = np.linspace(0, np.pi / 2, 200_001)
-    density = np.cos(angle) ** (freedom - 1)
-    above = 1 - np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])]) / (
-        2 * density.sum() - density[0] - density[-1]
-    )
-    edge = np.interp(-0.05, -above, angle)
-    share = np.interp(np.arctan(abs(t) / np.sqrt(freedom)), angle, above)
-    return float(np.sqrt(freedom) * np.tan(edge)), float(share)
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction: each p times the number of comparisons that are not yet decided, never
-    falling.
-    """
-    order, corrected, largest = np.argsort(ps), [0.0] * len(ps), 0.0  # NaN comes last
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, ps[i] * (len(ps) - rank)))
-        corrected[i] = largest
-    return corrected
+    error = float(means.std(ddof=1) / np.sqrt(seeds))
+    t = mean / error if error else float(mean != 0) * 1e9
+    reach, p = student(t, seeds - 1)
+    return Effect(mean, mean - reach * error, mean + reach * error, p, seeds, problems, above)
 
 
 # ---- reflection
-
-REFLECTION = {
-    "first_pass": ("direct", None),
-    "dsr": ("direct", "right"),
-    "reflects": ("reflecting", None),
-    "err": ("effective", "reflecting"),
-    "needless": ("needless", "reflecting"),
-    "spoils": ("spoiled", "needless"),
-}
 
 
 def reflection_rates(
@@ -296,40 +262,30 @@ def reflection_rates(
     seeds: Sequence[int] | None = None,
     root: Path = RECORDS,
 ) -> pd.DataFrame:
-    """The rates of reflection.py as ``Rate``, a row an arm, pooled over ``seeds`` (None: those that
-    all arms have). ``boundary``: only problems that every one of the arms solves sometimes and not
-    always (the paper's DSR and ERR). Also recovery, the mean over those seeds.
+    """The rates of reflection.py as ``Rate``, a row an arm, and recovery, the mean over the seeds.
+
+    Pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
+    one of the arms solves sometimes and not always (the paper's DSR and ERR).
     """
-    found = _records(root)
-    arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in found)]
+    records = _records(root)
+    arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
     if seeds is None:
-        seeds = [
-            seed
-            for seed in sorted({key[2] for key in found})
-            if all((arm, model, seed) in found for arm in arms)
-        ]
-    rows: dict[str, dict] = {}
+        seeds = shared_seeds(arms, model, root)
+    counts: dict[str, list] = {arm: [] for arm in arms}
+    for seed in seeds:
+        cells = {arm: records[arm, model, seed] for arm in arms}
+        for arm, record in cells.items():
+            for problem, row in record["counts"].items():
+                if not boundary or all(_varies(cell, problem) for cell in cells.values()):
+                    counts[arm].append((*row, record["test"]["samples"]))
+    rows = {}
     for arm in arms:
-        kept = []
-        for seed in seeds:
-            records = [found[other, model, seed] for other in arms]
-            right = [{problem: row[0] for problem, row in r["counts"].items()} for r in records]
-            n = [r["test"]["samples"] for r in records]
-            for problem, row in found[arm, model, seed]["counts"].items():
-                if not boundary or all(
-                    0 < counts.get(problem, 0) < total for counts, total in zip(right, n)
-                ):
-                    kept.append((*row, found[arm, model, seed]["test"]["samples"]))
-        columns = dict(
-            zip((*COUNTS, None), np.array(kept, float).reshape(len(kept), len(COUNTS) + 1).T)
-        )
-        rows[arm] = {
-            name: Rate.of(columns[upper], columns[lower])
-            for name, (upper, lower) in REFLECTION.items()
-        }
-        rows[arm]["recovery"] = (
-            float(np.mean([found[arm, model, seed]["recovery"]["value"] for seed in seeds]))
-            if seeds
-            else float("nan")
-        )
-    return pd.DataFrame.from_dict(rows, orient="index")
+        recovery = [records[arm, model, seed]["recovery"]["value"] for seed in seeds]
+        rows[arm] = rates(counts[arm]) | {"recovery": float(np.mean(recovery or [np.nan]))}
+    return pd.DataFrame.from_dict(rows, orient="index").drop(columns="right", errors="ignore")
+
+
+def _varies(record: Mapping, problem: str) -> bool:
+    """Is the problem solved sometimes and not always?"""
+    right, *_ = record["counts"].get(problem, (0,))
+    return 0 < right < record["test"]["samples"]

@@ -2,9 +2,8 @@
 
 Every locator against the truth on wrong attempts of the organism.
 
-    python -m workbench.studies.locator_table                        writes data/locators.json and
-        data/locators.md
-    python -m workbench.studies.locator_table --attempts 40 --out .  a quick look
+    workbench locators                           writes data/locators.json and data/locators.md
+    workbench locators --attempts 40 --out .     a quick look
 
 One wrong attempt is taken from each problem of the test split that has one (the first of its K), so
 the attempts are independent and the bootstrap over them is honest. The truth is the first step that
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core import Group, Task, WorkbenchError
-from workbench.evaluation.metrics import bootstrap
+from workbench.evaluation.statistics import bootstrap
 from workbench.inspection.generative_locators import OwnDiagnosis, ValueDrop
 from workbench.inspection.locators import (
     Case,
@@ -36,6 +35,7 @@ from workbench.inspection.locators import (
 from workbench.inspection.readings import inspect_group
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.paths import DATA, ORGANISM
 from workbench.records import write_atomic
 from workbench.rollouts.sampling import sample_groups
@@ -53,37 +53,40 @@ def wrong_attempts(
 
     Raises WorkbenchError when the split has too few.
     """
-    found, drawn, step = [], 0, min(DRAW, 2 * attempts)
+    cases = []
+    at_once = min(DRAW, 2 * attempts)
     problems = task.problems("test", 3 * attempts, seed)
-    while len(found) < attempts and drawn < len(problems):
-        for group in sample_groups(
-            policy, task, problems[drawn : drawn + step], k, (seed, "locators")
-        ):
-            wrong = next((i for i, r in enumerate(group.rollouts) if not r.verdict.correct), None)
-            found += [(group, wrong)] if wrong is not None else []
-        drawn += step
-    if len(found) < attempts:
+    for drawn in range(0, len(problems), at_once):
+        if len(cases) >= attempts:
+            break
+        batch = problems[drawn : drawn + at_once]
+        for group in sample_groups(policy, task, batch, k, (seed, "locators")):
+            wrong = [i for i, r in enumerate(group.rollouts) if not r.verdict.correct]
+            if wrong:
+                cases.append((group, wrong[0]))
+    if len(cases) < attempts:
         raise WorkbenchError(
-            f"{policy.name} fails only {len(found)} of {len(problems)} problems, {attempts} "
+            f"{policy.name} fails only {len(cases)} of {len(problems)} problems, {attempts} "
             "wrong attempts were wanted"
         )
-    return found[:attempts]
+    return cases[:attempts]
 
 
 def score(findings: Sequence[Finding], truths: Sequence[Finding]) -> dict[str, object]:
     """Rates over the attempts with their 95 % intervals, [value, low, high], and the mean of
     generated tokens. The first candidate counts.
     """
-    away = np.array(
-        [
-            abs(f.candidates[0].step - t.candidates[0].step) if f.candidates else np.inf
-            for f, t in zip(findings, truths, strict=True)
-        ]
-    )
-    rates = {"exact": away == 0, "within_one": away <= 1, "answered": np.isfinite(away)}
-    return {name: [float(np.mean(hits)), *bootstrap(hits)] for name, hits in rates.items()} | {
-        "tokens": float(np.mean([f.cost for f in findings]))
-    }
+    steps_away = np.array([_away(f, truth) for f, truth in zip(findings, truths, strict=True)])
+    rates = zip(MEASURES, (steps_away == 0, steps_away <= 1, np.isfinite(steps_away)))
+    row = {name: [float(np.mean(hits)), *bootstrap(hits)] for name, hits in rates}
+    return row | {"tokens": float(np.mean([finding.cost for finding in findings]))}
+
+
+def _away(finding: Finding, truth: Finding) -> float:
+    """How many steps from the truth; infinite: no answer."""
+    if not finding.candidates:
+        return np.inf
+    return abs(finding.candidates[0].step - truth.candidates[0].step)
 
 
 def measure(
@@ -92,29 +95,25 @@ def measure(
     """The whole table as plain data."""
     chosen = wrong_attempts(policy, task, attempts, k, seed)
     says(f"{attempts} wrong attempts")
-    plain, told = (
-        [
-            Case(inspect_group(policy, group, task, show=(kind,)), i, policy.decode)
-            for group, i in chosen
-        ]
-        for kind in ("solution", "feedback")
-    )
+    plain = _cases(policy, task, chosen, "solution")
+    informed = _cases(policy, task, chosen, "feedback")
     truths = Truth().locate(plain)
+    both = {"steepest drop of Δ": SteepestDrop(), "sustained negative Δ": SustainedNegative()}
     runs = {
         "chance": (Chance(seed), plain),
         "divergence from the nearest correct sibling": (Divergence(), plain),
-        "steepest drop of Δ, teacher reads a sibling": (SteepestDrop(), plain),
-        "sustained negative Δ, teacher reads a sibling": (SustainedNegative(), plain),
-        "steepest drop of Δ, teacher reads the feedback*": (SteepestDrop(), told),
-        "sustained negative Δ, teacher reads the feedback*": (SustainedNegative(), told),
-        "own diagnosis (TAPO)": (OwnDiagnosis(policy, task, seed), plain),
-        f"value drop, {samples} samples a step": (ValueDrop(policy, task, samples, seed), plain),
     }
+    runs |= {f"{name}, teacher reads a sibling": (x, plain) for name, x in both.items()}
+    runs |= {f"{name}, teacher reads the feedback*": (x, informed) for name, x in both.items()}
+    runs["own diagnosis (TAPO)"] = (OwnDiagnosis(policy, task, seed), plain)
+    runs[f"value drop, {samples} samples a step"] = (ValueDrop(policy, task, samples, seed), plain)
     locators = {}
-    for name, (locator, where) in runs.items():
+    for name, (locator, cases) in runs.items():
         began = time.perf_counter()
-        locators[name] = score(locator.locate(where), truths)
+        locators[name] = score(locator.locate(cases), truths)
         says(f"{name}: {locators[name]['exact'][0]:.3f} ({time.perf_counter() - began:.0f} s)")
+    steps = [len(case.layout.steps) for case in plain]
+    with_sibling = [bool(case.siblings()) for case in plain]
     return {
         "schema_version": 1,
         "model": Path(policy.name).name,
@@ -123,58 +122,70 @@ def measure(
         "seed": seed,
         "attempts": attempts,
         "rollouts": k,
-        "steps": float(np.mean([len(case.layout.steps) for case in plain])),
-        "with_sibling": float(np.mean([bool(case.siblings()) for case in plain])),
+        "steps": float(np.mean(steps)),
+        "with_sibling": float(np.mean(with_sibling)),
         "locators": locators,
     }
 
 
-def table(found: dict) -> str:
-    """The table in words, with its scope."""
-    rows = [
-        [
-            name,
-            *(f"{row[m][0]:.1%} [{row[m][1]:.1%}, {row[m][2]:.1%}]" for m in MEASURES),
-            f"{row['tokens']:.0f}",
-        ]
-        for name, row in sorted(found["locators"].items(), key=lambda item: -item[1]["exact"][0])
+def _cases(policy: Policy, task: Task, chosen: Sequence[tuple[Group, int]], kind: str) -> list:
+    """The attempts as a teacher reads them who is shown a solution, or the feedback."""
+    return [
+        Case(inspect_group(policy, group, task, show=(kind,)), i, policy.decode)
+        for group, i in chosen
     ]
-    return f"""# Where did it go wrong?
 
-Every locator against the truth, on {found["attempts"]} wrong attempts of the organism `{found["model"]}`, one a problem ({found["task"]}, test split,
-{found["rollouts"]} rollouts a problem, seed {found["seed"]}). An attempt has {found["steps"]:.1f} steps; {found["with_sibling"]:.0%} of the attempts have a
-correct sibling. In brackets: 95 % bootstrap interval over the attempts. No answer counts as a miss. Tokens: generated for one attempt, beyond the group itself.
+
+TEXT = """# Where did it go wrong?
+
+Every locator against the truth, on {attempts} wrong attempts of the organism `{model}`, \
+one a problem ({task}, test split,
+{rollouts} rollouts a problem, seed {seed}). An attempt has {steps:.1f} steps; \
+{with_sibling:.0%} of the attempts have a
+correct sibling. In brackets: 95 % bootstrap interval over the attempts. No answer counts as a \
+miss. Tokens: generated for one attempt, beyond the group itself.
 
 ```text
-{plain_table(["locator", *MEASURES.values(), "tokens"], rows)}
+{rows}
 ```
 
-\\* The feedback of this task names a wrong step, so these two rows show how much of what the teacher reads comes through, not a discovery.
+\\* The feedback of this task names a wrong step, so these two rows show how much of what the \
+teacher reads comes through, not a discovery.
 
-Scope. One tiny model on chains of + and -, where each step depends on the one before and the first wrong step is known exactly. The numbers say
-how the locators compare there, and nothing about free text or large models. The truth is the first step that was wrong when written, also where
-the attempt took it back and failed later. Made by `python -m workbench.studies.locator_table --attempts {found["attempts"]} --seed {found["seed"]}`.
+Scope. One tiny model on chains of + and -, where each step depends on the one before and the \
+first wrong step is known exactly. The numbers say
+how the locators compare there, and nothing about free text or large models. The truth is the \
+first step that was wrong when written, also where
+the attempt took it back and failed later. Made by `workbench locators --attempts {attempts} \
+--seed {seed}`.
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=str(ORGANISM / "3m"))
-    parser.add_argument("--task", default="arithmetic")
-    parser.add_argument("--attempts", type=int, default=500)
-    parser.add_argument(
-        "--rollouts",
-        type=int,
-        default=8,
-        help="K: attempts at each problem, which are each other's siblings",
-    )
-    parser.add_argument(
-        "--samples", type=int, default=8, help="continuations from each step, for the value drop"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+def table(record: dict) -> str:
+    """The table in words, with its scope."""
+    best_first = sorted(record["locators"].items(), key=lambda item: -item[1]["exact"][0])
+    rows = []
+    for name, row in best_first:
+        rates = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[measure]) for measure in MEASURES]
+        rows.append([name, *rates, f"{row['tokens']:.0f}"])
+    return TEXT.format(**record, rows=plain_table(["locator", *MEASURES.values(), "tokens"], rows))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=DATA)
-    args = parser.parse_args()
-    found = measure(
+    add_flags(
+        parser,
+        model=str(ORGANISM / "3m"),
+        task="arithmetic",
+        attempts=500,
+        rollouts=(8, "K: attempts at each problem, which are each other's siblings"),
+        samples=(8, "continuations from each step, for the value drop"),
+        seed=0,
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    record = measure(
         load_policy(args.model),
         load_task(args.task),
         args.attempts,
@@ -182,10 +193,7 @@ def main() -> None:
         args.samples,
         args.seed,
     )
-    write_atomic(args.out / "locators.json", json.dumps(found, indent=1, ensure_ascii=False))
-    write_atomic(args.out / "locators.md", table(found))
-    print(table(found))
-
-
-if __name__ == "__main__":
-    main()
+    text = table(record)
+    write_atomic(args.out / "locators.json", json.dumps(record, indent=1, ensure_ascii=False))
+    write_atomic(args.out / "locators.md", text)
+    print(text)

@@ -2,8 +2,8 @@
 
 The motivating experiment of SCOPE (arXiv 2604.10688).
 
-    python -m workbench.studies.teacher_rescue --model data/organism/3m --teacher
-    data/organism/teacher --out data/study/rescue.json
+    workbench rescue --model data/organism/3m --teacher data/organism/teacher
+                     --out data/study/rescue.json
 
 Wrong completions are cut at a share of their tokens, the teacher goes on from there, and the task
 grades the whole. If teacher perplexity is a good signal, paths in the lowest quartile are rescued
@@ -33,14 +33,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workbench.core import Group, Problem, Task, WorkbenchError, coordinates
-from workbench.evaluation.metrics import bootstrap
+from workbench.evaluation.statistics import bootstrap, bootstrap_difference
 from workbench.methods.scope import perplexity
 from workbench.model.batch import rescore
+from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
+from workbench.options import add_flags
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.rollouts.sampling import sample_groups
 from workbench.spans import Spans
+from workbench.tasks import load_task
 
 RATIOS = (0.2, 0.4, 0.6, 0.8)
 
@@ -82,50 +85,40 @@ class Paths:
 
     def cells(self) -> list[Cell]:
         quarter = quartiles(self.perplexity)
-        return [
-            Cell(
-                q,
-                ratio,
-                int((quarter == q).sum()),
-                float(np.median(self.perplexity[quarter == q])),
-                float(row[quarter == q].mean()),
-                *bootstrap(row[quarter == q]),
-            )
-            for q in (1, 2, 3, 4)
-            for ratio, row in zip(self.ratios, self.rescued.T)
-        ]
+        cells = []
+        for number in (1, 2, 3, 4):
+            among = quarter == number
+            paths = int(among.sum())
+            median = float(np.median(self.perplexity[among]))
+            for ratio, rescued in zip(self.ratios, self.rescued[among].T):
+                mean = float(rescued.mean())
+                cells.append(Cell(number, ratio, paths, median, mean, *bootstrap(rescued)))
+        return cells
 
     def gaps(self, mistake: Literal["any", "given", "ahead"] = "any") -> list[Gap]:
-        """Of all paths; of those whose first mistake the teacher was given, which it must mend; or
+        """One for each ratio.
+
+        Of all paths; of those whose first mistake the teacher was given, which it must mend; or
         of those where it was still ahead. The quartiles are theirs; a ratio with fewer than eight
         of them has no gap.
         """
-        found, rng = [], np.random.default_rng(0)
-        for ratio, row in zip(self.ratios, self.rescued.T):
+        gaps = []
+        rng = np.random.default_rng(0)
+        for ratio, rescued in zip(self.ratios, self.rescued.T):
             among = {
-                "any": np.full(len(row), True),
+                "any": np.full(len(rescued), True),
                 "given": self.mistake <= ratio,
                 "ahead": self.mistake > ratio,
             }[mistake]
-            if among.sum() < 8:
+            paths = int(among.sum())
+            if paths < 8:
                 continue
             quarter = quartiles(self.perplexity[among])
-            sure, unsure = row[among][quarter == 1], row[among][quarter == 4]
-            draws = [
-                values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
-                for values in (sure, unsure)
-            ]
-            low, high = np.quantile(draws[0] - draws[1], (0.025, 0.975))
-            found.append(
-                Gap(
-                    ratio,
-                    int(among.sum()),
-                    float(sure.mean() - unsure.mean()),
-                    float(low),
-                    float(high),
-                )
-            )
-        return found
+            sure = rescued[among][quarter == 1]
+            unsure = rescued[among][quarter == 4]
+            interval = bootstrap_difference(sure, unsure, rng)
+            gaps.append(Gap(ratio, paths, float(sure.mean() - unsure.mean()), *interval))
+        return gaps
 
 
 def quartiles(values: Sequence[float]) -> np.ndarray:
@@ -145,33 +138,26 @@ def teacher_prefix_completion(
 
     Raises WorkbenchError when there are fewer than four wrong rollouts.
     """
-    paths = [
-        (group.problem, r, j)
-        for group in groups
-        for j, r in enumerate(group.rollouts)
-        if not r.verdict.correct
-    ]
-    if len(paths) < 4:
-        raise WorkbenchError(f"quartiles need four wrong rollouts or more, there are {len(paths)}")
+    wrong = []
+    for group in groups:
+        for j, rollout in enumerate(group.rollouts):
+            if not rollout.verdict.correct:
+                wrong.append((group.problem, rollout, j))
+    if len(wrong) < 4:
+        raise WorkbenchError(f"quartiles need four wrong rollouts or more, there are {len(wrong)}")
     rescued = []
     for ratio in ratios:
-        starts = [
-            Prefix(
-                problem,
-                r.completion_ids[: int(ratio * (len(r.completion_ids) - r.finished))],
-                [coordinates(*seed, problem.id, j, ratio, s) for s in range(samples)],
-            )
-            for problem, r, j in paths
-        ]
-        rescued.append(
-            [
-                np.mean([r.verdict.correct for r in row])
-                for row in continue_from(teacher, task, starts)
-            ]
-        )
-    found = [perplexity(logp) for logp, _ in rescore(teacher, [r for _, r, _ in paths])]
-    mistake = [first_mistake(task, problem, Spans(r, teacher.decode)) for problem, r, _ in paths]
-    return Paths(tuple(ratios), np.array(found), np.array(rescued).T, np.array(mistake))
+        prefixes = []
+        for problem, rollout, j in wrong:
+            written = len(rollout.completion_ids) - rollout.finished
+            seeds = [coordinates(*seed, problem.id, j, ratio, s) for s in range(samples)]
+            prefixes.append(Prefix(problem, rollout.completion_ids[: int(ratio * written)], seeds))
+        continued = continue_from(teacher, task, prefixes)
+        rescued.append([np.mean([r.verdict.correct for r in rollouts]) for rollouts in continued])
+    scores = rescore(teacher, [rollout for _, rollout, _ in wrong])
+    perplexities = [perplexity(logp) for logp, _ in scores]
+    mistakes = [first_mistake(task, problem, Spans(r, teacher.decode)) for problem, r, _ in wrong]
+    return Paths(tuple(ratios), np.array(perplexities), np.array(rescued).T, np.array(mistakes))
 
 
 def first_mistake(task: Task, problem: Problem, layout: Spans) -> float:
@@ -188,73 +174,16 @@ def first_mistake(task: Task, problem: Problem, layout: Spans) -> float:
     )
 
 
-def main() -> None:
-    from workbench.model.loading import load_policy
-    from workbench.tasks import load_task
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", required=True, metavar="PATH_OR_HUB_ID", help="whose wrong attempts"
-    )
-    parser.add_argument("--teacher", required=True, metavar="PATH_OR_HUB_ID")
-    parser.add_argument("--task", default="arithmetic")
-    parser.add_argument(
-        "--problems", type=int, default=600, help="held-out problems, one attempt each"
-    )
-    parser.add_argument(
-        "--samples", type=int, default=4, help="continuations of each path at each ratio"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    args = parser.parse_args()
-    try:
-        task, teacher = load_task(args.task), load_policy(args.teacher)
-        groups = sample_groups(
-            load_policy(args.model),
-            task,
-            task.problems("test", args.problems, args.seed),
-            1,
-            (args.seed, "rescue"),
-        )
-        found = teacher_prefix_completion(
-            teacher, task, groups, samples=args.samples, seed=(args.seed, "rescue")
-        )
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            args.out,
-            record(
-                found,
-                {
-                    name: getattr(args, name)
-                    for name in ("model", "teacher", "task", "problems", "samples", "seed")
-                },
-            ),
-        )
-    except WorkbenchError as error:
-        parser.exit(2, f"workbench: {error}\n")
-    for cell in found.cells():
-        print(
-            f"quartile {cell.quartile}, {cell.ratio:.0%} given: {cell.rescued:.3f} "
-            f"[{cell.low:.3f}, {cell.high:.3f}]  "
-            f"({cell.paths} paths, perplexity {cell.perplexity:.3f})"
-        )
-    for mistake in ("any", "given", "ahead"):
-        for gap in found.gaps(mistake):
-            print(
-                f"lowest - highest, mistake {mistake:5}, {gap.ratio:.0%} given: "
-                f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]  ({gap.paths} paths)"
-            )
+# ---- the record
 
 
-def record(found: Paths, asked: dict) -> str:
+def record(paths: Paths, asked: dict) -> str:
     """JSON: what was asked for, and the numbers of every path, from which cells and gaps follow."""
     numbers = {
-        name: getattr(found, name).round(4).tolist()
+        name: getattr(paths, name).round(4).tolist()
         for name in ("perplexity", "mistake", "rescued")
     }
-    return dumps(asked | {"ratios": found.ratios} | numbers) + "\n"
+    return dumps(asked | {"ratios": paths.ratios} | numbers) + "\n"
 
 
 def read_record(path: Path) -> Paths:
@@ -269,5 +198,46 @@ def read_record(path: Path) -> Paths:
         raise WorkbenchError(f"{path} holds no record of a rescue experiment") from error
 
 
-if __name__ == "__main__":
-    main()
+# ---- workbench rescue
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="PATH_OR_HUB_ID", help="whose wrong attempts"
+    )
+    parser.add_argument("--teacher", required=True, metavar="PATH_OR_HUB_ID")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    add_flags(
+        parser,
+        task="arithmetic",
+        problems=(600, "held-out problems, one attempt each"),
+        samples=(4, "continuations of each path at each ratio"),
+        seed=0,
+    )
+
+
+ASKED = ("model", "teacher", "task", "problems", "samples", "seed")
+
+
+def main(args: argparse.Namespace) -> None:
+    task = load_task(args.task)
+    teacher = load_policy(args.teacher)
+    student = load_policy(args.model)
+    where = (args.seed, "rescue")
+    problems = task.problems("test", args.problems, args.seed)
+    groups = sample_groups(student, task, problems, 1, where)
+    paths = teacher_prefix_completion(teacher, task, groups, samples=args.samples, seed=where)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.out, record(paths, {name: getattr(args, name) for name in ASKED}))
+    for cell in paths.cells():
+        print(
+            f"quartile {cell.quartile}, {cell.ratio:.0%} given: {cell.rescued:.3f} "
+            f"[{cell.low:.3f}, {cell.high:.3f}]  "
+            f"({cell.paths} paths, perplexity {cell.perplexity:.3f})"
+        )
+    for mistake in ("any", "given", "ahead"):
+        for gap in paths.gaps(mistake):
+            print(
+                f"lowest - highest, mistake {mistake:5}, {gap.ratio:.0%} given: "
+                f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]  ({gap.paths} paths)"
+            )

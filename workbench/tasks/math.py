@@ -21,8 +21,8 @@ validation. The named sets without a train split are there to be measured with: 
 are ``test``, and training on them is refused until one says how. ``split=all`` puts every problem
 into every split: learned and measured on the same questions, which is what test-time training does.
 ``split=hash`` holds out a tenth each for validation and test; it is how files and other single sets
-are split. ``split=train`` (or validation, test) puts everything there. (``python -m
-workbench.training.ttt`` takes its questions from the test split by itself.)
+are split. ``split=train`` (or validation, test) puts everything there. (``workbench
+discover`` takes its questions from the test split by itself.)
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
-"""TAPO's cold start (arXiv 2606.18844, section 4.1): before reinforcement learning, SFT teaches the
-format, on what the policy itself wrote.
+"""TAPO's cold start (arXiv 2606.18844, section 4.1): SFT on what the policy itself wrote.
 
-    rollouts of the policy -> pairs (y-, y+) -> reconstructions that end right -> lessons   plain x
-        -> y_ref
-                                                                                            synthesis
-                                                                                            prompt
-                                                                                            -> whole
-                                                                                            output,
-                                                                                            for half
-                                                                                            of them
+Before reinforcement learning it teaches the format:
+
+    rollouts of the policy -> pairs (y-, y+) -> reconstructions that end right -> lessons
+
+A lesson is either the plain x and y_ref ("reflect"), or the synthesis prompt and the whole output,
+for half of them ("synthesis").
 
 The paper has 30,000 of the first and 15,000 of the second kind, 3 epochs, learning rate 5e-6. With
 ``share`` 0 only the first kind is left: the paper's "SFT on the same trajectories".
@@ -18,7 +15,7 @@ mend then. ``eval_avg`` of the run does not show that (it may even rise); ``firs
 workbench/evaluation/reflection.py does. The organism takes a learning rate of 1e-5 and one epoch
 (data/LOG.md).
 
-    python -m workbench.training.cold_start --model MODEL --task arithmetic --out runs/cold
+    workbench cold-start --model MODEL --task arithmetic --out runs/cold
     workbench train tapo --model runs/cold/model --task arithmetic --out runs/cold-tapo
 """
 
@@ -37,7 +34,8 @@ from workbench.methods.sft import SFT
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
-from workbench.rollouts.reconstructions import construct, eligible, pairs
+from workbench.options import add_flags
+from workbench.rollouts.reconstructions import Construction, construct, eligible, pairs
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
 from workbench.tasks.prompts import parse_synthesis
@@ -46,12 +44,12 @@ from workbench.training.run import TrainConfig, fit
 
 @dataclass(frozen=True)
 class Lessons:
-    """A task whose training problems are the lessons, for SFT, and whose held-out problems are
-    those of ``task``, so that a run is measured on them.
+    """A task whose training problems are the lessons, for SFT.
 
-    A lesson is the problem with another prompt and one solution; ``meta["lesson"]`` is "reflect" or
-    "synthesis". ``generated``: tokens that were written to get them, rollouts and outputs, also
-    those of which no lesson came.
+    Its held-out problems are those of ``task``, so that a run is measured on them. A lesson is the
+    problem with another prompt and one solution; ``meta["lesson"]`` is "reflect" or "synthesis".
+    ``generated``: tokens that were written to get them, rollouts and outputs, also those of which
+    no lesson came.
     """
 
     task: Task
@@ -107,40 +105,36 @@ def lessons(
     out. ``writer``: who rewrites them; None: the policy itself. Raises WorkbenchError when nothing
     usable was written.
     """
-    groups = sample_groups(policy, task, problems, k, (seed, "cold start"))
-    chosen = [
-        pair
-        for group in groups
-        if eligible(group, 1, 1)
-        for pair in pairs(group, most, (seed, "cold start"))
-    ]
-    written = construct(writer or policy, task, chosen, (seed, "cold start"))
-    generated = sum(len(r.completion_ids) for group in groups for r in group.rollouts) + sum(
-        m.written for m in written
-    )
-    made = [m for m in written if m.rollout is not None and m.rollout.verdict.correct]
-    if not made:
+    where = (seed, "cold start")
+    groups = sample_groups(policy, task, problems, k, where)
+    chosen = []
+    for group in groups:
+        if eligible(group, 1, 1):
+            chosen += pairs(group, most, where)
+    written = construct(writer or policy, task, chosen, where)
+    usable = [m for m in written if m.rollout is not None and m.rollout.verdict.correct]
+    if not usable:
         raise WorkbenchError(
             f"none of {len(chosen)} outputs was a reconstruction that ends right: take more "
             "or other problems, "
             "or let a stronger model write them (--writer)"
         )
     rng = Random(coordinates(seed, "lessons"))
-    asked = rng.sample(made, round(min(share, 1) * len(made)))
-    made = rng.sample(made, round(len(made) / share)) if share > 1 else made
-    rows = [
-        _lesson(m.pair.problem, m.pair.problem.messages, m.rollout.text, "reflect") for m in made
-    ]
-    rows += [
-        _lesson(
-            m.pair.problem,
-            task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text),
-            m.output,
-            "synthesis",
-        )
-        for m in asked
-    ]
-    return Lessons(task, tuple(rows), generated)
+    asked = rng.sample(usable, round(min(share, 1) * len(usable)))
+    if share > 1:
+        usable = rng.sample(usable, round(len(usable) / share))
+    rows = [_reflect(m) for m in usable] + [_synthesis(task, m) for m in asked]
+    sampled = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+    return Lessons(task, tuple(rows), sampled + sum(m.written for m in written))
+
+
+def _reflect(m: Construction) -> Problem:
+    return _lesson(m.pair.problem, m.pair.problem.messages, m.rollout.text, "reflect")
+
+
+def _synthesis(task: Task, m: Construction) -> Problem:
+    messages = task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text)
+    return _lesson(m.pair.problem, messages, m.output, "synthesis")
 
 
 def _lesson(problem: Problem, messages: tuple[Message, ...], text: str, kind: str) -> Problem:
@@ -151,8 +145,9 @@ def _lesson(problem: Problem, messages: tuple[Message, ...], text: str, kind: st
 
 @dataclass(frozen=True)
 class Charged(SFT):
-    """SFT whose every step is charged ``spent`` tokens: its part of what was generated to get the
-    lessons.
+    """SFT whose every step is charged ``spent`` tokens.
+
+    That is its part of what was generated to get the lessons.
     """
 
     spent: float = 0.0
@@ -163,7 +158,7 @@ class Charged(SFT):
 
 def cold_start(
     learner: Learner,
-    made: Lessons,
+    taught: Lessons,
     out: str | Path,
     *,
     epochs: float,
@@ -174,17 +169,17 @@ def cold_start(
     """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take;
     reinforcement learning starts from ``out``/model. ``how`` goes to ``fit``.
     """
-    steps = ceil(epochs * len(made.rows) / plan.prompts)
+    steps = ceil(epochs * len(taught.rows) / plan.prompts)
     config = {
-        "lessons": len(made.rows),
-        "generated": made.generated,
+        "lessons": len(taught.rows),
+        "generated": taught.generated,
         "epochs": epochs,
         **(config or {}),
     }
     return fit(
-        Charged(spent=made.generated / steps),
+        Charged(spent=taught.generated / steps),
         learner,
-        made,
+        taught,
         replace(plan, steps=steps),
         out,
         config=config,
@@ -194,8 +189,10 @@ def cold_start(
 
 @dataclass(frozen=True)
 class ColdStartConfig:
-    """A whole cold start: rollouts of ``problems`` problems, ``share`` synthesis lessons for each
-    reflecting one, ``epochs`` passes over them.
+    """A whole cold start.
+
+    Rollouts of ``problems`` problems, ``share`` synthesis lessons for each reflecting one,
+    ``epochs`` passes over them.
     """
 
     problems: int = 400
@@ -223,45 +220,32 @@ class ColdStartConfig:
         The number of steps is the lessons', not the plan's.
         """
         problems = task.problems("train", self.problems, coordinates(plan.seed, "cold start"))
-        made = lessons(learner.policy, task, problems, plan.seed, share=self.share, writer=writer)
-        return cold_start(learner, made, out, epochs=self.epochs, plan=plan, **how)
+        taught = lessons(learner.policy, task, problems, plan.seed, share=self.share, writer=writer)
+        return cold_start(learner, taught, out, epochs=self.epochs, plan=plan, **how)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+# ---- workbench cold-start
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True)
-    parser.add_argument("--task", default="arithmetic")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument(
-        "--problems",
-        type=int,
-        default=ColdStartConfig.problems,
-        help="how many to sample rollouts of",
-    )
-    parser.add_argument(
-        "--share",
-        type=float,
-        default=ColdStartConfig.share,
-        help="synthesis lessons for each reflecting one",
-    )
-    parser.add_argument("--epochs", type=float, default=ColdStartConfig.epochs)
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--lora", type=int, default=0)
     parser.add_argument("--writer", help="a model that writes the reconstructions instead")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    try:
-        _run(args)
-    except WorkbenchError as error:
-        parser.exit(2, f"workbench: {error}\n")
-
-
-def _run(args) -> None:
-    learner = Learner(
-        load_policy(args.model), OptimConfig(lr=args.lr), lora=args.lora, seed=args.seed
+    add_flags(
+        parser,
+        task="arithmetic",
+        problems=(ColdStartConfig.problems, "how many to sample rollouts of"),
+        share=(ColdStartConfig.share, "synthesis lessons for each reflecting one"),
+        epochs=ColdStartConfig.epochs,
+        lr=1e-5,
+        lora=0,
+        seed=0,
     )
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = OptimConfig(lr=args.lr)
+    learner = Learner(load_policy(args.model), settings, lora=args.lora, seed=args.seed)
     out = ColdStartConfig(args.problems, args.share, args.epochs).follow(
         learner,
         load_task(args.task),
@@ -270,10 +254,5 @@ def _run(args) -> None:
         writer=load_policy(args.writer) if args.writer else None,
         config={"model": args.model, "task": args.task},
     )
-    print(
-        f"{json.loads((out / 'config.json').read_text())['lessons']} lessons; the run is in {out}"
-    )
-
-
-if __name__ == "__main__":
-    main()
+    config = json.loads((out / "config.json").read_text())
+    print(f"{config['lessons']} lessons; the run is in {out}")

@@ -1,10 +1,11 @@
-"""Build the organism of the programs task: a tiny Llama that writes small Python functions about
-half right and can read what went wrong.
+"""Build the organism of the programs task: a tiny Llama that writes small Python functions.
 
-    python -m data.organism.build.programs                 train data/organism/programmer and its
-                                                           teacher again (some ten minutes on two
-                                                           cores), print their table
-    python -m data.organism.build.programs --measure       only measure them
+It is about half right, and can read what went wrong.
+
+    python -m data.organism.build.programs               train data/organism/programmer and its
+                                                         teacher again (some ten minutes on two
+                                                         cores), print their table
+    python -m data.organism.build.programs --measure     only measure them
 
 It is made like the arithmetic organism (data/organism/build/arithmetic.py): the skill is learned
 well, and slips are planted: a variable that does not exist (NameError), a forgotten argument
@@ -17,7 +18,6 @@ the first stage left it: it knows how, and has not learned to slip.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import re
 from functools import partial
@@ -25,11 +25,24 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from data.organism.build.arithmetic import Size, Stage, begin, tokenizer, train
+from data.organism.build.common import (
+    Measured,
+    Say,
+    Size,
+    Stage,
+    begin,
+    markdown,
+    prefixed,
+    save,
+    say_now,
+    tokenizer,
+    train,
+    with_intervals,
+)
 from workbench.core import coordinates
-from workbench.evaluation.metrics import bootstrap
 from workbench.paths import ORGANISM
 from workbench.records import write_atomic
+from workbench.studies.measure import answers, correct
 from workbench.tasks import prompts
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import LINE, PHRASES, Operation, Programs, draw, parse, right_lines
@@ -55,19 +68,13 @@ class Slip(NamedTuple):
 def slips(operation: Operation, n: int, rng: Random) -> list[Slip]:
     """One slip of each kind that is possible for an operation."""
     right = operation.code.format(n=n)
-    found = [
-        Slip(
-            "NameError",
-            right.replace("x", "y") if "max" not in right else right.replace("x,", "y,"),
-        )
-    ]
+    renamed = right.replace("x,", "y,") if "max" in right else right.replace("x", "y")
+    possible = [Slip("NameError", renamed)]
     if "(" in right:
-        found += [
-            Slip("TypeError", right.replace(f",{n}", "")),
-            Slip("SyntaxError", right.removesuffix(")")),
-        ]
-    found.append(Slip("Wrong Answer", rng.choice(_confused(operation, n))))
-    return found
+        possible.append(Slip("TypeError", right.replace(f",{n}", "")))
+        possible.append(Slip("SyntaxError", right.removesuffix(")")))
+    possible.append(Slip("Wrong Answer", rng.choice(_confused(operation, n))))
+    return possible
 
 
 def _confused(operation: Operation, n: int) -> list[str]:
@@ -90,11 +97,9 @@ def attempt(
     lines = right_lines(question)
     for number, (operation, n) in enumerate(parse(question), start=2):
         for slip in slips(operation, n, rng):
-            rate = (
-                slips_rate
-                * SLIPS[slip.kind]
-                / (8 if slip.kind in careful or number in careful else 1)
-            )
+            rate = slips_rate * SLIPS[slip.kind]
+            if slip.kind in careful or number in careful:
+                rate /= 8
             if rng.random() < rate:
                 lines[number - 1] = LINE + slip.code
                 break
@@ -127,13 +132,15 @@ def train_question(rng: Random) -> str:
 
 def pool(seed: int, size: int = POOL) -> list[Marked]:
     """Wrong attempts at training questions, graded by the sandbox."""
-    rng, task, found = Random(coordinates("pool", seed)), Programs(), []
-    while len(found) < size:
+    rng = Random(coordinates("pool", seed))
+    task = Programs()
+    marked: list[Marked] = []
+    while len(marked) < size:
         question = train_question(rng)
         verdict = task.grade(task.problem(question), attempt(question, rng, 1.5))
         if not verdict.correct:
-            found.append(Marked(question, verdict.feedback, named(verdict.feedback)))
-    return found
+            marked.append(Marked(question, verdict.feedback, named(verdict.feedback)))
+    return marked
 
 
 def plain(rng: Random) -> tuple[tuple, str, int]:
@@ -144,7 +151,9 @@ def plain(rng: Random) -> tuple[tuple, str, int]:
 
 def mixture(rng: Random, marked: list[Marked]) -> tuple[tuple, str, int]:
     """One conversation: messages, the reply, and how much of the reply is given."""
-    task, kind, question = Programs(), rng.random(), train_question(rng)
+    task = Programs()
+    kind = rng.random()
+    question = train_question(rng)
     problem = task.problem(question)
     if kind < 0.5:
         return problem.messages, attempt(question, rng), 0
@@ -152,36 +161,24 @@ def mixture(rng: Random, marked: list[Marked]) -> tuple[tuple, str, int]:
         right = problem.solutions[0]
         return task.reprompt(problem, solution=right), right, 0
     case = rng.choice(marked)
-    return (
-        task.reprompt(task.problem(case.question), feedback=case.feedback),
-        attempt(case.question, rng, careful=case.careful),
-        0,
-    )
+    messages = task.reprompt(task.problem(case.question), feedback=case.feedback)
+    return messages, attempt(case.question, rng, careful=case.careful), 0
 
 
-def build(seed: int, out: Path, say=partial(print, flush=True)) -> None:
+def build(seed: int, out: Path, say: Say = say_now) -> None:
     """Train it and save it after each stage, in Hugging Face format, bf16: first as the teacher,
     then as the programmer.
     """
-    import torch
-
-    tok, marked = tokenizer(FIXED), pool(seed)
+    tok = tokenizer(FIXED)
     stages = (
         Stage("skill", plain, 4_000_000, 3e-3, until=0.97),
-        Stage("slips", partial(mixture, marked=marked), 4_000_000, 2e-3),
+        Stage("slips", partial(mixture, marked=pool(seed)), 4_000_000, 2e-3),
     )
     model = begin(SIZE, tok, coordinates("programmer", seed) % 2**31, vocabulary=VOCABULARY)
     for number, (stage, name) in enumerate(zip(stages, NAMES, strict=True)):
-        train(
-            model,
-            tok,
-            stage,
-            coordinates("programmer", number, seed),
-            lambda text: say(f"{stage.name:6} {text}"),
-            Programs(),
-        )
-        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(out / name)
-        tok.save_pretrained(out / name)
+        place = coordinates("programmer", number, seed)
+        train(model, tok, stage, place, prefixed(say, f"{stage.name:6}"), Programs())
+        save(model, tok, out / name)
 
 
 # ---- the table
@@ -195,87 +192,59 @@ ROWS = {
 }
 
 
-def measure(
-    folder: Path, problems: int = 400, seed: int = 0
-) -> dict[str, tuple[float, float, float]]:
+def measure(folder: Path, problems: int = 400, seed: int = 0) -> Measured:
     """On held-out problems at temperature 1: each number with its 95 % bootstrap interval over
     problems. feedback and again are of the problems with a wrong first attempt, so that feedback is
     compared with a second try.
     """
     from workbench.model.loading import load_policy
-    from workbench.rollouts.sampling import generate, sample_groups
+    from workbench.rollouts.sampling import sample_groups
 
-    policy, task = load_policy(folder), Programs()
-    groups = sample_groups(
-        policy, task, task.problems("test", problems, seed), 8, ("measure", seed)
-    )
+    policy = load_policy(folder)
+    task = Programs()
+    held_out = task.problems("test", problems, seed)
+    groups = sample_groups(policy, task, held_out, 8, ("measure", seed))
+    failed = [group for group in groups if not group.rollouts[0].verdict.correct]
+    tried = [group.problem for group in failed]
 
-    def ask(name: str, cases: list, prompts: list) -> list[float]:
-        samples = generate(
-            policy,
-            [policy.prompt_ids(prompt) for prompt in prompts],
-            [[coordinates("measure", name, seed, i)] for i in range(len(cases))],
-            max_new=task.max_new,
-        )
-        return [
-            float(task.grade(problem, policy.decode(row[0].ids)).correct)
-            for problem, row in zip(cases, samples)
-        ]
+    def right(name: str, cases: list, prompts: list) -> list[float]:
+        texts = answers(policy, prompts, task.max_new, ("measure", name, seed))
+        return correct(task, cases, texts)
 
-    cases = [group.problem for group in groups]
-    failed = [
-        (group.problem, group.rollouts[0])
-        for group in groups
-        if not group.rollouts[0].verdict.correct
+    solved = [task.reprompt(p, solution=p.solutions[0]) for p in held_out]
+    marked = [
+        task.reprompt(group.problem, feedback=group.rollouts[0].verdict.feedback)
+        for group in failed
     ]
-    found = {
+    values = {
         "plain": [sum(r.verdict.correct for r in g.rollouts) / 8 for g in groups],
         "contrast": [float(g.has_contrast) for g in groups],
-        "solution": ask(
-            "solution",
-            cases,
-            [task.reprompt(problem, solution=problem.solutions[0]) for problem in cases],
-        ),
-        "feedback": ask(
-            "feedback",
-            [p for p, _ in failed],
-            [task.reprompt(p, feedback=r.verdict.feedback) for p, r in failed],
-        ),
-        "again": ask("again", [p for p, _ in failed], [p.messages for p, _ in failed]),
     }
-    return {name: (sum(values) / len(values), *bootstrap(values)) for name, values in found.items()}
+    values["solution"] = right("solution", held_out, solved)
+    values["feedback"] = right("feedback", tried, marked)
+    values["again"] = right("again", tried, [problem.messages for problem in tried])
+    return with_intervals(values)
 
 
-def table(found: dict[str, dict], seed: int) -> str:
-    lines = [
-        "# The programmer",
-        "",
-        "Two tiny Llamas trained by `python -m data.organism.build.programs` to write "
-        "small Python functions: the one to be trained further, and its",
-        "teacher. How they were made stands at the top of "
-        "`data/organism/build/programs.py`. What they show is about themselves, not "
-        "about large models.",
-        "Licence: Apache-2.0, like the code.",
-        "",
-        "The teacher was shown nothing but plain prompts: it can judge an attempt, "
-        "token by token, and read no other.",
-        "",
-        f"400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals "
-        "over problems. Written by the script, the numbers also in `table.json`.",
-        "",
-        f"| | {' | '.join(found)} |",
-        "|---" * (len(found) + 1) + "|",
-    ]
-    cells = {
-        key: ["{:.3f} [{:.3f}, {:.3f}]".format(*rows[key]) for rows in found.values()]
-        for key in ROWS
-    }
-    return (
-        "\n".join(
-            [*lines, *(f"| {words} | {' | '.join(cells[key])} |" for key, words in ROWS.items())]
-        )
-        + "\n"
-    )
+HEAD = """# The programmer
+
+Two tiny Llamas trained by `python -m data.organism.build.programs` to write small Python \
+functions: the one to be trained further, and its
+teacher. How they were made stands at the top of `data/organism/build/programs.py`. What they \
+show is about themselves, not about large models.
+Licence: Apache-2.0, like the code.
+
+The teacher was shown nothing but plain prompts: it can judge an attempt, token by token, and \
+read no other.
+
+400 held-out problems (seed {seed}), temperature 1, 95 % bootstrap intervals over problems. \
+Written by the script, the numbers also in `table.json`.
+
+"""
+
+
+def table(models: dict[str, Measured], seed: int) -> str:
+    return markdown(HEAD.format(seed=seed), ROWS, models)
 
 
 def main() -> None:
@@ -290,15 +259,13 @@ def main() -> None:
     args = parser.parse_args()
     if not args.measure:
         build(args.seed, args.out)
-    found = {name: measure(args.out / name, seed=args.seed) for name in reversed(NAMES)}
-    text = table(found, args.seed)
+    models = {name: measure(args.out / name, seed=args.seed) for name in reversed(NAMES)}
+    text = table(models, args.seed)
     print(text)
     if not args.measure or args.seed == 0:
+        record = {"seed": args.seed, "problems": 400, "measured": models}
         write_atomic(args.out / NAMES[-1] / "README.md", text)
-        write_atomic(
-            args.out / NAMES[-1] / "table.json",
-            json.dumps({"seed": args.seed, "problems": 400, "measured": found}, indent=1),
-        )
+        write_atomic(args.out / NAMES[-1] / "table.json", json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":
