@@ -61,7 +61,7 @@ _PLACES = {
         "group_of",
     ),
     "workbench.inspection.locators": ("Divergence", "locate"),
-    "workbench.corrections.buffer": ("Replay",),
+    "workbench.corrections.replay": ("Replay", "WithCorrections"),
     "workbench.viz.tokens": ("Channel", "group_html"),
     "workbench.viz.view": ("TokenView",),
     "workbench.viz.composer": ("Composer",),

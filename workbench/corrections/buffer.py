@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workbench.core import Credit, Group, Method, Problem, Rollout, WorkbenchError
+from workbench.core import Group, Problem, Rollout, WorkbenchError
 from workbench.corrections.compose import Composition
 from workbench.model.policy import Policy
 from workbench.records import dumps, group_from_dict
@@ -137,36 +137,3 @@ def groups(corrections: Sequence[Correction], policy: Policy) -> list[Group]:
             )
         found.setdefault(correction.problem.id, []).append(correction)
     return [Group(rows[0].problem, tuple(row.rollout for row in rows)) for rows in found.values()]
-
-
-@dataclass(frozen=True)
-class Replay(Method):
-    """Any method on groups that are already there, such as those of a buffer, instead of fresh
-    samples: ``Replay(SFT(), groups)``.
-
-    A step takes those of its problems, and all of them when it has no problems.
-    """
-
-    method: Method
-    recorded: tuple[Group, ...]
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.method.needs_reference
-
-    @property
-    def distil(self):
-        return self.method.distil
-
-    def diagnose(self, groups, credits):
-        return self.method.diagnose(groups, credits)
-
-    def sample(self, learner, task, problems, seed) -> list[Group]:
-        wanted = {problem.id for problem in problems}
-        return [group for group in self.recorded if not wanted or group.problem.id in wanted]
-
-    def credit(self, groups, learner) -> list[Credit]:
-        return self.method.credit(groups, learner)
-
-    def loss(self, scores, batch):
-        return self.method.loss(scores, batch)

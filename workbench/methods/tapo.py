@@ -108,6 +108,8 @@ class TAPO(GRPO):
     sft: bool = False
     buffer: str = ""
 
+    prompt_growth = 2  # the synthesis prompt holds y- and y+
+
     def __post_init__(self):
         super().__post_init__()
         if self.prefix not in PREFIXES:
@@ -123,6 +125,10 @@ class TAPO(GRPO):
                 f"no group of k={self.k} rollouts has n_pos={self.n_pos} right and "
                 f"n_neg={self.n_neg} wrong ones"
             )
+
+    @property
+    def takes_wrong(self) -> bool:
+        return self.negatives and not self.sft
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         composed = (
@@ -144,13 +150,12 @@ class TAPO(GRPO):
         made = construct(
             learner.policy, task, chosen, seed, prefix=self.prefix, reference=self.reference
         )
-        wrong_too = self.negatives and not self.sft
         return [
             extend(
                 g,
                 [m for m in made if m.pair.problem.id == g.problem.id],
                 composed.get(g.problem.id),
-                wrong_too,
+                self.takes_wrong,
             )
             for g in groups
         ]
