@@ -517,7 +517,11 @@ def skeleton_of(policy):
 
 def test_predictions_order_as_they_must():
     net = memory.skeleton(MODEL)
-    peak = lambda mode, method=GRPO(), **sizes: memory.predict(net, method, mode, **sizes)  # noqa: E731
+    grpo = GRPO()
+
+    def peak(mode, method=grpo, bf16=True, **sizes):
+        return memory.predict(net, method, mode, memory.StepSizes(**sizes), bf16=bf16)
+
     full, lora, qlora = (peak(mode) for mode in memory.MODES)
     count = sum(p.numel() for p in net.parameters())
     assert (

@@ -511,7 +511,7 @@ def tune_all(workers: int, work: Path) -> None:
         raise WorkbenchError("; ".join(failed))
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only",
         nargs="+",
@@ -577,7 +577,7 @@ def main(args: argparse.Namespace) -> None:
 def _worker() -> None:
     """One job of ``in_processes``: what it prints last is read by the parent."""
     parser = argparse.ArgumentParser()
-    arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--cell")
     parser.add_argument("--tune-one", nargs=2)
     args = parser.parse_args()
