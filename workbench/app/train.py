@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_and_task(parser)
     parser.add_argument("--steps", type=positive, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=folder, required=True, metavar="DIR", help="the run directory")
+    parser.add_argument(
+        "--out", type=folder, required=True, metavar="DIR", help="the run directory"
+    )
     parser.add_argument(
         "--teacher",
         type=named,
