@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,13 +15,10 @@ def positive(text: str) -> int:
 
 
 def temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
-    return value
+    with suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
 
 
 def named(text: str) -> str:
@@ -32,24 +31,29 @@ def folder(text: str) -> Path:
     return Path(named(text))
 
 
-def add_switches(parser, switches: dict[str, tuple[str, str]]) -> None:
-    """``switches``: by flag, the name of the argument and what it is for."""
-    for flag, (name, text) in switches.items():
-        parser.add_argument(flag, action="store_true", dest=name, help=text)
+def switch(text: str, name: str | None = None) -> dict[str, str]:
+    """An argument that is there or not; ``name``: what it is called in the code."""
+    options = {"action": "store_true", "help": text}
+    return options if name is None else options | {"dest": name}
 
 
-def add_model_and_task(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        required=True,
-        metavar="MODEL",
-        help="a folder, a hub id, a GGUF file, or smollm2 (a real model without a download)",
-    )
-    parser.add_argument(
-        "--task",
-        default="arithmetic",
-        metavar="NAME",
-        help="arithmetic, arithmetic:steps=5,largest=99, math:gsm8k (math500, aime24, aime25, "
+def add(parser: argparse.ArgumentParser, arguments: Mapping[str, Mapping]) -> None:
+    """``arguments``: what ``add_argument`` takes, by name."""
+    for name, options in arguments.items():
+        parser.add_argument(name, **options)
+
+
+MODEL_AND_TASK = {
+    "--model": {
+        "required": True,
+        "metavar": "MODEL",
+        "help": "a folder, a hub id, a GGUF file, or smollm2 (a real model without a download)",
+    },
+    "--task": {
+        "default": "arithmetic",
+        "metavar": "NAME",
+        "help": "arithmetic, arithmetic:steps=5,largest=99, math:gsm8k (math500, aime24, aime25, "
         "hmmt25, a file, a hub id), code:FILE, mcq:FILE, tools:FILE, gym:chain_sum,min_terms=2, "
         "or a file: problems.jsonl, problems.jsonl:max_new=64",
-    )
+    },
+}

@@ -88,7 +88,3 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

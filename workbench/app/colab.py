@@ -67,16 +67,13 @@ def install(root: Path = ROOT) -> list[str]:
     missing = [requirement for requirement in requirements(root) if not met(requirement)]
     alone = [str(requirement) for requirement in missing if str(requirement) in ALONE]
     others = [str(requirement) for requirement in missing if str(requirement) not in ALONE]
-    if others:
-        _pip(root, *others)
-    if alone:
-        _pip(root, "--no-deps", *alone)
-    return [requirement.name for requirement in missing]
-
-
-def _pip(root: Path, *words: str) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", str(constraints(root)), *words], check=True)
+    pip += ["-c", str(constraints(root))]
+    if others:
+        subprocess.run([*pip, *others], check=True)
+    if alone:
+        subprocess.run([*pip, "--no-deps", *alone], check=True)
+    return [requirement.name for requirement in missing]
 
 
 def requirements(root: Path) -> list[Requirement]:

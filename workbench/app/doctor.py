@@ -9,7 +9,7 @@ import platform
 import shutil
 from importlib import metadata, util
 
-from workbench.app.arguments import add_switches, named, positive
+from workbench.app.arguments import add, named, positive, switch
 from workbench.core import WorkbenchError
 from workbench.paths import ORGANISM
 
@@ -34,28 +34,28 @@ SIZES = {  # of a training step, as memory.StepSizes has them
     "--rows": ("rows", 8, "rollouts in a micro-batch"),
     "--prompts": ("prompts", 16, "problems in a step"),
 }
-SWITCHES = {
-    "--checkpointing": ("checkpointing", "with activations made again in the backward pass"),
-    "--8bit-optimizer": ("eight_bit", "with AdamW's moments in 8 bits"),
+ARGUMENTS = {
+    "--model": {
+        "type": named,
+        "metavar": "MODEL",
+        "help": "a folder, a hub id (only its configuration is read), a GGUF file, or smollm2",
+    },
+    "--method": {"metavar": "METHOD", "help": "one method (default: all)"},
+    "--checkpointing": switch("with activations made again in the backward pass"),
+    "--8bit-optimizer": switch("with AdamW's moments in 8 bits", "eight_bit"),
+    "--measure": {
+        "metavar": "TASK",
+        "help": "also make one real step by QLoRA on this GPU, on a task",
+    },
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        type=named,
-        metavar="MODEL",
-        help="a folder, a hub id (only its configuration is read), a GGUF file, or smollm2",
-    )
-    parser.add_argument("--method", metavar="METHOD", help="one method (default: all)")
-    for flag, (name, value, text) in SIZES.items():
+    add(parser, ARGUMENTS)
+    for flag, (name, n, text) in SIZES.items():
         parser.add_argument(
-            flag, type=positive, default=value, dest=name, help=f"{text} (default: {value})"
+            flag, type=positive, default=n, dest=name, help=f"{text} (default: {n})"
         )
-    add_switches(parser, SWITCHES)
-    parser.add_argument(
-        "--measure", metavar="TASK", help="also make one real step by QLoRA on this GPU, on a task"
-    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -69,16 +69,24 @@ def main(args: argparse.Namespace) -> None:
 
     names = [args.method] if args.method else methods.names()
     kinds = [methods.find(name) for name in names]
-    sizes = {name: getattr(args, name) for name, *_ in (*SIZES.values(), *SWITCHES.values())}
+    sizes = memory.StepSizes(
+        args.prompt,
+        args.new,
+        args.rows,
+        args.prompts,
+        args.rank,
+        args.checkpointing,
+        args.eight_bit,
+    )
     print(
         f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU "
         f"that it fits: {args.prompt} + {args.new} tokens, "
         f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; "
         "frozen weights in bf16 (on a T4 fp32), QLoRA's in 4 bits.\n"
     )
-    print(memory.report(args.model, names, **sizes))
+    print(memory.report(args.model, names, **vars(sizes)))
     if args.measure:
-        print(measured(args.model, kinds, args.measure, memory.StepSizes(**sizes)))
+        print(measured(args.model, kinds, args.measure, sizes))
 
 
 def version(package: str) -> str | None:
@@ -130,17 +138,12 @@ def _part(name: str, packages: tuple[str, ...]) -> str:
     if missing:
         return f"[ no ] {name}: not installed: {', '.join(missing)}"
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    if name in NEEDS_CUDA and not _has_cuda():
-        return f"[ no ] {name}: {versions}, but there is no CUDA GPU"
+    if name in NEEDS_CUDA:
+        import torch
+
+        if not torch.cuda.is_available():
+            return f"[ no ] {name}: {versions}, but there is no CUDA GPU"
     return f"[ ok ] {name}: {versions}"
-
-
-def _has_cuda() -> bool:
-    if not util.find_spec("torch"):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _embedded_models() -> str:

@@ -8,25 +8,27 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from workbench.app.arguments import add_model_and_task, add_switches, positive, temperature
+from workbench.app.arguments import MODEL_AND_TASK, add, positive, switch, temperature
 from workbench.core import WorkbenchError
+
+MODEL = {
+    **MODEL_AND_TASK,
+    "--adapter": {"type": Path, "metavar": "DIR", "help": "a peft adapter to put on the model"},
+    "--4bit": switch("load the model's weights in 4 bits", "four_bit"),
+}
+PROBLEMS = {
+    "--split": {"default": "test", "choices": ("test", "validation", "train")},
+    "--problems": {"type": positive, "default": 400},
+    "--samples": {"type": positive, "default": 8},
+    "--temperature": {"type": temperature, "default": 1.0, "help": "0 is greedy"},
+    "--seed": {"type": int, "default": 0},
+    "--json": switch("print JSON"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_and_task(parser)
-    parser.add_argument(
-        "--adapter", type=Path, metavar="DIR", help="a peft adapter to put on the model"
-    )
-    parser.add_argument("--split", default="test", choices=("test", "validation", "train"))
-    parser.add_argument("--problems", type=positive, default=400)
-    parser.add_argument("--samples", type=positive, default=8)
-    parser.add_argument("--temperature", type=temperature, default=1.0, help="0 is greedy")
-    parser.add_argument("--seed", type=int, default=0)
-    switches = {
-        "--4bit": ("four_bit", "load the model's weights in 4 bits"),
-        "--json": ("json", "print JSON"),
-    }
-    add_switches(parser, switches)
+    add(parser, MODEL)
+    add(parser, PROBLEMS)
 
 
 def main(args: argparse.Namespace) -> None:

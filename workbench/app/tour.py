@@ -10,20 +10,27 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from workbench.app.arguments import positive
+from workbench.app.arguments import add, positive
 from workbench.core import Group, Problem, Task, WorkbenchError
 from workbench.paths import ROOT
 from workbench.records import read_run, write_atomic
 
+ARGUMENTS = {
+    "--out": {
+        "type": Path,
+        "default": Path("tour.html"),
+        "help": "the page to write (default: tour.html)",
+    },
+    "--steps": {"type": positive, "default": 60},
+    "--seed": {"type": int, "default": 0},
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", type=Path, default=Path("tour.html"), help="the page to write (default: tour.html)"
-    )
-    parser.add_argument("--steps", type=positive, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    add(parser, ARGUMENTS)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -49,41 +56,33 @@ def tour(
     ``model`` is a hub id, a path, or a path inside this checkout. ``plan`` are further fields of
     ``TrainConfig``.
     """
-    from workbench.app.tour_page import HEADER, Story, tour_page
+    from workbench.app.tour_page import Story, tour_page
     from workbench.methods.grpo import GRPO
     from workbench.model.learner import Learner, OptimConfig
     from workbench.model.loading import load_policy
     from workbench.tasks import load_task
     from workbench.training.run import TrainConfig, fit
-    from workbench.viz.page import plain_table
 
     out = Path(out)
-    method = GRPO(k=k)
-    plan = TrainConfig(steps=steps, seed=seed, **plan)
+    method, plan = GRPO(k=k), TrainConfig(steps=steps, seed=seed, **plan)
     task = load_task(task)
     policy = load_policy(ROOT / model if (ROOT / model).exists() else model)
     learner = Learner(policy, OptimConfig(), seed=seed)
     folder = _fresh_folder(out)
     held_out = task.problems("test", problems, seed)
-
-    def sampled(name: str) -> list[Group]:
-        return _sample(policy, task, held_out, samples, seed, name if progress else "")
-
-    print(f"1/3  {model} on {problems} held-out problems, {samples} samples each", flush=True)
+    sampled = partial(_sample, policy, task, held_out, samples, seed, progress)
+    say = partial(print, flush=True)
+    say(f"1/3  {model} on {problems} held-out problems, {samples} samples each")
     before = sampled("before")
-    print(
-        f"2/3  GRPO: {steps} updates of {plan.prompts} problems x {k} rollouts; the run is in "
-        f"{folder}",
-        flush=True,
-    )
+    say(f"2/3  GRPO: {steps} updates of {plan.prompts} problems x {k} rollouts; ", end="")
+    say(f"the run is in {folder}")
     config = {"model": model, "task": task.name, "optimiser": asdict(learner.settings)}
     fit(method, learner, task, plan, folder, config=config, progress=progress)
-    print("3/3  the same problems again", flush=True)
-    after = sampled("after")
-    story = Story(before, after, read_run(folder), policy, model, task, method, plan)
-    print("\n" + plain_table(HEADER, story.rows) + "\n")
+    say("3/3  the same problems again")
+    story = Story(before, sampled("after"), read_run(folder), policy, model, task, method, plan)
+    say(f"\n{story.table}\n")
     write_atomic(out, tour_page(story, folder.relative_to(out.parent)))
-    print(f"The page is {out}")
+    say(f"The page is {out}")
     return folder
 
 
@@ -108,17 +107,23 @@ def _fresh_folder(out: Path) -> Path:
 
 
 def _sample(
-    policy, task: Task, problems: Sequence[Problem], samples: int, seed: int, name: str
+    policy,
+    task: Task,
+    problems: Sequence[Problem],
+    samples: int,
+    seed: int,
+    progress: bool,
+    name: str,
 ) -> list[Group]:
-    """What ``evaluate`` samples, a few problems at a time under a progress bar (none without a
-    name); the groups are kept.
+    """What ``evaluate`` samples, a few problems at a time under a progress bar; the groups are
+    kept.
     """
     from tqdm.auto import tqdm
 
     from workbench.rollouts.sampling import sample_groups
 
     groups = []
-    with tqdm(total=len(problems), desc=name, disable=not name, unit="problem") as bar:
+    with tqdm(total=len(problems), desc=name, disable=not progress, unit="problem") as bar:
         for start in range(0, len(problems), 32):
             few = problems[start : start + 32]
             groups += sample_groups(policy, task, few, samples, (seed, "evaluate"))

@@ -7,7 +7,7 @@ light and dark, and each sentence of it follows from the numbers of its own run.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -21,7 +21,16 @@ from workbench.model.policy import Policy
 from workbench.records import Run
 from workbench.training.run import TrainConfig
 from workbench.viz.curves import learning_curves
-from workbench.viz.page import Section, cards, page, paragraphs, preformatted, svg, table
+from workbench.viz.page import (
+    Section,
+    cards,
+    page,
+    paragraphs,
+    plain_table,
+    preformatted,
+    svg,
+    table,
+)
 from workbench.viz.tokens import group_html, signed, visible
 
 HEADER = ("on held-out problems", "before", "after", "change")
@@ -53,7 +62,7 @@ class Story:
         """By problem, the change of its share of right completions."""
         return [now - was for was, now in zip(self.was.per_problem, self.now.per_problem)]
 
-    @cached_property
+    @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.policy.model.parameters())
 
@@ -61,12 +70,12 @@ class Story:
     def rows(self) -> list[tuple[str, ...]]:
         """The table under ``HEADER``."""
         was, now, samples = self.was, self.now, self.was.samples
-        interval = _interval(*bootstrap(self.changes), lambda x: signed(x, 3))
+        low, high = bootstrap(self.changes)
         correct = (
             f"correct (avg@{samples}, 95 % interval)",
-            f"{was.avg:.3f} {_interval(was.low, was.high)}",
-            f"{now.avg:.3f} {_interval(now.low, now.high)}",
-            f"{signed(now.avg - was.avg, 3)} {interval}",
+            f"{was.avg:.3f} [{was.low:.3f}, {was.high:.3f}]",
+            f"{now.avg:.3f} [{now.low:.3f}, {now.high:.3f}]",
+            f"{signed(now.avg - was.avg, 3)} [{signed(low, 3)}, {signed(high, 3)}]",
         )
         at_least_one = [
             _row(f"at least one of {n} correct (pass@{n})", was.pass_at[n], now.pass_at[n])
@@ -77,31 +86,33 @@ class Story:
         finished = _row("ended by itself", was.finished, now.finished)
         return [correct, *at_least_one, length, finished]
 
+    @property
+    def table(self) -> str:
+        """For a terminal."""
+        return plain_table(HEADER, self.rows)
+
 
 def _row(name: str, was: float, now: float, digits: int = 3) -> tuple[str, ...]:
     return name, f"{was:.{digits}f}", f"{now:.{digits}f}", signed(now - was, digits)
 
 
-def _interval(low: float, high: float, form: Callable[[float], str] = "{:.3f}".format) -> str:
-    return f"[{form(low)}, {form(high)}]"
-
-
 def tour_page(story: Story, folder: Path) -> str:
     """``folder``: where the run is, as the page's reader finds it."""
-    return page(
-        f"A tour: {story.model} learns by GRPO",
+    lead = (
         f"{story.plan.steps} updates, seed {story.plan.seed}. Every number here was computed by "
-        "the run that wrote this page.",
-        [
-            Section("What happened", _what_happened(story)),
-            Section("Before and after", _before_and_after(story)),
-            Section("Learning curves", _curves(story)),
-            Section("One group, token by token", _one_group(story)),
-            Section("The same problem before and after", _one_problem(story)),
-            Section("The equation and its source", _source(folder)),
-            Section("What this can tell, and what not", _scope(story)),
-        ],
+        "the run that wrote this page."
     )
+    sections = {
+        "What happened": _what_happened(story),
+        "Before and after": _before_and_after(story),
+        "Learning curves": _curves(story),
+        "One group, token by token": _one_group(story),
+        "The same problem before and after": _one_problem(story),
+        "The equation and its source": _source(folder),
+        "What this can tell, and what not": _scope(story),
+    }
+    title = f"A tour: {story.model} learns by GRPO"
+    return page(title, lead, [Section(name, html) for name, html in sections.items()])
 
 
 def _what_happened(story: Story) -> str:
@@ -160,10 +171,9 @@ def _curves(story: Story) -> str:
 
 def _one_group(story: Story) -> str:
     """The first recorded group with contrast, with its advantages computed in words."""
-    recorded = story.run.groups
+    recorded, metrics = story.run.groups, story.run.metrics
     step, group, credit = next((g for g in recorded if g[1].has_contrast), recorded[0])
     drawn = group_html(group, credit, lambda token: story.policy.tokenizer.decode([token]))
-    metrics = story.run.metrics
     without = 100 * (1 - metrics["contrast"].mean())
     return (
         paragraphs(_advantages(step, group))

@@ -5,74 +5,67 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict, fields
 
-from workbench.app.arguments import add_model_and_task, add_switches, folder, named, positive
+from workbench.app.arguments import MODEL_AND_TASK, add, folder, named, positive, switch
 from workbench.core import WorkbenchError
 
-SWITCHES = {
-    "--4bit": ("four_bit", "keep the frozen weights in 4 bits (QLoRA); with --lora"),
-    "--8bit-optimizer": ("eight_bit", "keep AdamW's moments in 8 bits"),
-    "--checkpointing": (
-        "checkpointing",
-        "make activations again in the backward pass: less memory, a third more time",
+WHAT = {
+    "method": {
+        "metavar": "METHOD",
+        "help": "the name of a file in workbench/methods, such as grpo or sft",
+    },
+    **MODEL_AND_TASK,
+    "--teacher": {
+        "type": named,
+        "metavar": "PATH_OR_HUB_ID",
+        "help": "a stronger model with the same tokenizer, for methods that learn from one",
+    },
+    "--corrections": {
+        "type": named,
+        "metavar": "FILE",
+        "help": "corrections saved by the composer: they join the rollouts of their problems, in "
+        "up to a quarter of each step",
+    },
+}
+RUN = {
+    "--steps": {"type": positive, "default": 60},
+    "--seed": {"type": int, "default": 0},
+    "--out": {"type": folder, "required": True, "metavar": "DIR", "help": "the run directory"},
+    "--set": {
+        "action": "extend",
+        "nargs": "+",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "dest": "options",
+        "help": "an option of the method, of the learner (lr, clip, ema, weight_decay) or of the "
+        "plan (prompts, rows, updates, eval_every, ...); several, or repeated",
+    },
+    "--resume": switch("go on with the run in DIR from its last checkpoint"),
+    "--tensorboard": switch("write the metrics for TensorBoard as well"),
+}
+MEMORY_AND_SPEED = {
+    "--lora": {
+        "type": positive,
+        "default": 0,
+        "metavar": "R",
+        "help": "train a LoRA adapter of rank R instead of all weights",
+    },
+    "--4bit": switch("keep the frozen weights in 4 bits (QLoRA); with --lora", "four_bit"),
+    "--8bit-optimizer": switch("keep AdamW's moments in 8 bits", "eight_bit"),
+    "--checkpointing": switch(
+        "make activations again in the backward pass: less memory, a third more time"
     ),
-    "--shard": (
-        "shard",
-        "under torchrun: split weights, gradients, optimiser and teacher over the processes (FSDP)",
+    "--shard": switch(
+        "under torchrun: split weights, gradients, optimiser and teacher over the processes (FSDP)"
     ),
-    "--unsloth": ("unsloth", "through Unsloth's kernels, on a CUDA GPU; with --lora"),
-    "--vllm": ("vllm", "let vLLM write the rollouts, on a CUDA GPU; with --lora"),
+    "--unsloth": switch("through Unsloth's kernels, on a CUDA GPU; with --lora"),
+    "--vllm": switch("let vLLM write the rollouts, on a CUDA GPU; with --lora"),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "method",
-        metavar="METHOD",
-        help="the name of a file in workbench/methods, such as grpo or sft",
-    )
-    add_model_and_task(parser)
-    parser.add_argument("--steps", type=positive, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--out", type=folder, required=True, metavar="DIR", help="the run directory"
-    )
-    parser.add_argument(
-        "--teacher",
-        type=named,
-        metavar="PATH_OR_HUB_ID",
-        help="a stronger model with the same tokenizer, for methods that learn from one",
-    )
-    parser.add_argument(
-        "--corrections",
-        type=named,
-        metavar="FILE",
-        help="corrections saved by the composer: they join the rollouts of their problems, in up "
-        "to a quarter of each step",
-    )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="options",
-        help="an option of the method, of the learner (lr, clip, ema, weight_decay) or of the plan "
-        "(prompts, rows, updates, eval_every, ...); several, or repeated",
-    )
-    record = {
-        "--resume": ("resume", "go on with the run in DIR from its last checkpoint"),
-        "--tensorboard": ("tensorboard", "write the metrics for TensorBoard as well"),
-    }
-    add_switches(parser, record)
-    resources = parser.add_argument_group("memory and speed")
-    resources.add_argument(
-        "--lora",
-        type=positive,
-        default=0,
-        metavar="R",
-        help="train a LoRA adapter of rank R instead of all weights",
-    )
-    add_switches(resources, SWITCHES)
+    add(parser, WHAT)
+    add(parser, RUN)
+    add(parser.add_argument_group("memory and speed"), MEMORY_AND_SPEED)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,24 +78,22 @@ def main(args: argparse.Namespace) -> None:
 
     distributed.start()
     method, optimizer, plan = _settings(args)
-    _refuse_what_needs_an_adapter(args)
+    if args.four_bit and not args.lora:
+        raise WorkbenchError(
+            "weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train"
+        )
+    if args.unsloth and not args.lora:
+        raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
+    if args.vllm:
+        # before anything is loaded
+        vllm.names(
+            lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard
+        )
     task = load_task(args.task)
     learner = _learner(args, optimizer)
     if args.vllm:
         learner.policy.engine = vllm.VLLM(learner.policy)
-    config = {
-        "method": type(method).__name__,
-        "options": asdict(method),
-        "model": str(args.model),
-        "task": args.task,
-        "lora": args.lora,
-        "four_bit": args.four_bit,
-        "unsloth": args.unsloth,
-        "vllm": args.vllm,
-        "teacher": args.teacher,
-        "corrections": args.corrections,
-        "optimiser": asdict(optimizer),
-    }
+    config = _config(args, method, optimizer)
     if args.corrections:
         method = WithCorrections.from_file(method, args.corrections, learner.policy)
     writers = [TensorBoard(args.out)] if args.tensorboard else []
@@ -131,22 +122,6 @@ def _settings(args: argparse.Namespace):
     )
 
 
-def _refuse_what_needs_an_adapter(args: argparse.Namespace) -> None:
-    """Before anything is loaded."""
-    from workbench.rollouts import vllm
-
-    if args.four_bit and not args.lora:
-        raise WorkbenchError(
-            "weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train"
-        )
-    if args.unsloth and not args.lora:
-        raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
-    if args.vllm:
-        vllm.names(
-            lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard
-        )
-
-
 def _learner(args: argparse.Namespace, optimizer):
     from workbench.model.learner import Learner
     from workbench.model.loading import load_policy
@@ -166,3 +141,20 @@ def _learner(args: argparse.Namespace, optimizer):
         checkpointing=args.checkpointing,
         shard=args.shard,
     )
+
+
+def _config(args: argparse.Namespace, method, optimizer) -> dict:
+    """What the run's config.json says beside its plan."""
+    return {
+        "method": type(method).__name__,
+        "options": asdict(method),
+        "model": str(args.model),
+        "task": args.task,
+        "lora": args.lora,
+        "four_bit": args.four_bit,
+        "unsloth": args.unsloth,
+        "vllm": args.vllm,
+        "teacher": args.teacher,
+        "corrections": args.corrections,
+        "optimiser": asdict(optimizer),
+    }
