@@ -1,9 +1,11 @@
-"""The command line: each verb does its work, and bad input is one sentence, exit code 2, and
+"""The command line: each command does its work, and bad input is one sentence, exit code 2, and
 nothing written.
 """
 
 import json
+import subprocess
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import toys
 from safetensors import SafetensorError
 
-from workbench.app.cli import main
+from workbench.app.cli import COMMANDS, main
 from workbench.core import StepRecord
 from workbench.model import learner
 from workbench.paths import ORGANISM
@@ -177,11 +179,28 @@ def test_tour_and_doctor(tmp_path, capsys, monkeypatch):
     assert f"{torch.__version__}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["", "tour", "train", "eval", "compare", "study", "doctor"])
-def test_help_everywhere(verb, capsys):
+@pytest.mark.parametrize("command", ["", "tour", "train", "eval", "compare", "study", "doctor"])
+def test_help_everywhere(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([*([verb] if verb else []), "--help"])
+        main([*([command] if command else []), "--help"])
     assert ended.value.code == 0 and "usage: workbench" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\nfrom workbench.app.cli import main\n"
+        "for words in ([], ['tour'], ['train'], ['eval'], ['compare'], ['study'], ['doctor']):\n"
+        "    try:\n        main([*words, '--help'])\n    except SystemExit:\n        pass\n"
+        "print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.count("usage: workbench") == 7 and ran.stdout.splitlines()[-1] == "False"
+
+
+def test_every_command_is_a_module_with_arguments_and_a_main():
+    for module, text in COMMANDS.values():
+        assert text.endswith(".") and callable(import_module(module).add_arguments)
+        assert callable(import_module(module).main)
 
 
 def test_a_disk_that_is_full_when_the_policy_is_saved(tmp_path, capsys, monkeypatch):

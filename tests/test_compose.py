@@ -18,7 +18,7 @@ from test_spans import byte_level
 
 from workbench.core import Group, Rollout, TokenStats, Verdict, WorkbenchError
 from workbench.corrections import compose as composing
-from workbench.corrections.buffer import Replay, append, groups, load
+from workbench.corrections.buffer import append, groups, load
 from workbench.corrections.compose import (
     compose,
     edit,
@@ -29,6 +29,7 @@ from workbench.corrections.compose import (
     to_rollout,
 )
 from workbench.corrections.editor import CorrectionEditor, ood_weights
+from workbench.corrections.replay import Replay
 from workbench.methods.grpo import GRPO
 from workbench.methods.sft import SFT
 from workbench.model.learner import Learner, OptimConfig

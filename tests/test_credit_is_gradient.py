@@ -28,7 +28,7 @@ import torch
 import toys
 
 from workbench.core import Group, Scores
-from workbench.corrections.buffer import Replay
+from workbench.corrections.replay import Replay
 from workbench.inspection.readings import inspect_group
 from workbench.methods.grpo import GRPO
 from workbench.methods.kd import KD

@@ -517,9 +517,10 @@ def skeleton_of(policy):
 
 def test_predictions_order_as_they_must():
     net = memory.skeleton(MODEL)
+    grpo = GRPO()
 
-    def peak(mode, method=None, **sizes):
-        return memory.predict(net, method or GRPO(), mode, **sizes)
+    def peak(mode, method=grpo, bf16=True, **sizes):
+        return memory.predict(net, method, mode, memory.StepSizes(**sizes), bf16=bf16)
 
     full, lora, qlora = (peak(mode) for mode in memory.MODES)
     count = sum(p.numel() for p in net.parameters())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import toys
+from workbench.tasks.file import File
 
 from workbench.core import Group, Rollout, Scores, Verdict, WorkbenchError
 from workbench.methods import find
@@ -32,7 +33,6 @@ from workbench.rollouts.reconstructions import (
 )
 from workbench.rollouts.sampling import Sample
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.tasks.file import File
 from workbench.tasks.prompts import synthesis as short_form
 from workbench.training.cold_start import ColdStartConfig, cold_start, lessons
 from workbench.training.run import TrainConfig

@@ -15,17 +15,17 @@ from workbench.records import read_run
 from workbench.rollouts import sampling
 from workbench.tasks import load_task
 
-SMALL = dict(
-    steps=2,
-    problems=6,
-    samples=3,
-    k=4,
-    prompts=2,
-    eval_every=1,
-    eval_problems=2,
-    eval_samples=2,
-    progress=False,
-)
+SMALL = {
+    "steps": 2,
+    "problems": 6,
+    "samples": 3,
+    "k": 4,
+    "prompts": 2,
+    "eval_every": 1,
+    "eval_problems": 2,
+    "eval_samples": 2,
+    "progress": False,
+}
 
 
 class Text(HTMLParser):
@@ -94,7 +94,7 @@ def test_with_contrast_the_page_works_a_group(tiny_folder, tmp_path, monkeypatch
 
     def some_right(policy, prompts, seeds, **how):
         samples = generate(policy, prompts, seeds, **how)
-        for prompt, row, where in zip(prompts, samples, seeds):
+        for prompt, row in zip(prompts, samples):
             for j in range(0, len(row), 2):
                 ids = policy.completion_ids(problems[prompt].solutions[0])
                 row[j] = sampling.Sample(ids, (-0.5,) * len(ids), True)
@@ -105,11 +105,11 @@ def test_with_contrast_the_page_works_a_group(tiny_folder, tmp_path, monkeypatch
         return sampled(policy, task, asked, *args, **how)
 
     monkeypatch.setattr(sampling, "generate", some_right)
-    for module in ("workbench.app.tour", "workbench.methods.grpo", "workbench.evaluation.metrics"):
-        monkeypatch.setattr(f"{module}.sample_groups", remember)
+    for module in ("rollouts.sampling", "methods.grpo", "evaluation.metrics"):
+        monkeypatch.setattr(f"workbench.{module}.sample_groups", remember)
     tour(tmp_path / "a.html", model=str(tiny_folder), **SMALL)
     text = Text((tmp_path / "a.html").read_text()).text
-    step, group, credit = read_run(tmp_path / "runs" / "tour-1").groups[0]
+    _, group, credit = read_run(tmp_path / "runs" / "tour-1").groups[0]
     assert group.rewards.tolist() == [1, 0, 1, 0]
     assert {round(c) for row in credit for c in row} == {1, -1}
     assert (
@@ -124,7 +124,7 @@ def test_bad_places_are_refused_before_the_work(tiny_folder, tmp_path, place, mo
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(
-        "workbench.app.tour.sample_groups", lambda *a, **k: pytest.fail("the work began")
+        "workbench.rollouts.sampling.sample_groups", lambda *a, **k: pytest.fail("the work began")
     )
     with pytest.raises(WorkbenchError, match="folder" if place == "folder" else "could not write"):
         tour(tmp_path / place, model=str(tiny_folder), **SMALL)

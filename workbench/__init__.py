@@ -60,7 +60,7 @@ _PLACES = {
         "credit_by_method",
     ),
     "workbench.inspection.locators": ("Divergence", "locate"),
-    "workbench.corrections.buffer": ("Replay",),
+    "workbench.corrections.replay": ("Replay", "WithCorrections"),
     "workbench.viz.tokens": ("Channel", "group_html"),
     "workbench.viz.view": ("TokenView",),
     "workbench.viz.composer": ("Composer",),

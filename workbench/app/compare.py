@@ -1,7 +1,8 @@
-"""Runs side by side: a table for the terminal and a page with the curves."""
+"""``workbench compare``: runs side by side, a table for the terminal and a page with the curves."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,36 +10,18 @@ from workbench.core import WorkbenchError
 from workbench.records import Run, read_run, write_atomic
 
 
-def summary(run: Run) -> dict[str, object]:
-    """One row: what it was, how far it came, what it cost.
-
-    Accuracy is avg@k on the validation split, before and after.
-    """
-    m, config = run.metrics, run.config
-    row = {
-        "run": run.folder.name,
-        "method": config["method"],
-        "model": Path(str(config.get("model", ""))).name,
-        "seed": config["plan"]["seed"],
-        "steps": len(m),
-    }
-    if "eval_avg" in m and len(m):
-        first = m[m.eval_avg.notna()].iloc[0]
-        row |= {"before": _with_interval(first, "eval"), "after": "running"}
-        if "final_eval_avg" in m and m.final_eval_avg.notna().any():
-            row["after"] = _with_interval(m[m.final_eval_avg.notna()].iloc[-1], "final_eval")
-    if len(m):
-        row |= {
-            "length": f"{m.length.iloc[-1]:.1f}",
-            "entropy": f"{m.entropy.iloc[-1]:.3f}",
-            "tokens": f"{int(m.generated.sum()):,}",
-            "seconds": f"{m.seconds_sample.sum() + m.seconds_train.sum():.0f}",
-        }
-    return row
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--html", type=Path, metavar="F", help="write a page with the curves as well"
+    )
 
 
-def _with_interval(row, name: str) -> str:
-    return f"{row[f'{name}_avg']:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+def main(args: argparse.Namespace) -> None:
+    print(table(args.runs))
+    if args.html:
+        write_page(args.runs, args.html)
+        print(f"The curves are in {args.html}")
 
 
 def table(folders: Sequence[Path]) -> str:
@@ -54,21 +37,13 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     frame = _frame(runs)
     rows = [tuple(map(str, row)) for row in frame.itertuples(index=False)]
-    curves = svg(
-        learning_curves({run.folder.name: run.metrics for run in runs}),
-        "Learning curves of the runs",
-    )
-    write_atomic(
-        Path(out),
-        page(
-            "Runs side by side",
-            "Accuracy is avg@k on the validation split, with a 95 % interval over problems.",
-            [
-                Section("Summary", html_table(tuple(frame.columns), rows)),
-                Section("Learning curves", curves),
-            ],
-        ),
-    )
+    curves = learning_curves({run.folder.name: run.metrics for run in runs})
+    sections = [
+        Section("Summary", html_table(tuple(frame.columns), rows)),
+        Section("Learning curves", svg(curves, "Learning curves of the runs")),
+    ]
+    lead = "Accuracy is avg@k on the validation split, with a 95 % interval over problems."
+    write_atomic(Path(out), page("Runs side by side", lead, sections))
 
 
 def _frame(runs: Sequence[Run]):
@@ -83,3 +58,37 @@ def _frame(runs: Sequence[Run]):
                 f"the run in {run.folder} is damaged: {type(error).__name__}: {error}"
             ) from error
     return pd.DataFrame(rows).fillna("")
+
+
+def summary(run: Run) -> dict[str, object]:
+    """One row: what it was, how far it came, what it cost.
+
+    Accuracy is avg@k on the validation split, before and after.
+    """
+    metrics, config = run.metrics, run.config
+    row = {
+        "run": run.folder.name,
+        "method": config["method"],
+        "model": Path(str(config.get("model", ""))).name,
+        "seed": config["plan"]["seed"],
+        "steps": len(metrics),
+    }
+    if not len(metrics):
+        return row
+    if "eval_avg" in metrics:
+        first = metrics[metrics.eval_avg.notna()].iloc[0]
+        row |= {"before": _with_interval(first, "eval"), "after": "running"}
+        if "final_eval_avg" in metrics and metrics.final_eval_avg.notna().any():
+            last = metrics[metrics.final_eval_avg.notna()].iloc[-1]
+            row["after"] = _with_interval(last, "final_eval")
+    seconds = metrics.seconds_sample.sum() + metrics.seconds_train.sum()
+    return row | {
+        "length": f"{metrics.length.iloc[-1]:.1f}",
+        "entropy": f"{metrics.entropy.iloc[-1]:.3f}",
+        "tokens": f"{int(metrics.generated.sum()):,}",
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def _with_interval(row, name: str) -> str:
+    return f"{row[f'{name}_avg']:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

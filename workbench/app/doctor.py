@@ -1,22 +1,92 @@
-"""What is installed, what the machine has, and which parts of the workbench will work here."""
+"""``workbench doctor``: what is installed, what the machine has, and which parts of the workbench
+will work here.
+"""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import shutil
 from importlib import metadata, util
 
-PARTS = (  # what a user can do, the packages that it needs, and whether it needs CUDA
-    ("train and evaluate", ("torch", "transformers", "safetensors"), False),
-    ("LoRA adapters", ("peft",), False),
-    ("data sets and their graders", ("datasets", "math-verify", "reasoning-gym"), False),
-    ("notebooks", ("jupyterlab", "ipywidgets", "matplotlib", "pandas"), False),
-    ("notebook tests", ("pytest", "nbmake"), False),
-    ("4-bit and 8-bit weights", ("bitsandbytes",), False),
-    ("TensorBoard", ("tensorboard",), False),
-    ("Unsloth", ("unsloth",), True),
-    ("generation by vLLM", ("vllm",), True),
-)
+from workbench.app.arguments import add, named, positive, switch
+from workbench.core import WorkbenchError
+from workbench.paths import ORGANISM
+
+# what a user can do with which packages
+PARTS = {
+    "train and evaluate": ("torch", "transformers", "safetensors"),
+    "LoRA adapters": ("peft",),
+    "data sets and their graders": ("datasets", "math-verify", "reasoning-gym"),
+    "notebooks": ("jupyterlab", "ipywidgets", "matplotlib", "pandas"),
+    "notebook tests": ("pytest", "nbmake"),
+    "4-bit and 8-bit weights": ("bitsandbytes",),
+    "TensorBoard": ("tensorboard",),
+    "Unsloth": ("unsloth",),
+    "generation by vLLM": ("vllm",),
+}
+NEEDS_CUDA = ("Unsloth", "generation by vLLM")
+
+SIZES = {  # of a training step, as memory.StepSizes has them
+    "--lora": ("rank", 16, "rank of the adapter"),
+    "--prompt": ("prompt", 200, "tokens of a prompt"),
+    "--new": ("new", 512, "tokens of a completion"),
+    "--rows": ("rows", 8, "rollouts in a micro-batch"),
+    "--prompts": ("prompts", 16, "problems in a step"),
+}
+ARGUMENTS = {
+    "--model": {
+        "type": named,
+        "metavar": "MODEL",
+        "help": "a folder, a hub id (only its configuration is read), a GGUF file, or smollm2",
+    },
+    "--method": {"metavar": "METHOD", "help": "one method (default: all)"},
+    "--checkpointing": switch("with activations made again in the backward pass"),
+    "--8bit-optimizer": switch("with AdamW's moments in 8 bits", "eight_bit"),
+    "--measure": {
+        "metavar": "TASK",
+        "help": "also make one real step by QLoRA on this GPU, on a task",
+    },
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add(parser, ARGUMENTS)
+    for flag, (name, n, text) in SIZES.items():
+        parser.add_argument(
+            flag, type=positive, default=n, dest=name, help=f"{text} (default: {n})"
+        )
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.model is None:
+        if args.method or args.measure:
+            raise WorkbenchError("doctor --method and --measure want a --model")
+        print(report())
+        return
+    from workbench import methods
+    from workbench.app import memory
+
+    names = [args.method] if args.method else list(methods.METHODS)
+    kinds = [methods.find(name) for name in names]
+    sizes = memory.StepSizes(
+        args.prompt,
+        args.new,
+        args.rows,
+        args.prompts,
+        args.rank,
+        args.checkpointing,
+        args.eight_bit,
+    )
+    print(
+        f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU "
+        f"that it fits: {args.prompt} + {args.new} tokens, "
+        f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; "
+        "frozen weights in bf16 (on a T4 fp32), QLoRA's in 4 bits.\n"
+    )
+    print(memory.report(args.model, names, **vars(sizes)))
+    if args.measure:
+        print(measured(args.model, kinds, args.measure, sizes))
 
 
 def version(package: str) -> str | None:
@@ -31,66 +101,64 @@ def line() -> str:
     import torch
 
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return (
-        f"Python {platform.python_version()}, "
-        + ", ".join(f"{p} {version(p)}" for p in ("torch", "transformers", "peft"))
-        + f", {place}"
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    return f"Python {platform.python_version()}, {packages}, {place}"
 
 
 def report() -> str:
+    """The machine, then a line for each part: does it work here, and if not, why."""
+    compiler = shutil.which("g++") or shutil.which("clang++") or "none"
     lines = [
-        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}"
+        f"python        {platform.python_version()} on {platform.system()} {platform.machine()}",
+        *_devices(),
+        f"C++ compiler  {compiler} (only rebuilding the organism uses one, by torch.compile)",
+        "",
+        *(_part(name, packages) for name, packages in PARTS.items()),
+        _embedded_models(),
     ]
-    cuda = False
-    if util.find_spec("torch"):
-        import torch
-
-        cuda = torch.cuda.is_available()
-        lines.append(f"torch         {torch.__version__}, {torch.get_num_threads()} CPU threads")
-        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        lines += [f"GPU           {d.name}, {d.total_memory / 2**30:.0f} GiB" for d in devices] or [
-            "GPU           none: everything runs on the CPU"
-        ]
-    lines.append(
-        f"C++ compiler  {shutil.which('g++') or shutil.which('clang++') or 'none'} (only "
-        "rebuilding the organism uses one, by torch.compile)"
-    )
-    lines.append("")
-    for part, packages, needs_cuda in PARTS:
-        missing = [p for p in packages if version(p) is None]
-        have = ", ".join(f"{p} {version(p)}" for p in packages if version(p))
-        if missing:
-            lines.append(f"[ no ] {part}: not installed: {', '.join(missing)}")
-        elif needs_cuda and not cuda:
-            lines.append(f"[ no ] {part}: {have}, but there is no CUDA GPU")
-        else:
-            lines.append(f"[ ok ] {part}: {have}")
-    from workbench.paths import ORGANISM
-
-    found = (
-        sorted(
-            folder.name for folder in ORGANISM.glob("[!.]*") if (folder / "config.json").is_file()
-        )
-        if ORGANISM.is_dir()
-        else []
-    )
-    lines.append(
-        f"[ ok ] embedded models: {', '.join(found)}"
-        if found
-        else "[ no ] embedded models: none here; make organism builds them"
-    )
     return "\n".join(lines)
 
 
-def measured(model: str, methods: list[type], task: str, args) -> str:
-    """One real step of each method by QLoRA on the GPU that is here, as ``args`` of the command
-    line say.
-    """
+def _devices() -> list[str]:
+    if not util.find_spec("torch"):
+        return []
+    import torch
+
+    lines = [f"torch         {torch.__version__}, {torch.get_num_threads()} CPU threads"]
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        lines.append(f"GPU           {device.name}, {device.total_memory / 2**30:.0f} GiB")
+    if len(lines) == 1:
+        lines.append("GPU           none: everything runs on the CPU")
+    return lines
+
+
+def _part(name: str, packages: tuple[str, ...]) -> str:
+    missing = [package for package in packages if version(package) is None]
+    if missing:
+        return f"[ no ] {name}: not installed: {', '.join(missing)}"
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    if name in NEEDS_CUDA:
+        import torch
+
+        if not torch.cuda.is_available():
+            return f"[ no ] {name}: {versions}, but there is no CUDA GPU"
+    return f"[ ok ] {name}: {versions}"
+
+
+def _embedded_models() -> str:
+    # a folder that begins with a dot is half-written
+    models = sorted(file.parent.name for file in ORGANISM.glob("[!.]*/config.json"))
+    if not models:
+        return "[ no ] embedded models: none here; make organism builds them"
+    return f"[ ok ] embedded models: {', '.join(models)}"
+
+
+def measured(model: str, methods: list[type], task: str, sizes) -> str:
+    """One real step of each method by QLoRA on the GPU that is here; ``sizes`` as in memory.py."""
     import torch
 
     from workbench.app.memory import measure
-    from workbench.core import WorkbenchError
     from workbench.model.learner import Learner, OptimConfig
     from workbench.model.loading import load_policy
     from workbench.tasks import load_task
@@ -98,21 +166,17 @@ def measured(model: str, methods: list[type], task: str, args) -> str:
     if not torch.cuda.is_available():
         raise WorkbenchError("there is no GPU here to measure on")
     lines = [f"\nMeasured on {torch.cuda.get_device_name()} with {task}, by QLoRA:"]
-    for method in methods:
-        expert = (
-            load_policy(model, four_bit=True, frozen=True)
-            if getattr(method(), "teacher", "") == "expert"
-            else None
-        )
+    for kind in methods:
+        method, expert = kind(), None
+        if method.needs_expert:
+            expert = load_policy(model, four_bit=True, frozen=True)
         learner = Learner(
             load_policy(model, four_bit=True, frozen=True),
-            OptimConfig(eight_bit=args.eight_bit),
-            lora=args.lora,
+            OptimConfig(eight_bit=sizes.eight_bit),
+            lora=sizes.rank,
             expert=expert,
-            checkpointing=args.checkpointing,
+            checkpointing=sizes.checkpointing,
         )
-        lines.append(
-            f"{method.__name__.lower():8} "
-            f"{measure(learner, method(), load_task(task), args.rows, args.prompts) / 2**30:.1f} GiB"
-        )
+        peak = measure(learner, method, load_task(task), sizes.rows, sizes.prompts)
+        lines.append(f"{kind.__name__.lower():8} {peak / 2**30:.1f} GiB")
     return "\n".join(lines)

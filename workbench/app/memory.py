@@ -2,11 +2,10 @@
 
 The peak memory of a training step on a GPU, part by part, from a model's configuration alone.
 
-    predict(net, method, mode, ...) -> {part: bytes}      net: the model without its weights, from
-                                                          ``skeleton``
-    measure(learner, method, task) -> bytes               one real step on the GPU that is there
-    report(model, methods, ...) -> text                   every method, full, LoRA and QLoRA, and
-                                                          the smallest of four GPUs that it fits
+    predict(net, method, mode, sizes) -> {part: bytes}    net: ``skeleton``, a model without weights
+    measure(learner, method, task)    -> bytes            one real step on the GPU that is there
+    report(model, methods, ...)       -> text             each method, full, LoRA and QLoRA, and the
+                                                          smallest of four GPUs that it fits
 
 Weights, gradients, optimiser and copies are counted. What the backward pass keeps is counted too,
 not estimated: the model runs without storage (PyTorch's meta device), and every tensor that
@@ -18,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -40,8 +40,19 @@ CONTEXT = 0.6 * 2**30  # what CUDA itself and its libraries take
 MODES = ("full", "lora", "qlora")
 # bytes a weight: 4 bits, an 8-bit scale for 64 of them, a 32-bit scale for 256 of those
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-# completions that a method's longest prompt holds beside the question
-PREFIX = {"tapo": 2, "sdpo": 1}
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """What a training step is made of."""
+
+    prompt: int = 200  # tokens of a prompt
+    new: int = 512  # tokens of a completion
+    rows: int = 8  # rollouts in a micro-batch
+    prompts: int = 16  # problems
+    rank: int = 16  # of the adapter
+    checkpointing: bool = False  # activations made again in the backward pass
+    eight_bit: bool = False  # AdamW's moments
 
 
 def skeleton(model: str | Path) -> nn.Module:
@@ -85,79 +96,89 @@ def predict(
     net: nn.Module,
     method: Method,
     mode: str,
+    sizes: StepSizes,
     *,
-    rank: int = 16,
-    prompt: int = 200,
-    new: int = 512,
-    rows: int = 8,
-    prompts: int = 16,
-    checkpointing: bool = False,
-    eight_bit: bool = False,
     bf16: bool = True,
 ) -> dict[str, float]:
     """Bytes at the peak of one step, by part; ``"peak"`` is their total, where sampling and
     training take turns.
 
-    ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in bf16, or 4 bits). ``prompt``,
-    ``new``: tokens of a prompt and of a completion. ``rows``: rollouts in a micro-batch. ``bf16``:
-    the GPU computes in it, else frozen weights are fp32 where they are not 4 bits. A method's
-    teacher network is taken to be the same model, frozen.
+    ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in bf16, or 4 bits). ``bf16``: the
+    GPU computes in it, else frozen weights are fp32 where they are not 4 bits. A method's teacher
+    network is taken to be the same model, frozen.
     """
     wide = 2 if bf16 and mode != "full" else 4
     net = copy.deepcopy(net).to(torch.bfloat16 if wide == 2 else torch.float32)
+    static = _static(net, method, mode, sizes, wide, bf16)
+    parts = static | {
+        "activations": _training(net, method, sizes, wide),
+        "sampling": _sampling(net, method, sizes, wide),
+    }
+    busy = max(parts["activations"], parts["sampling"])
+    return parts | {"peak": sum(static.values()) + busy + CONTEXT}
+
+
+def _static(
+    net: nn.Module, method: Method, mode: str, sizes: StepSizes, wide: int, bf16: bool
+) -> dict[str, float]:
+    """What stays from step to step: weights, what is trained of them, and copies.
+
+    Makes ``net`` trainable as ``mode`` says.
+    """
+    head = net.get_output_embeddings()
     linear = sum(
-        m.weight.numel()
-        for name, m in net.named_modules()
-        if isinstance(m, nn.Linear) and m is not net.get_output_embeddings()
+        module.weight.numel()
+        for module in net.modules()
+        if isinstance(module, nn.Linear) and module is not head
     )
     count = sum(p.numel() for p in net.parameters())
     weights = wide * (count - linear) + (NF4 if mode == "qlora" else wide) * linear
-    expert = weights if mode != "full" else (2 if bf16 else 4) * count
+    frozen = weights
     if mode == "full":
         net.requires_grad_(True)
+        frozen = (2 if bf16 else 4) * count
     else:
-        net = peft_adapter(net, rank)
-        for p in net.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()
+        # the adapter's layers are put into the net itself
+        for parameter in peft_adapter(net, sizes.rank).parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    distil = method.distil
-    parts = {
+    averaged = method.distil is not None and method.distil.teacher == "teacher"
+    return {
         "weights": weights,
         "adapter": 0 if mode == "full" else 4 * trained,
         "gradients": 4 * trained,
-        "optimiser": (2 if eight_bit else 8) * trained,
+        "optimiser": (2 if sizes.eight_bit else 8) * trained,
         "reference": 4 * trained,
-        "teacher": 4 * trained if distil and distil.teacher == "teacher" else 0,
-        "expert": expert if getattr(method, "teacher", "") == "expert" else 0,
+        "teacher": 4 * trained * averaged,
+        "expert": frozen * method.needs_expert,
     }
-    inner = net.get_base_model() if hasattr(net, "get_base_model") else net
-    config = inner.config
-    name = type(method).__name__.lower()
-    longest = prompt + new * PREFIX.get(name, 0)
-    head = inner.get_output_embeddings().weight
-    saved = activations(inner, rows, prompt + new, checkpointing)
-    momentary = 4 * 4 * max(CHUNK_ELEMENTS, len(head)) + 3 * 4 * rows * new * head.shape[1]
-    reading = 0 if distil is None else 12 * wide * rows * (longest + new) * config.hidden_size
+
+
+def _training(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> float:
+    """What one micro-batch's backward pass keeps, the tensors that live for a moment, and the
+    states that a teacher's reading leaves.
+    """
+    vocabulary, width = net.get_output_embeddings().weight.shape
+    kept = activations(net, sizes.rows, sizes.prompt + sizes.new, sizes.checkpointing)
+    logits = 4 * 4 * max(CHUNK_ELEMENTS, vocabulary)
+    states = 3 * 4 * sizes.rows * sizes.new * width
+    if method.distil is None:
+        return kept + logits + states
+    length = sizes.prompt + sizes.new * (1 + method.teacher_prompt_growth)
+    return kept + logits + states + 12 * wide * sizes.rows * length * net.config.hidden_size
+
+
+def _sampling(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> float:
+    """The sampler's cache of keys and values, and its logits."""
+    config = net.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    together = min(ROWS, prompts * getattr(method, "k", 8))
-    cache = (
-        2
-        * 2
-        * config.num_hidden_layers
-        * together
-        * heads
-        * size
-        * wide
-        * ((longest if name == "tapo" else prompt) + new)
-    )
-    parts |= {
-        "activations": saved + momentary + reading,
-        "sampling": cache + 4 * 4 * together * len(head),
-    }
-    static = sum(parts[name] for name in parts if name not in ("activations", "sampling"))
-    return parts | {"peak": static + max(parts["activations"], parts["sampling"]) + CONTEXT}
+    together = min(ROWS, sizes.prompts * getattr(method, "k", 8))
+    length = sizes.prompt + sizes.new * (1 + method.prompt_growth)
+    a_token = 2 * 2 * config.num_hidden_layers * heads * size * wide
+    logits = 4 * 4 * together * len(net.get_output_embeddings().weight)
+    return a_token * together * length + logits
 
 
 def activations(net: nn.Module, rows: int, length: int, checkpointing: bool = False) -> int:
@@ -166,13 +187,13 @@ def activations(net: nn.Module, rows: int, length: int, checkpointing: bool = Fa
     With checkpointing: each layer's input, and what one layer keeps while it is made again.
     """
     layers = net.config.num_hidden_layers
+    if layers <= 2 and not checkpointing:
+        return _saved(net, rows, length)
+    one = _saved(_with_layers(net, 1), rows, length)
+    a_layer = _saved(_with_layers(net, 2), rows, length) - one
     if checkpointing:
-        one, two = (_kept(_with_layers(net, n), rows, length) for n in (1, 2))
-        return (two - one) + layers * rows * length * net.config.hidden_size * net.dtype.itemsize
-    if layers <= 2:
-        return _kept(net, rows, length)
-    one, two = (_kept(_with_layers(net, n), rows, length) for n in (1, 2))
-    return one + (layers - 1) * (two - one)
+        return a_layer + layers * rows * length * net.config.hidden_size * net.dtype.itemsize
+    return one + (layers - 1) * a_layer
 
 
 def _with_layers(net: nn.Module, n: int) -> nn.Module:
@@ -183,22 +204,21 @@ def _with_layers(net: nn.Module, n: int) -> nn.Module:
     return cut
 
 
-def _kept(decoder: nn.Module, rows: int, length: int) -> int:
-    own = {p.untyped_storage()._cdata for p in decoder.parameters()}
-    found: dict[int, int] = {}
+def _saved(decoder: nn.Module, rows: int, length: int) -> int:
+    """Bytes that autograd saves in one forward pass, each storage once, parameters left out."""
+    parameters = {p.untyped_storage()._cdata for p in decoder.parameters()}
+    storages = {}  # by address; held, so that no other gets it
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            found[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # so that no other gets its address
+        if storage._cdata not in parameters:
+            storages[storage._cdata] = storage
         return tensor
 
-    alive: list = []
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         decoder(input_ids=ids, use_cache=False)
-    return sum(found.values())
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def measure(learner, method: Method, task, rows: int = 8, prompts: int = 16) -> int:
@@ -213,27 +233,32 @@ def measure(learner, method: Method, task, rows: int = 8, prompts: int = 16) -> 
     return torch.cuda.max_memory_allocated()
 
 
-def report(model: str | Path, methods: Sequence[str], *, rank: int = 16, **sizes) -> str:
+def report(model: str | Path, methods: Sequence[str], **sizes) -> str:
     """A table: the smallest GPU that a step fits, and GiB at its peak there.
 
-    ``sizes``: as in ``predict``.
+    ``sizes``: the fields of ``StepSizes``.
     """
     import pandas as pd
 
     from workbench.methods import find
 
     net = skeleton(model)
+    sizes = StepSizes(**sizes)
     rows = {}
     for name in methods:
         rows[name] = {}
         for mode in MODES:
-            peaks = {
-                bf16: predict(net, find(name)(), mode, rank=rank, bf16=bf16, **sizes)["peak"]
-                / 2**30
-                for bf16 in (True, False)
-            }
-            gpu = next((gpu for gpu, (free, bf16) in GPUS.items() if peaks[bf16] <= free), "")
-            rows[name][mode if mode == "full" else f"{mode} r={rank}"] = (
-                f"{peaks[GPUS[gpu][1] if gpu else True]:.1f}  {gpu or 'more than 80 GB'}"
-            )
+            column = mode if mode == "full" else f"{mode} r={sizes.rank}"
+            rows[name][column] = _smallest(net, find(name)(), mode, sizes)
     return pd.DataFrame(rows).T.to_string()
+
+
+def _smallest(net: nn.Module, method: Method, mode: str, sizes: StepSizes) -> str:
+    """GiB at the peak, and the smallest GPU that has them."""
+    peaks = {
+        bf16: predict(net, method, mode, sizes, bf16=bf16)["peak"] / 2**30 for bf16 in (True, False)
+    }
+    for gpu, (free, bf16) in GPUS.items():
+        if peaks[bf16] <= free:
+            return f"{peaks[bf16]:.1f}  {gpu}"
+    return f"{peaks[True]:.1f}  more than 80 GB"

@@ -1,9 +1,12 @@
 """Corrections kept in a file, one JSON object a line, each with where it came from; read back as
 rollouts with their exact token ids.
 
-    schema_version   1                        problem    the Problem            policy     its name
-    rollout          the correction, graded   source     the wrong rollout      keep, prefix,
-                     transition, continuation, reference, diagnosis, authors
+    schema_version   1
+    policy           its name
+    problem          the Problem
+    rollout          the correction, graded
+    source           the wrong rollout
+    keep, prefix, transition, continuation, reference, diagnosis, authors    of the Composition
 
 A line is appended whole or not at all: a writer that is killed leaves at most a torn last line,
 which readers skip and the next writer removes.
@@ -11,14 +14,15 @@ which readers skip and the next writer removes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workbench.core import Credit, Group, Method, Problem, Rollout, WorkbenchError
+from filelock import FileLock
+
+from workbench.core import Group, Problem, Rollout, WorkbenchError
 from workbench.corrections.compose import Composition
 from workbench.model.policy import Policy
 from workbench.records import dumps, group_from_dict
@@ -43,37 +47,38 @@ class Correction:
 def append(path: str | Path, correction: Correction) -> None:
     """Add one line.
 
-    Safe beside other writers, and after one that was killed. Raises WorkbenchError when the file
-    cannot be written.
+    Safe beside other writers (a lock file, ``path`` and ".lock", stays there), and after one that
+    was killed. Raises WorkbenchError when the file cannot be written.
     """
-    made = correction.composition
-    line = {
+    composition = correction.composition
+    row = {
         "schema_version": SCHEMA_VERSION,
         "policy": correction.policy,
-        "problem": asdict(made.problem),
+        "problem": asdict(composition.problem),
         "rollout": asdict(correction.rollout),
-        "source": asdict(made.source),
-        **{name: getattr(made, name) for name in PARTS},
+        "source": asdict(composition.source),
+        **{name: getattr(composition, name) for name in PARTS},
     }
-    data = dumps(line).encode() + b"\n"
+    line = dumps(row).encode() + b"\n"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a+b", buffering=0) as file:  # "a": every write goes to the end
-            fcntl.flock(file, fcntl.LOCK_EX)
-            whole = file.seek(0) or file.read()
-            tail = whole[whole.rfind(b"\n") + 1 :]
+        # "a": every write goes to the end
+        with open(path, "a+b", buffering=0) as file, FileLock(f"{path}.lock"):
+            file.seek(0)
+            content = file.read()
+            tail = content[content.rfind(b"\n") + 1 :]
             if _torn(tail):
-                file.truncate(len(whole) - len(tail))
-            file.write(b"\n" * (bool(tail) and not _torn(tail)) + data)
+                file.truncate(len(content) - len(tail))
+            elif tail:  # a whole line, which somebody's editor left without its end
+                line = b"\n" + line
+            file.write(line)
             os.fsync(file.fileno())
     except OSError as error:
         raise WorkbenchError(f"could not write {path}: {error.strerror or error}") from error
 
 
 def _torn(tail: bytes) -> bool:
-    """Is what follows the last line break the beginning of a line that was never finished (and not
-    a whole line of somebody's editor)?
-    """
+    """Is what follows the last line break the beginning of a line that was never finished?"""
     try:
         return bool(tail) and not isinstance(json.loads(tail), dict)
     except (ValueError, RecursionError):
@@ -86,11 +91,12 @@ def load(path: str | Path) -> list[Correction]:
     A malformed line is named by its number (WorkbenchError).
     """
     try:
-        raw = Path(path).read_bytes() if Path(path).exists() else b""
+        content = Path(path).read_bytes() if Path(path).exists() else b""
     except OSError as error:
         raise WorkbenchError(f"could not read {path}: {error.strerror or error}") from error
-    *lines, tail = raw.split(b"\n")
-    lines += [] if _torn(tail) else [tail]
+    *lines, tail = content.split(b"\n")
+    if not _torn(tail):
+        lines.append(tail)
     return [
         _correction(f"{path}, line {number}", line)
         for number, line in enumerate(lines, 1)
@@ -100,27 +106,30 @@ def load(path: str | Path) -> list[Correction]:
 
 def _correction(where: str, line: bytes) -> Correction:
     try:
-        row = json.loads(line)
-        version = row["schema_version"]
-        if version != SCHEMA_VERSION:
-            raise WorkbenchError(
-                f"{where} has schema version {version}, this package reads {SCHEMA_VERSION}"
-            )
-        group = group_from_dict(
-            {"problem": row["problem"], "rollouts": [row["source"], row["rollout"]]}
-        )
-        source, rollout = group.rollouts
-        made = Composition(group.problem, source, **{name: row[name] for name in PARTS})
-        if made.text != rollout.text or not 0 <= made.keep <= len(source.completion_ids):
-            raise ValueError("its parts do not make up its text")
-        return Correction(made, rollout, row["policy"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = (
-            f"it has no {error}"
-            if isinstance(error, KeyError)
-            else str(error) or type(error).__name__
-        )
+        return _parsed(where, line)
+    except KeyError as error:
+        raise WorkbenchError(f"{where} is not a correction: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        what = str(error) or type(error).__name__
         raise WorkbenchError(f"{where} is not a correction: {what}") from error
+
+
+def _parsed(where: str, line: bytes) -> Correction:
+    row = json.loads(line)
+    version = row["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise WorkbenchError(
+            f"{where} has schema version {version}, this package reads {SCHEMA_VERSION}"
+        )
+    group = group_from_dict(
+        {"problem": row["problem"], "rollouts": [row["source"], row["rollout"]]}
+    )
+    source, rollout = group.rollouts
+    parts = {name: row[name] for name in PARTS}
+    composition = Composition(group.problem, source, **parts)
+    if composition.text != rollout.text or not 0 <= composition.keep <= len(source.completion_ids):
+        raise ValueError("its parts do not make up its text")
+    return Correction(composition, rollout, row["policy"])
 
 
 def groups(corrections: Sequence[Correction], policy: Policy) -> list[Group]:
@@ -128,45 +137,15 @@ def groups(corrections: Sequence[Correction], policy: Policy) -> list[Group]:
 
     Raises WorkbenchError when ``policy`` has another tokenizer.
     """
-    found: dict[str, list[Correction]] = {}
+    by_problem: dict[str, list[Correction]] = {}
     for correction in corrections:
         if policy.decode(correction.rollout.completion_ids) != correction.rollout.text:
             raise WorkbenchError(
                 f"the correction of problem {correction.problem.id} was tokenised for "
                 f"{correction.policy}, not for {policy.name}"
             )
-        found.setdefault(correction.problem.id, []).append(correction)
-    return [Group(rows[0].problem, tuple(row.rollout for row in rows)) for rows in found.values()]
-
-
-@dataclass(frozen=True)
-class Replay(Method):
-    """Any method on groups that are already there, such as those of a buffer, instead of fresh
-    samples: ``Replay(SFT(), groups)``.
-
-    A step takes those of its problems, and all of them when it has no problems.
-    """
-
-    method: Method
-    recorded: tuple[Group, ...]
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.method.needs_reference
-
-    @property
-    def distil(self):
-        return self.method.distil
-
-    def diagnose(self, groups, credits):
-        return self.method.diagnose(groups, credits)
-
-    def sample(self, learner, task, problems, seed) -> list[Group]:
-        wanted = {problem.id for problem in problems}
-        return [group for group in self.recorded if not wanted or group.problem.id in wanted]
-
-    def credit(self, groups, learner) -> list[Credit]:
-        return self.method.credit(groups, learner)
-
-    def loss(self, scores, batch):
-        return self.method.loss(scores, batch)
+        by_problem.setdefault(correction.problem.id, []).append(correction)
+    return [
+        Group(several[0].problem, tuple(one.rollout for one in several))
+        for several in by_problem.values()
+    ]

@@ -1,10 +1,10 @@
-r"""Compose a correction of a wrong rollout, and see what training on it would do, before training.
+"""Compose a correction of a wrong rollout, and see what training on it would do, before training.
 
-    kept tokens of the wrong rollout      +   transition   +   continuation               +   end of
-                                          turn
-    verbatim ids, the mistake included        "Wait, "         a correct sibling's, yours,
-                                                               or the policy's own (TAPO, arXiv
-                                                               2606.18844)
+    kept tokens of the wrong rollout    verbatim ids, the mistake included
+    transition                          "Wait, "
+    continuation                        a correct sibling's, yours, or the policy's own
+                                        (TAPO, arXiv 2606.18844)
+    end of turn
 
 The kept part keeps its token ids; only what is new is tokenised. Everything here is a function of
 plain values: workbench/viz/composer.py binds controls to them, and workbench/corrections/buffer.py
@@ -25,8 +25,10 @@ from workbench.rollouts.reconstructions import TRANSITION, Pair, construct
 from workbench.spans import Spans, common_prefix, shared_steps, split_steps
 
 _ANSWER = re.compile(
-    r"\\boxed\s*\{\s*[^{}\s]|####[ \t]*\S|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]|^A:[ "
-    r"\t]*\S",
+    r"\\boxed\s*\{\s*[^{}\s]"
+    r"|####[ \t]*\S"
+    r"|\b[Aa]nswer\b(?:[ \t]+is\b)?:?[ \t]*[^\s:]"
+    r"|^A:[ \t]*\S",
     re.MULTILINE,
 )
 
@@ -75,16 +77,14 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
 
 def nearest(policy: Policy, group: Group, source: int) -> int:
     """The correct sibling that shares the most leading steps with the rollout."""
-    own = Spans(group.rollouts[source], policy.decode).lines
     right = [i for i, r in enumerate(group.rollouts) if r.verdict.correct and i != source]
     if not right:
         raise WorkbenchError(
             "no rollout of this group is correct: write the continuation yourself, or "
             "sample more rollouts"
         )
-    return max(
-        right, key=lambda i: shared_steps(own, Spans(group.rollouts[i], policy.decode).lines)
-    )
+    lines = [Spans(rollout, policy.decode).lines for rollout in group.rollouts]
+    return max(right, key=lambda i: shared_steps(lines[source], lines[i]))
 
 
 def compose(
@@ -118,17 +118,15 @@ def compose(
         raise WorkbenchError(
             "the point is inside a character that takes several tokens: move it by one"
         )
-    authors = {"prefix": called(policy), "transition": "template", "continuation": "user"}
-    right = ""
+    author, right = "user", ""
     if continuation is None:
-        right = _right(
-            group, nearest(policy, group, source) if reference is None else reference
-        ).text
-        continuation, authors["continuation"] = rest_of(right, prefix), "sibling"
+        author, right = "sibling", _right(policy, group, source, reference).text
+        continuation = rest_of(right, prefix)
     if not prefix.strip():
         transition = ""  # there is nothing to take back
     elif transition and keep == layout.written and not prefix.endswith("\n"):
         transition = "\n" + transition
+    authors = {"prefix": called(policy), "transition": "template", "continuation": author}
     return Composition(
         group.problem, rollout, keep, prefix, transition, continuation, right, authors=authors
     )
@@ -138,10 +136,12 @@ def rest_of(solution: str, prefix: str) -> str:
     """What is left of a correct solution for somebody who has written ``prefix``."""
     if solution.startswith(prefix):
         return solution[len(prefix) :]
-    lines = [solution[s.start : s.end] for s in split_steps(solution)]
-    return "".join(
-        lines[shared_steps([prefix[s.start : s.end] for s in split_steps(prefix)], lines) :]
-    )
+    steps = _steps(solution)
+    return "".join(steps[shared_steps(_steps(prefix), steps) :])
+
+
+def _steps(text: str) -> list[str]:
+    return [text[step.start : step.end] for step in split_steps(text)]
 
 
 def wrong_rollout(group: Group, i: int) -> Rollout:
@@ -154,11 +154,13 @@ def wrong_rollout(group: Group, i: int) -> Rollout:
     return group.rollouts[i]
 
 
-def _right(group: Group, i: int) -> Rollout:
-    if not 0 <= i < len(group.rollouts) or not group.rollouts[i].verdict.correct:
-        right = [str(j) for j, r in enumerate(group.rollouts) if r.verdict.correct]
+def _right(policy: Policy, group: Group, source: int, reference: int | None) -> Rollout:
+    """The correct sibling ``reference``, or the nearest."""
+    i = nearest(policy, group, source) if reference is None else reference
+    right = [j for j, rollout in enumerate(group.rollouts) if rollout.verdict.correct]
+    if i not in right:
         raise WorkbenchError(
-            f"rollout {i} is no correct reference; {', '.join(right) or 'none'} of this "
+            f"rollout {i} is no correct reference; {', '.join(map(str, right)) or 'none'} of this "
             "group would be"
         )
     return group.rollouts[i]
@@ -175,32 +177,27 @@ def reconstruct(
     seed: int = 0,
 ) -> Composition:
     """Let the policy write the correction in TAPO's format, from the question, the wrong rollout
-    and a correct sibling, as ``synthesis.construct`` does for training.
+    and a correct sibling, as ``reconstructions.construct`` does for training.
 
     What it copied of the rollout, token by token, is the kept part; the diagnosis is its analysis.
     The first of ``tries`` outputs that TAPO would train on counts. Raises WorkbenchError when there
     is none, saying why they were dropped, and for a task without a synthesis prompt.
     """
     rollout = wrong_rollout(group, source)
-    right = _right(group, nearest(policy, group, source) if reference is None else reference)
-    made = construct(
-        policy,
-        task,
-        [Pair(group.problem, rollout, right, j) for j in range(tries)],
-        (seed, "reconstruct", source),
-    )
-    usable = next((m for m in made if m.rollout is not None), None)
-    if usable is None:
-        why = ", ".join(f"{n} {reason}" for reason, n in Counter(m.dropped for m in made).items())
+    right = _right(policy, group, source, reference)
+    pairs = [Pair(group.problem, rollout, right, attempt) for attempt in range(tries)]
+    outputs = construct(policy, task, pairs, (seed, "reconstruct", source))
+    usable = [output for output in outputs if output.rollout is not None]
+    if not usable:
+        reasons = Counter(output.dropped for output in outputs)
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
         raise WorkbenchError(
             f"none of {tries} outputs of the policy is a usable analysis and reconstruction "
-            f"({why}): "
-            "try another seed, or write it yourself"
+            f"({why}): try another seed, or write it yourself"
         )
-    composition = of_text(
-        policy, group.problem, rollout, usable.rollout.text, author=called(policy)
-    )
-    return replace(composition, reference=right.text, diagnosis=usable.analysis)
+    text = usable[0].rollout.text
+    composition = of_text(policy, group.problem, rollout, text, author=called(policy))
+    return replace(composition, reference=right.text, diagnosis=usable[0].analysis)
 
 
 def of_text(
@@ -216,15 +213,8 @@ def of_text(
     while not text.startswith(policy.decode(source.completion_ids[:keep])):
         keep -= 1
     prefix = policy.decode(source.completion_ids[:keep])
-    return Composition(
-        problem,
-        source,
-        keep,
-        prefix,
-        "",
-        text[len(prefix) :],
-        authors={"prefix": called(policy), "continuation": author},
-    )
+    authors = {"prefix": called(policy), "continuation": author}
+    return Composition(problem, source, keep, prefix, "", text[len(prefix) :], authors=authors)
 
 
 def edit(composition: Composition, **parts: str) -> Composition:
@@ -232,9 +222,8 @@ def edit(composition: Composition, **parts: str) -> Composition:
     then on.
     """
     changed = {name: text for name, text in parts.items() if text != getattr(composition, name)}
-    return replace(
-        composition, **changed, authors={**composition.authors, **dict.fromkeys(changed, "user")}
-    )
+    authors = {**composition.authors, **dict.fromkeys(changed, "user")}
+    return replace(composition, **changed, authors=authors)
 
 
 def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
@@ -246,7 +235,6 @@ def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
     reconstruction, no final answer in it, a control token, no way to tokenise it, or no room for
     it.
     """
-    source, new = composition.source, composition.transition + composition.continuation
     if not composition.continuation.strip():
         raise WorkbenchError("the reconstruction is empty: write what comes after the point")
     if not _ends_with_answer(composition):
@@ -254,23 +242,23 @@ def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
             "the reconstruction has no final answer: end it with one, such as \\boxed{18} "
             "or Answer 18"
         )
-    ids = _tokens(policy, source.completion_ids[: composition.keep], composition.prefix, new) + (
-        policy.tokenizer.eos_token_id,
-    )
-    if len(source.prompt_ids) + len(ids) > policy.context:
+    prompt = composition.source.prompt_ids
+    kept_ids = composition.source.completion_ids[: composition.keep]
+    new = composition.transition + composition.continuation
+    ids = _tokens(policy, kept_ids, composition.prefix, new)
+    ids += (policy.tokenizer.eos_token_id,)
+    if len(prompt) + len(ids) > policy.context:
         raise WorkbenchError(
-            f"the prompt and the correction have {len(source.prompt_ids) + len(ids)} "
-            "tokens, "
+            f"the prompt and the correction have {len(prompt) + len(ids)} tokens, "
             f"more than the model's context of {policy.context}"
         )
-    origin = "edited" if "user" in composition.authors.values() else "correction"
     return Rollout(
-        source.prompt_ids,
+        prompt,
         ids,
         (float("nan"),) * len(ids),
         composition.text,
         task.grade(composition.problem, composition.text),
-        origin=origin,
+        origin="edited" if "user" in composition.authors.values() else "correction",
         borrowed=len(ids),
     )
 
@@ -280,26 +268,27 @@ def _ends_with_answer(composition: Composition) -> bool:
 
     The kept part may hold a wrong one.
     """
-    last = next(reversed([*_ANSWER.finditer(composition.text)]), None)
-    return last is not None and len(composition.prefix) < last.end() + len(
-        composition.text[last.end() :].partition("\n")[0]
-    )
+    answers = list(_ANSWER.finditer(composition.text))
+    if not answers:
+        return False
+    rest_of_line = composition.text[answers[-1].end() :].partition("\n")[0]
+    return len(composition.prefix) < answers[-1].end() + len(rest_of_line)
 
 
-def _tokens(policy: Policy, kept: tuple[int, ...], prefix: str, new: str) -> tuple[int, ...]:
+def _tokens(policy: Policy, kept_ids: tuple[int, ...], prefix: str, new: str) -> tuple[int, ...]:
     """The kept ids and those of the new text.
 
     A tokenizer that puts a space before a text of its own reads the two together.
     """
     tokenizer = policy.tokenizer
-    for known, text in ((kept, new), ((), prefix + new)):
-        ids = known + tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if set(ids[len(kept) :]) & (set(tokenizer.all_special_ids) | policy.stop_ids):
+    for head, text in ((kept_ids, new), ((), prefix + new)):
+        ids = head + tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if set(ids[len(kept_ids) :]) & (set(tokenizer.all_special_ids) | policy.stop_ids):
             raise WorkbenchError(
                 "the reconstruction holds a control token of the tokenizer, or a character "
                 "that it does not know"
             )
-        if ids[: len(kept)] == kept and policy.decode(ids) == prefix + new:
+        if ids[: len(kept_ids)] == kept_ids and policy.decode(ids) == prefix + new:
             return ids
     raise WorkbenchError(
         "the tokenizer does not give this text back when it is cut here: keep through the "

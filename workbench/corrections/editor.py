@@ -1,10 +1,10 @@
-"""The composer's desk: one group, and for every correction composed on it what training would see
-and what each method would say.
+"""The correction editor: one group, and for every correction composed on it what training would
+see and what each method would say.
 
-    desk = Desk(policy, task, group, {"GRPO": GRPO()})
-    draft = desk.draft(desk.compose(source=0, token=10))
-    draft.verdict, draft.table, draft.preview            # or draft.why_not, one sentence, when it
-                                                         cannot be trained on
+    editor = CorrectionEditor(policy, task, group, {"GRPO": GRPO()})
+    draft = editor.draft(editor.compose(source=0, token=10))
+    draft.verdict, draft.table, draft.preview
+    draft.why_not    # one sentence, when it cannot be trained on
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def ood_weights(reading: TokenStats) -> np.ndarray:
     """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the
     policy would write there, near 0 where it never would.
     """
-    return suppression(
-        torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)
-    ).numpy()
+    logprobs, entropy = torch.from_numpy(reading.logprobs), torch.from_numpy(reading.entropy)
+    return suppression(logprobs, entropy).numpy()
 
 
 @dataclass(frozen=True)
@@ -144,41 +143,35 @@ class Draft:
         """
         import pandas as pd
 
-        rollout, decode = self._legal, self.desk.policy.tokenizer.decode
-        (batch,) = collate([Credit.of(rollout)], self.desk.policy.pad_id)
-        before, ids = len(rollout.prompt_ids), batch.input_ids[0].tolist()
-        new = {
+        rollout, policy = self._legal, self.desk.policy
+        [batch] = collate([Credit.of(rollout)], policy.pad_id)
+        numbers = {
             "log-prob": self.reading.logprobs,
             "entropy": self.reading.entropy,
             "w": ood_weights(self.reading),
         }
-        new |= {
-            name: layer[-1]
-            for name, layer in self.preview.layers.items()
-            if name.endswith(" credit")
-        }
-        return pd.DataFrame(
-            {
-                "token": [decode([i]) for i in ids],
-                "id": ids,
-                "part": ["prompt"] * before + self.parts,
-                "trained": [False] * before + batch.mask[0].tolist(),
-                **{
-                    name: np.concatenate([np.full(before, np.nan), values])
-                    for name, values in new.items()
-                },
-            }
-        )
+        for name, rows in self.preview.layers.items():
+            if name.endswith(" credit"):
+                numbers[name] = rows[-1]
+        numbers = pd.DataFrame(numbers, dtype=float)
+        labels = pd.DataFrame({"part": self.parts, "trained": batch.mask[0]})
+        completion = pd.concat([labels, numbers], axis=1)
+        prompt = pd.DataFrame({"part": ["prompt"] * len(rollout.prompt_ids), "trained": False})
+        table = pd.concat([prompt, completion], ignore_index=True)
+        ids = batch.input_ids[0].tolist()
+        table.insert(0, "token", [policy.tokenizer.decode([i]) for i in ids])
+        table.insert(1, "id", ids)
+        return table
 
     @cached_property
     def parts(self) -> list[str]:
         """[T] which part of the composition each completion token belongs to."""
-        ends = np.cumsum([len(self.composition.prefix), len(self.composition.transition)])
+        composition = self.composition
+        transition = len(composition.prefix)
+        continuation = transition + len(composition.transition)
         names = ("prefix", "transition", "continuation")
         starts = Spans(self._legal, self.desk.policy.decode).starts[:-1]
-        return [names[int(np.searchsorted(ends, start, side="right"))] for start in starts] + [
-            "end"
-        ]
+        return [names[(s >= transition) + (s >= continuation)] for s in starts] + ["end"]
 
     def save(self, path: str | Path) -> Correction:
         """Append the correction, with where it came from, to a buffer

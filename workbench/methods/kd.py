@@ -43,6 +43,8 @@ from workbench.rollouts.sampling import sample_groups
 @dataclass(frozen=True)
 class KD(Method):
     samples = False
+    needs_expert = True
+    takes_wrong = False
     k: int = 8  # the teacher's samples per problem
     correct: bool = False  # learn from the right ones only
 

@@ -62,6 +62,10 @@ class OPD(Method):
             )
 
     @property
+    def needs_expert(self) -> bool:
+        return self.teacher == "expert"
+
+    @property
     def distil(self) -> Distil | None:
         return Distil(1.0, self.top_k, self.teacher) if self.form == "logit" else None
 

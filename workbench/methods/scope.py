@@ -88,6 +88,10 @@ class SCOPE(Method):
                 "SCOPE takes correct and wrong of high|low|uniform|off, and not both off"
             )
 
+    @property
+    def needs_expert(self) -> bool:
+        return self.teacher == "expert"
+
     def sample(self, learner, task, problems, seed) -> list[Group]:
         require_teacher(learner, self.teacher, "SCOPE")
         return sample_groups(learner.policy, task, problems, self.k, seed)

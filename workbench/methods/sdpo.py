@@ -101,6 +101,8 @@ class SDPO(Method):
     advantage_clip: float = math.inf  # largest credit of any token of the vocabulary
     aggregate: Aggregate = "token"
 
+    teacher_prompt_growth = 1  # the demonstration
+
     def __post_init__(self):
         for name, kind in (
             ("form", Form),

@@ -24,6 +24,7 @@ from workbench.rollouts.prefixes import expert_rollout
 @dataclass(frozen=True)
 class SFT(Method):
     samples = False
+    takes_wrong = False
     k: int = 1  # expert solutions per problem
 
     def __post_init__(self):

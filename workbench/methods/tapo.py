@@ -107,6 +107,8 @@ class TAPO(Method):
     negatives: bool = True
     sft: bool = False
 
+    prompt_growth = 2  # the synthesis prompt holds y- and y+
+
     def __post_init__(self):
         _ = self.grpo  # its own checks
         if self.prefix not in PREFIXES:

@@ -93,6 +93,8 @@ class TRAPO(Method):
     entropy: float = 0.001  # weight of the entropy bonus
     constant: int = 80  # the length to divide by
 
+    takes_wrong = False
+
     def __post_init__(self):
         if (
             self.preset not in PRESETS

@@ -1,0 +1,59 @@
+"""What several commands ask for, and the types of their arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
+
+
+def named(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def folder(text: str) -> Path:
+    return Path(named(text))
+
+
+def switch(text: str, name: str | None = None) -> dict[str, str]:
+    """An argument that is there or not; ``name``: what it is called in the code."""
+    options = {"action": "store_true", "help": text}
+    return options if name is None else options | {"dest": name}
+
+
+def add(parser: argparse.ArgumentParser, arguments: Mapping[str, Mapping]) -> None:
+    """``arguments``: what ``add_argument`` takes, by name."""
+    for name, options in arguments.items():
+        parser.add_argument(name, **options)
+
+
+MODEL_AND_TASK = {
+    "--model": {
+        "required": True,
+        "metavar": "MODEL",
+        "help": "a folder, a hub id, a GGUF file, or smollm2 (a real model without a download)",
+    },
+    "--task": {
+        "default": "arithmetic",
+        "metavar": "NAME",
+        "help": "arithmetic, arithmetic:steps=5,largest=99, math:gsm8k (math500, aime24, aime25, "
+        "hmmt25, a file, a hub id), code:FILE, mcq:FILE, tools:FILE, gym:chain_sum,min_terms=2, "
+        "or a file: problems.jsonl, problems.jsonl:max_new=64",
+    },
+}
