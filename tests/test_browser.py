@@ -21,6 +21,7 @@ from test_view import TEXTS, inspection
 from test_viz import HOSTILE, contrast, group, rollout
 
 from workbench.core import Inspection, TokenStats
+from workbench.viz import html, style
 from workbench.viz import tokens as heat
 from workbench.viz.view import HERE, TokenView
 
@@ -94,7 +95,7 @@ def mount(browser):
         page.on("dialog", lambda dialog: (page.problems.append(dialog.message), dialog.dismiss()))
         page.set_content(
             "<!doctype html><meta "
-            f"charset='utf-8'><style>{heat.css()}{(HERE / 'view.css').read_text()}</style><body {body}></body>"
+            f"charset='utf-8'><style>{html.css()}{(HERE / 'view.css').read_text()}</style><body {body}></body>"
         )
         page.first_paint = page.evaluate(
             MOUNT, [(HERE / "view.js").read_text(), json.dumps(view.data()), view._state]
@@ -153,13 +154,13 @@ def value(page, name):
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_colours_are_those_of_the_static_map(mount, dark):
     view = TokenView(inspection(), TEXTS.__getitem__)
-    page, theme = mount(view, dark), heat.DARK if dark else heat.LIGHT
+    page, theme = mount(view, dark), style.DARK if dark else style.LIGHT
     (layer,) = view._painted(0, "GRPO credit")
     for card, values in enumerate(layer.values):
-        wanted = [heat.level(v, layer.limit) for v in values]
+        wanted = [style.level(v, layer.limit) for v in values]
         for (ink, paper), level, number in zip(colors(tokens(page, card)), wanted, values):
             if level:
-                assert paper == heat.background(level, theme) and ink == theme.ink
+                assert paper == style.background(level, theme) and ink == theme.ink
             if not np.isnan(number):
                 assert contrast(ink, paper if level else theme.paper) >= 4.5
         assert [shade(t) for t in tokens(page, card).all()] == [
@@ -175,7 +176,7 @@ def test_the_colours_are_those_of_the_static_map(mount, dark):
 
 def test_jupyterlab_s_theme_wins_over_the_system_s(mount):
     view = TokenView(inspection(), TEXTS.__getitem__)
-    for dark, lab, theme in ((True, "true", heat.LIGHT), (False, "false", heat.DARK)):
+    for dark, lab, theme in ((True, "true", style.LIGHT), (False, "false", style.DARK)):
         page = mount(view, dark, f'data-jp-theme-light="{lab}"')
         assert colors(page.locator(".wb-view")) == [(theme.ink, theme.paper)]
 
@@ -277,8 +278,8 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
         assert page.locator(".wb-sum:visible").count() == 5, "one sum for each step"
         layer, painted = layers[name], colors(page.locator(".wb-toks .wb-t"))
         for number, (_, paper) in zip(np.concatenate(layer.values), painted):
-            if level := heat.level(number, layer.limit):
-                assert paper == heat.background(level, heat.DARK, layer.channel.signed)
+            if level := style.level(number, layer.limit):
+                assert paper == style.background(level, style.DARK, layer.channel.signed)
     page.get_by_label("delta", exact=True).press("Enter")
     assert page.locator("figcaption").count() > 1, "the Enter key does not send the form"
     context.close()
@@ -528,7 +529,7 @@ def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
         # a wrong attempt: its teacher has a correct one to read
         card = view.locator(".wb-card:has(.wb-bad)").first
         token = card.locator(".wb-toks .wb-t").nth(3)
-        assert colors(token)[0][1] != heat.LIGHT.paper
+        assert colors(token)[0][1] != style.LIGHT.paper
         token.hover()
         assert texts(view.locator(".wb-sides thead th")) == ["", "student", "teacher"]
         token.click()
@@ -632,4 +633,4 @@ def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, 
         page.screenshot(path=tmp_path / "light.png")
         page.keyboard.press("Escape")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
-        assert colors(view) == [(heat.DARK.ink, heat.DARK.paper)]
+        assert colors(view) == [(style.DARK.ink, style.DARK.paper)]

@@ -26,6 +26,7 @@ from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
 from workbench.training.run import TrainConfig, fit
 from workbench.viz.curves import learning_curves
+from workbench.viz.html import group_html
 from workbench.viz.page import (
     Section,
     cards,
@@ -36,7 +37,7 @@ from workbench.viz.page import (
     svg,
     table,
 )
-from workbench.viz.tokens import group_html, signed, visible
+from workbench.viz.tokens import signed, visible
 
 HEADER = ("on held-out problems", "before", "after", "change")
 
