@@ -155,7 +155,7 @@ def value(page, name):
 def test_the_colours_are_those_of_the_static_map(mount, dark):
     view = TokenView(inspection(), TEXTS.__getitem__)
     page, theme = mount(view, dark), style.DARK if dark else style.LIGHT
-    (layer,) = view._painted(0, "GRPO credit")
+    (layer,) = view._layers(0)[:1]
     for card, values in enumerate(layer.values):
         wanted = [style.level(v, layer.limit) for v in values]
         for (ink, paper), level, number in zip(colors(tokens(page, card)), wanted, values):
@@ -164,7 +164,7 @@ def test_the_colours_are_those_of_the_static_map(mount, dark):
             if not np.isnan(number):
                 assert contrast(ink, paper if level else theme.paper) >= 4.5
         assert [shade(t) for t in tokens(page, card).all()] == [
-            heat._kind(v, s, True, "wb-") for v, s in zip(values, wanted)
+            html.shade_class(v, layer) for v in values
         ]
     borders = tokens(page, 0).first.evaluate(
         "(e) => [getComputedStyle(e).borderTopColor, getComputedStyle(e).borderBottomColor]"

@@ -39,11 +39,8 @@ def draft_html(draft) -> str:
     weight and credit, and what changes for the group.
     """
     composition, rollout = draft.composition, draft.rollout
-    writers = " · ".join(
-        f"{part}: {author}"
-        for part, author in composition.authors.items()
-        if getattr(composition, part)
-    )
+    authors = composition.authors.items()
+    writers = " · ".join(f"{part}: {name}" for part, name in authors if getattr(composition, part))
     head = f"<p><b>{_prose(_verdict(draft))}</b><br>{_prose(writers)}</p>"
     if composition.diagnosis:
         head += f"<p>diagnosis (not trained on): {_prose(composition.diagnosis)}</p>"
@@ -128,7 +125,7 @@ class Composer:
         error = editor.task.first_error(editor.group.problem, editor.group.rollouts[source].text)
         self.choice = {
             "source": source,
-            "token": self._inside(error.start if error else 0, source),
+            "token": error.start if error else 0,
             "whole_step": True,
             "reference": None,
             "transition": "Wait, ",
@@ -136,10 +133,6 @@ class Composer:
         self.begin()
         if view is not None:
             view.on_change(self._follow, "selected", "failure_point")
-
-    def _inside(self, token: int, source: int) -> int:
-        """That token of the rollout, or its last where it has fewer."""
-        return min(token, len(self.editor.group.rollouts[source].completion_ids) - 1)
 
     # ---- what the controls do
 
@@ -150,7 +143,8 @@ class Composer:
         choices = {**self.choice, **choice}
         source = choices["source"]
         if "token" not in choice and 0 <= source < len(self.editor.group.rollouts):
-            choices["token"] = self._inside(choices["token"], source)
+            last = len(self.editor.group.rollouts[source].completion_ids) - 1
+            choices["token"] = min(choices["token"], last)
         self._try(lambda: self.editor.compose(**choices), choices)
 
     def edit(self, **parts: str) -> None:

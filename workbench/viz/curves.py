@@ -81,41 +81,43 @@ def evaluations(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def running_mean(metrics: pd.DataFrame, column: str) -> pd.Series:
     """The mean of each SMOOTH steps around a step, by step."""
-    values = metrics.set_index("step")[column]
-    return values.rolling(SMOOTH, min_periods=1, center=True).mean()
+    return metrics.set_index("step")[column].rolling(SMOOTH, min_periods=1, center=True).mean()
 
 
 def step_curve(axes: Axes, metrics: pd.DataFrame, column: str, *, label: str, **style) -> None:
     """One number of each step: thin as it is, thick as a running mean."""
-    thin = {"color": style["color"], "linewidth": 0.8, "alpha": 0.45}
-    axes.plot(metrics["step"], metrics[column], **thin)
+    axes.plot(metrics["step"], metrics[column], color=style["color"], linewidth=0.8, alpha=0.45)
     axes.plot(running_mean(metrics, column), linewidth=2.2, label=label, **style)
 
 
 def _add_evaluations(axes: Axes, runs: Mapping[str, pd.DataFrame]) -> None:
     """The validation problems of each run: dots, and their intervals as bars and a band."""
-    notes = [f"line: training rollouts (thick: mean of {SMOOTH} steps)"]
+    note = f"line: training rollouts (thick: mean of {SMOOTH} steps)"
     for i, metrics in enumerate(runs.values()):
-        table = evaluations(metrics)
-        if table.empty:
-            continue
-        if len(notes) == 1:
-            notes.append("dots: validation, 95 % interval")
+        x, mean, low, high = evaluations(metrics).to_numpy(float).T
         color = line_style(i)["color"]
-        x, mean, low, high = table.to_numpy(float).T
-        axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
-        dots = {"linestyle": "none", "marker": "o", "markersize": 6, "capsize": 3}
-        spans = np.abs([mean - low, high - mean])
-        axes.errorbar(x, mean, yerr=spans, color=color, zorder=3, clip_on=False, **dots)
-    where = {"transform": axes.transAxes, "ha": "right"}
-    axes.text(0.98, 0.04, "\n".join(notes), fontsize=8.5, color=INK, **where)
+        if len(x):
+            axes.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+            axes.errorbar(
+                x,
+                mean,
+                np.abs([mean - low, high - mean]),
+                color=color,
+                linestyle="none",
+                marker="o",
+                markersize=6,
+                capsize=3,
+                zorder=3,
+                clip_on=False,
+            )
+    if axes.containers:
+        note += "\ndots: validation, 95 % interval"
+    axes.text(0.98, 0.04, note, transform=axes.transAxes, ha="right", fontsize=8.5, color=INK)
 
 
 def _name_lines(axes: Axes) -> None:
     """The name of each line beside its end."""
-    ends = []
-    for line in axes.lines:
-        if not line.get_label().startswith("_"):
-            x, y = line.get_xydata()[-1]
-            ends.append((line.get_label(), x, y, line.get_color()))
-    label_ends(axes, ends)
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    label_ends(
+        axes, [(line.get_label(), *line.get_xydata()[-1], line.get_color()) for line in named]
+    )

@@ -12,9 +12,13 @@ colours are also on the elements themselves, for viewers that drop style sheets 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import chain
 from pathlib import Path
+
+import numpy as np
 
 from workbench.core import Group, Rollout
 from workbench.viz.style import DARK, FAINT, LEVELS, LIGHT, Theme, background, edge, level
@@ -67,14 +71,12 @@ def layers_html(
     ``marks`` puts words on tokens, by (rollout, token): each of MARKED that they name is outlined.
     """
     rows = [tokens(group, layer.values, decode) for layer in layers]  # [layer][rollout][token]
-    legends = ""
-    for j, layer in enumerate(layers):
-        numbers = [token.value for row in rows[j] for token in row]
-        legends += _only(j, layers, "figcaption", _legend(numbers, layer))
-    question = ""
+    head = "".join(
+        _only(j, layers, "figcaption", _legend(rows[j], layer)) for j, layer in enumerate(layers)
+    )
     for message in group.problem.messages:
         content = escape(visible(message["content"]))
-        question += f'<div class="wb-q">{escape(message["role"])}: <b>{content}</b></div>'
+        head += f'<div class="wb-q">{escape(message["role"])}: <b>{content}</b></div>'
     cards = ""
     for i, rollout in enumerate(group.rollouts):
         label = labels[i] if labels else str(i + 1)
@@ -83,20 +85,17 @@ def layers_html(
     return (
         f'<figure class="wb-heat" dir="ltr" '
         f'style="background-color:{LIGHT.paper};color:{LIGHT.ink}">'
-        f"<style>{css(len(layers))}</style>{_switch(layers)}{legends}{question}"
+        f"<style>{css(len(layers))}</style>{_switch(layers)}{head}"
         f'<div class="wb-grid" style="--wb-card:{width}ch">{cards}</div></figure>'
     )
 
 
 def _longest_step(rows: Sequence[Sequence[Token]]) -> int:
     """Characters of the longest step of a group."""
-    longest = 0
-    for row in rows:
-        sizes = [0] * (row[-1].step + 1)
-        for token in row:
-            sizes[token.step] += len(visible(token.text))
-        longest = max(longest, *sizes)
-    return longest
+    sizes = Counter()
+    for token in chain.from_iterable(rows):
+        sizes[token.rollout, token.step] += len(visible(token.text))
+    return max(sizes.values(), default=0)
 
 
 def _switch(layers: Sequence[Layer]) -> str:
@@ -105,11 +104,10 @@ def _switch(layers: Sequence[Layer]) -> str:
     """
     if len(layers) < 2:
         return ""
-    buttons = "".join(
-        f'<label><input type="radio" name="layer" class="wb-r wb-r{j}"'
-        f"{'' if j else ' checked'}/>{escape(layer.channel.name)}</label>"
-        for j, layer in enumerate(layers)
-    )
+    buttons = ""
+    for j, layer in enumerate(layers):
+        radio = f'<input type="radio" name="layer" class="wb-r wb-r{j}"{"" if j else " checked"}/>'
+        buttons += f"<label>{radio}{escape(layer.channel.name)}</label>"
     return f'<form class="wb-switch" method="dialog" aria-label="Layer">{buttons}</form>'
 
 
@@ -133,39 +131,38 @@ def _card(
 ) -> str:
     """One rollout; ``rows`` are its tokens, once for each layer."""
     steps = [""] * (rows[0][-1].step + 1)
-    for token, *others in zip(*rows):
+    wrong = []
+    for by_layer in zip(*rows):
+        token = by_layer[0]
         words = marks.get((token.rollout, token.index), "")
-        steps[token.step] += _token([token, *others], rollout, layers, words)
+        wrong += [token.step + 1] if "first wrong step" in words else []
+        steps[token.step] += _token(by_layer, rollout, layers, words)
     lines = ""
     for step, totals in enumerate(zip(*map(step_sums, rows))):
-        sums = ""
-        for j, (layer, total) in enumerate(zip(layers, totals)):
+        lines += f'<div class="wb-line"><span class="wb-toks">{steps[step]}</span>'
+        for j, layer in enumerate(layers):
             title = f"{layer.channel.name} summed over step {step + 1}"
-            sums += _only(j, layers, "span", f" {marked_as(total, layer.channel)}", "wb-sum", title)
-        lines += f'<div class="wb-line"><span class="wb-toks">{steps[step]}</span>{sums}</div>'
+            words = f" {marked_as(totals[j], layer.channel)}"
+            lines += _only(j, layers, "span", words, "wb-sum", title)
+        lines += "</div>"
     mark = "✓" if rollout.verdict.correct else "✗"
-    notes = escape(" · ".join(_notes(rollout, rows[0], marks)))
+    notes = [
+        f"reward {rollout.verdict.reward:g}",
+        f"{len(rows[0])} tokens",
+        rollout.origin if rollout.origin != "policy" else "",
+        f"{rollout.borrowed} borrowed" if rollout.borrowed else "",
+        "" if rollout.finished else "cut off",
+        f"first error: step {wrong[0]}" if wrong else "",
+    ]
     return (
         f'<section class="wb-card"><div class="wb-head"><b>{escape(label)}</b> '
-        f'<b class="wb-mark">{mark}</b> {notes}</div>{lines}</section>'
+        f'<b class="wb-mark">{mark}</b> {escape(_listed(notes, " · "))}</div>{lines}</section>'
     )
 
 
-def _notes(
-    rollout: Rollout, row: Sequence[Token], marks: Mapping[tuple[int, int], str]
-) -> list[str]:
-    """What is said of a rollout above its tokens."""
-    notes = [f"reward {rollout.verdict.reward:g}", f"{len(row)} tokens"]
-    if rollout.origin != "policy":
-        notes.append(rollout.origin)
-    if rollout.borrowed:
-        notes.append(f"{rollout.borrowed} borrowed")
-    if not rollout.finished:
-        notes.append("cut off")
-    for token in row:
-        if "first wrong step" in marks.get((token.rollout, token.index), ""):
-            return [*notes, f"first error: step {token.step + 1}"]
-    return notes
+def _listed(words: Sequence[str], comma: str = ", ") -> str:
+    """The words that there are."""
+    return comma.join(filter(None, words))
 
 
 def _token(by_layer: Sequence[Token], rollout: Rollout, layers: Sequence[Layer], words: str) -> str:
@@ -175,30 +172,30 @@ def _token(by_layer: Sequence[Token], rollout: Rollout, layers: Sequence[Layer],
     """
     token = by_layer[0]
     shown = visible(token.text)
+    p = f"(p = {math.exp(token.logprob):.3f})"
     name = [
         f"“{shown[:TITLE]}{'…' if len(shown) > TITLE else ''}”",
         f"token {token.index + 1} of {len(rollout.completion_ids)}",
+        words,
     ]
-    if words:
-        name.append(words)
-    title = [f"id {token.id}"]
-    if math.isfinite(token.logprob):
-        title.append(f"log-prob {signed(token.logprob, 3)} (p = {math.exp(token.logprob):.3f})")
-    if token.index < rollout.borrowed:
-        title.append("borrowed: not written by the policy")
+    title = [
+        f"id {token.id}",
+        f"log-prob {signed(token.logprob, 3)} {p}" if math.isfinite(token.logprob) else "",
+        "borrowed: not written by the policy" if token.index < rollout.borrowed else "",
+    ]
     classes = ["wb-t"]
-    for j, (same, layer) in enumerate(zip(by_layer, layers)):
-        title.append(f"{layer.channel.name} {worded(same.value, layer.channel, 3)}")
-        classes.append(shade_class(same.value, layer, f"w{j}" if len(layers) > 1 else "wb-"))
+    for j, layer in enumerate(layers):
+        value = by_layer[j].value
+        title.append(f"{layer.channel.name} {worded(value, layer.channel, 3)}")
+        classes.append(shade_class(value, layer, f"w{j}" if len(layers) > 1 else "wb-"))
     classes += [kind for word, kind in MARKED.items() if word in words]
     if len(layers) == 1:
         name = title = name + title
     shade = level(token.value, layers[0].limit)
     style = f' style="{_inline_style(shade, layers[0].channel.signed)}"' if shade else ""
     return (
-        f'<span class="{" ".join(filter(None, classes))}" role="img" '
-        f'title="{escape(", ".join(title))}" '
-        f'aria-label="{escape(", ".join(name))}"{style}>{escape(shown)}</span>'
+        f'<span class="{_listed(classes, " ")}" role="img" title="{escape(_listed(title))}" '
+        f'aria-label="{escape(_listed(name))}"{style}>{escape(shown)}</span>'
     )
 
 
@@ -206,8 +203,7 @@ def shade_class(value: float, layer: Layer, prefix: str = "wb-") -> str:
     """The style sheet's class of a number: u1 to u8 above 0, d1 to d8 below it, s1 to s8 for sizes;
     none for NaN; 0, where the layer is the only one.
     """
-    shade = level(value, layer.limit)
-    if shade:
+    if shade := level(value, layer.limit):
         return prefix + _shade_name(shade, layer.channel.signed)
     if math.isnan(value):
         return f"{prefix}none"
@@ -215,46 +211,39 @@ def shade_class(value: float, layer: Layer, prefix: str = "wb-") -> str:
 
 
 def _shade_name(shade: int, signed: bool) -> str:
-    side = "s" if not signed else "u" if shade > 0 else "d"
-    return f"{side}{abs(shade)}"
+    return f"{'s' if not signed else 'u' if shade > 0 else 'd'}{abs(shade)}"
 
 
-def _legend(values: Sequence[float], layer: Layer) -> str:
+def _legend(rows: Sequence[Sequence[Token]], layer: Layer) -> str:
     channel, limit = layer.channel, layer.limit
-    numbers = [v for v in values if math.isfinite(v)]
-    if not any(numbers):
-        return f"{escape(channel.name)}: {'0 on every token' if numbers else 'no numbers'}"
-    negative = any(v < 0 for v in numbers)
-    positive = any(v > 0 for v in numbers)
-    beyond = any(abs(v) > limit for v in numbers)
+    values = np.array([token.value for token in chain.from_iterable(rows)])
+    numbers = values[np.isfinite(values)]
+    if not numbers.any():
+        return f"{escape(channel.name)}: {'0 on every token' if len(numbers) else 'no numbers'}"
+    sizes = abs(numbers)
+    beyond = sizes.max() > limit
     low = high = notes = ""
-    if negative:
+    if numbers.min() < 0:
         low = f"▼ line below, {channel.down}: {'≤ ' if beyond else ''}{signed(-limit)} "
-    if positive:
+    if numbers.max() > 0:
         line = "line above ▲" if channel.signed else "dotted line"
         high = f" {'≥ ' if beyond else ''}{worded(limit, channel)}: {channel.up}, {line}"
-    if any(0 < abs(v) < FAINT * limit for v in numbers):
+    if ((sizes > 0) & (sizes < FAINT * limit)).any():
         notes += f" No line: smaller than {FAINT:.1%} of the scale."
     if len(numbers) < len(values):
         notes += " Grey italics: no number."
-    bar = _bar(-LEVELS if negative else 0, LEVELS if positive else 0, channel.signed)
+    bar = "".join(
+        f'<span class="wb-t wb-{_shade_name(shade, channel.signed)}" '
+        f'style="{_inline_style(shade, channel.signed)}">&nbsp;</span>'
+        if shade
+        else '<span class="wb-t wb-0">0</span>'
+        for shade in range(-LEVELS if low else 0, LEVELS + 1 if high else 1)
+    )
     return (
         f"<b>{escape(channel.name)}</b> ({escape(channel.unit)})<br>{escape(low)}"
         f'<span class="wb-bar" aria-hidden="true">{bar}</span>{escape(high)}.{notes} At '
         "the right of each step: the sum over its tokens."
     )
-
-
-def _bar(first: int, last: int, signed: bool) -> str:
-    """The legend's shades, from the level ``first`` to the level ``last``."""
-    bar = ""
-    for shade in range(first, last + 1):
-        if shade:
-            kind = f"wb-t wb-{_shade_name(shade, signed)}"
-            bar += f'<span class="{kind}" style="{_inline_style(shade, signed)}">&nbsp;</span>'
-        else:
-            bar += '<span class="wb-t wb-0">0</span>'
-    return bar
 
 
 def _inline_style(shade: int, signed: bool) -> str:
@@ -269,58 +258,57 @@ def _inline_style(shade: int, signed: bool) -> str:
 
 def css(layers: int = 1) -> str:
     """The style sheet of a heat map; with several layers, of their switch too."""
-    rules = [_THEMES, _RULES, _shades("wb-")]
+    rules = [_THEMES, _RULES, _shades(".wb-heat", "wb-")]
     if layers > 1:
         rules.append(
             ".wb-heat:has(.wb-r:checked) .wb-toks .wb-t"
             "{background-color:transparent!important;border-color:transparent!important}"
         )
-    for j in range(layers if layers > 1 else 0):
-        scope = f".wb-heat:has(.wb-r{j}:checked)"
-        rules.append(f"{scope} .wb-only:not(.wb-only{j}){{display:none!important}}")
-        rules.append(f"{scope} .wb-only{j}{{display:revert!important}}")
-        rules.append(_shades(f"w{j}", f"{scope} .wb-toks"))
+        for j in range(layers):
+            scope = f".wb-heat:has(.wb-r{j}:checked)"
+            rules += [
+                f"{scope} .wb-only:not(.wb-only{j}){{display:none!important}}",
+                f"{scope} .wb-only{j}{{display:revert!important}}",
+                _shades(f"{scope} .wb-toks", f"w{j}"),
+            ]
     return "\n".join(rules)
 
 
-def _shades(prefix: str, scope: str = ".wb-heat") -> str:
+def _shades(scope: str, prefix: str) -> str:
     """Rules for the classes of one layer.
 
     Important: they override the light colours on the elements themselves.
     """
-    rules = [f"{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}"]
-    for kind, line in (
+    rules = f"{scope} .{prefix}none{{color:var(--wb-dim)!important;font-style:italic}}"
+    for kind, border in (
         ("u", "top:2px solid var(--wb-up)"),
         ("d", "bottom:2px solid var(--wb-down)"),
         ("s", "bottom:2px dotted var(--wb-size)"),
     ):
-        rules.append(f'{scope} [class*=" {prefix}{kind}"]{{border-{line}!important}}')
+        rules += f'{scope} [class*=" {prefix}{kind}"]{{border-{border}!important}}'
         for shade in range(1, LEVELS + 1):
-            color = f"var(--wb-{kind}{shade})"
-            rules.append(f"{scope} .{prefix}{kind}{shade}{{background-color:{color}!important}}")
-    return "".join(rules)
+            color = f"{{background-color:var(--wb-{kind}{shade})!important}}"
+            rules += f"{scope} .{prefix}{kind}{shade}{color}"
+    return rules
 
 
 def _variables(theme: Theme, scheme: str) -> str:
-    colors = {
-        "paper": theme.paper,
-        "ink": theme.ink,
-        "dim": theme.dim,
-        "up": theme.up_line,
-        "down": theme.down_line,
-        "size": theme.size_line,
-    }
+    variables = (
+        f"color-scheme:{scheme};--wb-paper:{theme.paper};--wb-ink:{theme.ink};"
+        f"--wb-dim:{theme.dim};--wb-up:{theme.up_line};--wb-down:{theme.down_line};"
+        f"--wb-size:{theme.size_line}"
+    )
     for shade in range(1, LEVELS + 1):
-        colors[f"u{shade}"] = background(shade, theme)
-        colors[f"d{shade}"] = background(-shade, theme)
-        colors[f"s{shade}"] = background(shade, theme, signed=False)
-    return f"color-scheme:{scheme};" + ";".join(f"--wb-{k}:{color}" for k, color in colors.items())
+        variables += (
+            f";--wb-u{shade}:{background(shade, theme)};--wb-d{shade}:{background(-shade, theme)}"
+            f";--wb-s{shade}:{background(shade, theme, signed=False)}"
+        )
+    return variables
 
 
-_LIGHT, _DARK = _variables(LIGHT, "light"), _variables(DARK, "dark")
 _THEMES = f"""
-.wb-heat{{{_LIGHT}}}
-@media(prefers-color-scheme:dark){{.wb-heat{{{_DARK}}}}}
-[data-jp-theme-light="true"] .wb-heat{{{_LIGHT}}}
-[data-jp-theme-light="false"] .wb-heat{{{_DARK}}}"""
+.wb-heat{{{_variables(LIGHT, "light")}}}
+@media(prefers-color-scheme:dark){{.wb-heat{{{_variables(DARK, "dark")}}}}}
+[data-jp-theme-light="true"] .wb-heat{{{_variables(LIGHT, "light")}}}
+[data-jp-theme-light="false"] .wb-heat{{{_variables(DARK, "dark")}}}"""
 _RULES = Path(__file__).with_name("html.css").read_text(encoding="utf-8")

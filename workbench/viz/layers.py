@@ -4,7 +4,7 @@ and what each of them means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +15,11 @@ from workbench.viz.tokens import CREDIT, Channel, Token
 Values = tuple[np.ndarray, ...]  # one [T] array a rollout; NaN where there is no number
 
 # What a layer's numbers are, by the last word of its name: "GRPO credit" is a credit.
-KINDS = {
+SIGNED = {
     "credit": CREDIT,
     "pg": Channel("", "weight in the policy-gradient term", "pushed up", "pushed down"),
     "nll": Channel("", "weight in the imitation term", "imitated", "unlearned"),
     "kl": Channel("", "weight in the distillation term", "pulled to the teacher", "pushed away"),
-    "mask": Channel("", "1: the token has a weight in some term", "trained on", "", False),
     "delta": Channel(
         "",
         "log-prob of the teacher minus that of the student, nats",
@@ -34,6 +33,9 @@ KINDS = {
         "likelier than when sampled",
         "less likely",
     ),
+}
+SIZES = {
+    "mask": Channel("", "1: the token has a weight in some term", "trained on", "", False),
     "entropy": Channel("", "nats", "less sure", "", False),
     "rank": Channel(
         "", "log₂ of the place in the model's list; 0: its first choice", "further down", "", False
@@ -44,14 +46,14 @@ OTHER = Channel("", "as given", "positive", "negative")
 
 
 def channel_of(name: str) -> Channel:
-    return replace(KINDS.get(name.rsplit(" ", 1)[-1], OTHER), name=name)
+    kind = name.rsplit(" ", 1)[-1]
+    return replace(SIGNED.get(kind) or SIZES.get(kind, OTHER), name=name)
 
 
 def all_layers(inspection: Inspection) -> dict[str, Values]:
     """The layers of the inspection and those that follow from it, by name."""
     rollouts = inspection.group.rollouts
-    layers = dict(inspection.layers)
-    _add_masks(layers)
+    layers = {**inspection.layers, **_masks(inspection.layers)}
     sampled = tuple(np.array(rollout.logprobs) for rollout in rollouts)
     if inspection.student:
         student = _numbers(inspection, "student", "logprobs")
@@ -67,33 +69,36 @@ def all_layers(inspection: Inspection) -> dict[str, Values]:
             layers[f"{prefix}entropy"] = _numbers(inspection, side, "entropy")
             layers[f"{prefix}rank"] = tuple(map(np.log2, _numbers(inspection, side, "rank")))
     if any(rollout.borrowed for rollout in rollouts):
-        places = [(np.arange(len(rollout.completion_ids)), rollout) for rollout in rollouts]
-        layers["borrowed"] = tuple((t < rollout.borrowed).astype(float) for t, rollout in places)
+        layers["borrowed"] = tuple(
+            (np.arange(len(rollout.completion_ids)) < rollout.borrowed).astype(float)
+            for rollout in rollouts
+        )
     return layers
 
 
-def _add_masks(layers: dict[str, Values]) -> None:
+def _masks(layers: Mapping[str, Values]) -> dict[str, Values]:
     """For every method whose channels are there, "METHOD mask": 1 where one of them is not 0."""
-    for name, values in list(layers.items()):
-        method, _, part = name.rpartition(" ")
-        if part in CHANNELS:
-            mask = f"{method} mask".strip()
-            weighted = [np.nan_to_num(np.asarray(v, float)) != 0 for v in values]
-            before = layers.get(mask, [np.zeros(len(v)) for v in weighted])
-            layers[mask] = tuple(map(np.maximum, before, weighted))
+    masks: dict[str, Values] = {}
+    for name, values in layers.items():
+        if name.rpartition(" ")[2] in CHANNELS:
+            mask = f"{name.rpartition(' ')[0]} mask".strip()
+            weighted = [(np.nan_to_num(np.asarray(v, float)) != 0).astype(float) for v in values]
+            masks[mask] = tuple(
+                map(np.maximum, masks.get(mask, layers.get(mask, weighted)), weighted)
+            )
+    return masks
 
 
 def _numbers(inspection: Inspection, side: str, what: str) -> Values:
     """A number per token from the readings of one side; NaN for a rollout that this side did not
     read.
     """
-    values = []
-    for rollout, reading in zip(inspection.group.rollouts, getattr(inspection, side)):
-        if reading is None:
-            values.append(np.full(len(rollout.completion_ids), np.nan))
-        else:
-            values.append(np.asarray(getattr(reading, what), float))
-    return tuple(values)
+    return tuple(
+        np.full(len(rollout.completion_ids), np.nan)
+        if reading is None
+        else np.asarray(getattr(reading, what), float)
+        for rollout, reading in zip(inspection.group.rollouts, getattr(inspection, side))
+    )
 
 
 def step_of(error: Step | None, rollout: Rollout, row: Sequence[Token]) -> int | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from workbench.viz.style import DARK, INK, LIGHT, Theme
+from workbench.viz.style import DARK, INK, LIGHT
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same table as aligned text, for a terminal."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    text = []
-    for name, *cells in lines:
-        numbers = map(str.rjust, cells, widths[1:])
-        text.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
-    return "\n".join(text)
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    text = ""
+    for name, *cells in (header, *rows):
+        line = "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+        text += line.rstrip() + "\n"
+    return text.removesuffix("\n")
 
 
 def svg(figure: Figure, alt: str) -> str:
     """A figure as inline SVG whose axes and text take the page's ink."""
     buffer = io.BytesIO()
-    undated = {"Date": None, "Creator": None, "Format": None, "Type": None}
     # text stays text; ids differ between the figures of a page
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=undated)
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue().decode(), flags=re.DOTALL)
     text = text[text.index("<svg") :].replace("xlink:href", "href").replace(INK, "currentColor")
     opening, rest = text.split(">", 1)
@@ -93,14 +96,11 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 """
 
 
-def _variables(theme: Theme) -> str:
-    return (
-        f":root{{--paper:{theme.paper};--ink:{theme.ink};--dim:{theme.dim};"
-        f"--hair:{theme.dim}66;--link:{theme.up_line}}}"
-    )
-
-
+# the colours of a theme, as page.css names them
+_COLORS = (
+    ":root{{--paper:{0.paper};--ink:{0.ink};--dim:{0.dim};--hair:{0.dim}66;--link:{0.up_line}}}"
+)
 _CSS = f"""
-{_variables(LIGHT)}
-@media(prefers-color-scheme:dark){{{_variables(DARK)}}}
+{_COLORS.format(LIGHT)}
+@media(prefers-color-scheme:dark){{{_COLORS.format(DARK)}}}
 {Path(__file__).with_name("page.css").read_text(encoding="utf-8")}"""

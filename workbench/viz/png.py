@@ -20,7 +20,6 @@ from workbench.core import Group, Rollout
 from workbench.viz.style import LIGHT, MONO, background, edge, level, shortened
 from workbench.viz.tokens import (
     CREDIT,
-    Channel,
     Layer,
     Token,
     marked_as,
@@ -37,13 +36,7 @@ LONGEST = 60  # characters of one token
 CHARACTER, LINE = 0.00836, 0.0235
 
 
-class _Placed(NamedTuple):
-    """A token in its line: the place and width of its shown text, in characters."""
-
-    x: int
-    width: int
-    shown: str
-    token: Token
+Line = list[tuple[str, Token]]  # tokens side by side, each with its shown text
 
 
 def group_png(
@@ -59,27 +52,22 @@ def group_png(
     """
     rows = tokens(group, layer.values, decode)
     blocks = [list(_lines(row, COLUMNS)) for row in rows]
-    ends = [line[-1].x + line[-1].width for block in blocks for line in block]
-    width = max(*ends, 66) + 2
+    width = 2 + max(
+        66, *(_width("".join(t for t, _ in line)) for block in blocks for line in block)
+    )
     figure, axes = _paper(width + 12, 2.4 + sum(len(block) + 1.7 for block in blocks), size=10)
     _heading(axes, layer)
     y = 2.4
-    for rollout, row, block in zip(group.rollouts, rows, blocks):
-        name = f"{row[0].rollout + 1} {_mark(rollout)}"
-        words = f"{name}  reward {rollout.verdict.reward:g} · {len(row)} tokens"
-        _write(axes, 0, y, words, color=LIGHT.dim)
-        sums = step_sums(row)
-        step = -1
+    for number, (rollout, row, block) in enumerate(zip(group.rollouts, rows, blocks), 1):
+        reward = f"reward {rollout.verdict.reward:g} · {len(row)} tokens"
+        _write(axes, 0, y, f"{number} {_mark(rollout)}  {reward}", color=LIGHT.dim)
+        sums = [marked_as(total, layer.channel) for total in step_sums(row)]
         for line in block:
             y += 1
-            if line[0].token.step > step:
-                step = line[0].token.step
-                total = marked_as(sums[step], layer.channel)
-                _write(axes, width + 10, y, total, color=LIGHT.dim, ha="right")
-            for placed in line:
-                _color(axes, placed.x, y, placed, layer)
-                if "failure point" in marks.get((placed.token.rollout, placed.token.index), ""):
-                    _frame(axes, placed.x, y, placed.width)
+            _draw(axes, 0, y, line, layer, marks=marks)
+            step = line[0][1].step
+            _write(axes, width + 10, y, sums[step], color=LIGHT.dim, ha="right")
+            sums[step] = ""  # a step that goes on below has its sum in its first line
         y += 1.7
     with warnings.catch_warnings(), io.BytesIO() as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
@@ -100,38 +88,35 @@ def credit_columns(
     methods' units are the same, their sizes are not. Blue with a line above: made more likely;
     orange with a line below: less.
     """
-    layers = {name: Layer.of(CREDIT, values) for name, (_, values) in credits.items()}
-    blocks = {}
-    for name, (group, values) in credits.items():
-        rows = tokens(group, values, decode)
-        blocks[name] = [list(_lines(row, width - 1)) for row in rows]
-    names = list(credits)
+    columns = {name: list(_column(*credit, decode, width)) for name, credit in credits.items()}
+    names = list(columns)
     shelves = [names[i : i + per_row] for i in range(0, len(names), per_row)]
-    heights = []
-    for shelf in shelves:
-        heights.append(2.2 + max(sum(len(block) + 1 for block in blocks[name]) for name in shelf))
+    heights = [2.2 + max(len(columns[name]) for name in shelf) for shelf in shelves]
     figure, axes = _paper(per_row * width, sum(heights), size=8.5, margin=0)
     for shelf, top in zip(shelves, np.cumsum([0, *heights])):
-        for column, name in enumerate(shelf):
-            x = column * width + 0.5
-            axes.text(x, top + 1, name, fontsize=10.5, weight="bold", color=LIGHT.ink, va="center")
-            _column(axes, x, top + 2.2, credits[name][0], blocks[name], layers[name])
+        for place, name in enumerate(shelf):
+            x = place * width + 0.5
+            layer = Layer.of(CREDIT, credits[name][1])
+            _write(axes, x, top + 1, name, size=10.5, weight="bold", family="DejaVu Sans")
+            for y, (rollout, line) in enumerate(columns[name]):
+                if line is None:
+                    writer = "own" if rollout.origin == "policy" else rollout.origin
+                    words = f"{_mark(rollout)} {writer}"
+                    _write(axes, x, top + y + 2.2, words, size=8, color=LIGHT.dim)
+                else:
+                    italic = rollout.borrowed
+                    _draw(axes, x, top + y + 2.2, line, layer, size=8.5, italic=italic)
     return figure
 
 
-def _column(axes: Axes, x: float, y: float, group: Group, blocks: Sequence, layer: Layer) -> None:
-    """The attempts of one method below one another, from the line ``y`` on."""
-    for rollout, block in zip(group.rollouts, blocks):
-        writer = "own" if rollout.origin == "policy" else rollout.origin
-        words = f"{_mark(rollout)} {writer}"
-        _write(axes, x, y, words, size=8, color=LIGHT.dim)
-        for line in block:
-            y += 1
-            for placed in line:
-                borrowed = placed.token.index < rollout.borrowed
-                style = "italic" if borrowed else "normal"
-                _color(axes, x + placed.x, y, placed, layer, size=8.5, style=style)
-        y += 1
+def _column(
+    group: Group, values: Sequence, decode: Callable[[int], str], width: int
+) -> Iterator[tuple[Rollout, Line | None]]:
+    """For each rollout a line for its heading, None, and its lines of tokens."""
+    for rollout, row in zip(group.rollouts, tokens(group, values, decode)):
+        yield rollout, None
+        for line in _lines(row, width - 1):
+            yield rollout, line
 
 
 # ---- one line of tokens --------------------------------------------------------------------------
@@ -141,19 +126,21 @@ def _mark(rollout: Rollout) -> str:
     return "✓" if rollout.verdict.correct else "✗"
 
 
-def _lines(row: Sequence[Token], columns: int) -> Iterator[list[_Placed]]:
+def _width(text: str) -> int:
+    """In characters; those of East Asian scripts are two wide."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _lines(row: Sequence[Token], columns: int) -> Iterator[Line]:
     """The lines of one rollout: each step begins one, and goes on below where it is too long."""
     for _, step in groupby(row, key=lambda token: token.step):
-        line: list[_Placed] = []
-        x = 0
+        line: Line = []
         for token in step:
             shown = shortened(visible(token.text), min(LONGEST, columns))
-            width = sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in shown)
-            if line and x + width > columns:
+            if line and _width("".join(text for text, _ in line) + shown) > columns:
                 yield line
-                line, x = [], 0
-            line.append(_Placed(x, width, shown, token))
-            x += width
+                line = []
+            line.append((shown, token))
         yield line
 
 
@@ -161,8 +148,8 @@ def _paper(width: float, height: float, *, size: float, margin: float = 1) -> tu
     """An empty picture of ``width`` characters and ``height`` lines of ``size`` points; its axes
     count in them.
     """
-    figsize = (width * size * CHARACTER, height * size * LINE)
-    figure = Figure(figsize=figsize, facecolor=LIGHT.paper)
+    inches = (width * size * CHARACTER, height * size * LINE)
+    figure = Figure(figsize=inches, facecolor=LIGHT.paper)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-margin, width - margin), ylim=(height, -0.3 * margin))
     axes.axis("off")
@@ -171,7 +158,7 @@ def _paper(width: float, height: float, *, size: float, margin: float = 1) -> tu
 
 def _heading(axes: Axes, layer: Layer) -> None:
     """What the colours mean, in two lines."""
-    channel: Channel = layer.channel
+    channel = layer.channel
     ends = f"colour: {channel.up}"
     if channel.signed:
         ends = f"▼ line below: {channel.down}   ▲ line above: {channel.up}"
@@ -181,30 +168,42 @@ def _heading(axes: Axes, layer: Layer) -> None:
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **how) -> None:
-    how = {"size": 10, "color": LIGHT.ink, **how}
-    axes.text(x, y, text, family=MONO, va="center", parse_math=False, **how)
+    how = {"size": 10, "color": LIGHT.ink, "family": MONO, **how}
+    axes.text(x, y, text, va="center", parse_math=False, **how)
 
 
-def _color(axes: Axes, x: float, y: float, placed: _Placed, layer: Layer, **how) -> None:
-    """One token at ``x``: its background, the line of its side, and its text."""
+def _draw(
+    axes: Axes,
+    x: float,
+    y: float,
+    line: Line,
+    layer: Layer,
+    *,
+    size: float = 10,
+    italic: int = 0,
+    marks: Mapping[tuple[int, int], str] = {},
+) -> None:
+    """One line of tokens from ``x`` on: of each its background, the line of its side, and its text,
+    the first ``italic`` of a rollout in italics.
+    """
     signed = layer.channel.signed
-    shade = level(placed.token.value, layer.limit)
-    width = placed.width
-    if shade:
-        color = background(shade, LIGHT, signed)
-        axes.add_patch(Rectangle((x, y - 0.42), width, 0.84, color=color, linewidth=0))
-        height = y - 0.42 if signed and shade > 0 else y + 0.42
-        axes.plot(
-            (x, x + width),
-            (height, height),
-            color=edge(shade, LIGHT, signed),
-            linewidth=1.4,
-            linestyle="-" if signed else ":",
-            solid_capstyle="butt",
-        )
-    _write(axes, x + width / 2, y, placed.shown, ha="center", **how)
-
-
-def _frame(axes: Axes, x: float, y: float, width: float) -> None:
-    how = {"fill": False, "edgecolor": LIGHT.ink, "linewidth": 1.4}
-    axes.add_patch(Rectangle((x, y - 0.45), width, 0.9, **how))
+    for shown, token in line:
+        width = _width(shown)
+        shade = level(token.value, layer.limit)
+        if shade:
+            color = background(shade, LIGHT, signed)
+            axes.add_patch(Rectangle((x, y - 0.42), width, 0.84, color=color, linewidth=0))
+            axes.plot(
+                [x, x + width],
+                [y - 0.42 if signed and shade > 0 else y + 0.42] * 2,
+                color=edge(shade, LIGHT, signed),
+                linewidth=1.4,
+                linestyle="-" if signed else ":",
+                solid_capstyle="butt",
+            )
+        if "failure point" in marks.get((token.rollout, token.index), ""):
+            frame = {"fill": False, "edgecolor": LIGHT.ink, "linewidth": 1.4}
+            axes.add_patch(Rectangle((x, y - 0.45), width, 0.9, **frame))
+        style = "italic" if token.index < italic else "normal"
+        _write(axes, x + width / 2, y, shown, ha="center", size=size, style=style)
+        x += width

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -119,10 +120,10 @@ ARMS = (
 
 def line_style(number: int) -> dict:
     """Colour and line style of the line with this number: neighbours differ in both."""
-    round_of_colors = number // len(COLORS)
     return {
         "color": COLORS[number % len(COLORS)],
-        "linestyle": STYLES[(number + round_of_colors) % len(STYLES)],
+        # after a round of the colours, each comes with another style
+        "linestyle": STYLES[(number + number // len(COLORS)) % len(STYLES)],
     }
 
 
@@ -165,23 +166,22 @@ def instead(axes: Axes, words: str) -> None:
 
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """(name, x, y, colour) of each line's end: its name right of there, moved up where it would
-    touch another, and all of them down where the last would leave the axes.
+    touch another, and down again from the top of the axes.
     """
     low, high = axes.get_ylim()
-    gap = 0.06 * (high - low)
-    heights: list[float] = []
+    gap = 0.055 * (high - low)
     ends = sorted(ends, key=lambda end: end[2])
-    for _, _, y, _ in ends:
-        heights.append(max(y, heights[-1] + gap) if heights else y)
-    over = max(0.0, heights[-1] - high) if heights else 0.0
+    ladder = gap * np.arange(len(ends))  # heights above it are what is free to move
+    heights = np.maximum.accumulate([end[2] for end in ends] - ladder)
+    heights = np.minimum(heights, high - ladder[-1:]) + ladder
     for (name, x, _, color), height in zip(ends, heights):
-        beside(axes, name, (x, height - over), color, fontsize=9, annotation_clip=False)
+        beside(axes, name, (x, height), color, fontsize=9, annotation_clip=False)
 
 
 def beside(axes: Axes, text: str, place: tuple[float, float], color: str = INK, **how) -> None:
     """Text a little to the right of a place in the axes."""
-    how = {"va": "center", "fontsize": 8.5, "color": color, **how}
-    axes.annotate(text, place, (6, 0), textcoords="offset points", **how)
+    how = {"va": "center", "fontsize": 8.5, **how}
+    axes.annotate(text, place, (6, 0), textcoords="offset points", color=color, **how)
 
 
 def interval(axes: Axes, place: float, effect, *, sure: bool = True, upright: bool = False) -> str:
@@ -191,14 +191,19 @@ def interval(axes: Axes, place: float, effect, *, sure: bool = True, upright: bo
     ``sure``; hollow otherwise.
     """
     sure = sure and (effect.low > 0 or effect.high < 0)
-    color = COLORS[0] if effect.mean > 0 else COLORS[1]
-    color = color if sure else INK
-    span = ([effect.low, effect.high], [place, place])
-    mark = (effect.mean, place)
-    axes.plot(*(span[::-1] if upright else span), color=color, linewidth=2)
-    fill = color if sure else "white"
-    how = {"color": color, "markerfacecolor": fill, "markersize": 7}
-    axes.plot(*(mark[::-1] if upright else mark), "o", **how)
+    color = COLORS[0 if effect.mean > 0 else 1] if sure else INK
+    x, y = [effect.low, effect.high, effect.mean], [place] * 3
+    if upright:
+        x, y = y, x
+    axes.plot(x[:2], y[:2], color=color, linewidth=2)
+    axes.plot(
+        x[2:],
+        y[2:],
+        marker="o",
+        color=color,
+        markerfacecolor=color if sure else "white",
+        markersize=7,
+    )
     return color
 
 

@@ -86,19 +86,22 @@ class TokenView:
         beside: str | int | None = None,
     ):
         self._decode = cache(decode)
-        if isinstance(source, (Inspection, Group)):
-            source = [source]
-        elif isinstance(source, Run):
-            source = source.groups
-        titled = [_inspection(item, layers) for item in source]
+        single = isinstance(source, (Inspection, Group))
+        items = [source] if single else source.groups if isinstance(source, Run) else source
+        titled = [_inspection(item, layers) for item in items]
         if not titled:
             raise WorkbenchError("there is no group to show")
-        self._titles = [title for title, _ in titled]
-        self.inspections = [inspection for _, inspection in titled]
+        self._titles, self.inspections = zip(*titled)
         self.layers = [all_layers(inspection) for inspection in self.inspections]
         self._callbacks: list[tuple[Callable[[TokenView], Any], tuple[str, ...]]] = []
-        nothing = {"beside": None, "selected": 0, "failure_point": None, "span": None}
-        self._state: dict[str, Any] = {"group": 0, "layer": self._first_layer(0), **nothing}
+        self._state: dict[str, Any] = {
+            "group": 0,
+            "layer": self._first_layer(0),
+            "beside": None,
+            "selected": 0,
+            "failure_point": None,
+            "span": None,
+        }
         self._change(layer=layer or self.layer, beside=beside)
 
     def _first_layer(self, group: int) -> str:
@@ -195,8 +198,12 @@ class TokenView:
             rows, wrong = self._rows(number), self._wrong(number)
             data = group_data(inspection, rows, self._layers(number), wrong, place)
             groups.append({"title": self._titles[number], **data})
-        scale = {"levels": style.LEVELS, "faint": style.FAINT}
-        return {**scale, "texts": list(texts), "groups": groups}
+        return {
+            "levels": style.LEVELS,
+            "faint": style.FAINT,
+            "texts": list(texts),
+            "groups": groups,
+        }
 
     def _rows(self, number: int) -> list[list[Token]]:
         group = self.inspections[number].group
@@ -224,9 +231,11 @@ class TokenView:
         layers = self._layers(self.group)
         figure = self._html(sorted(layers, key=lambda layer: layer.channel.name != self.layer))
         if path is not None:
-            head = '<meta charset="utf-8"><title>Token view</title>'
-            page = f'<!doctype html><html lang="en">{head}{figure}</html>\n'
-            write_atomic(Path(path), page)
+            write_atomic(
+                Path(path),
+                '<!doctype html><html lang="en"><meta charset="utf-8">'
+                f"<title>Token view</title>{figure}</html>\n",
+            )
         return figure
 
     def _html(self, layers: Sequence[Layer]) -> str:
@@ -237,17 +246,16 @@ class TokenView:
         """Words on the tokens of the group shown, by (rollout, token)."""
         marks = {}
         for i, (row, wrong) in enumerate(zip(self._rows(self.group), self._wrong(self.group))):
-            point, span = (self.failure_point, self.span) if i == self.selected else (None, None)
+            selected = i == self.selected
+            start, end = self.span or (0, 0)
             for token in row:
-                words = []
-                if token.index == point:
-                    words.append("failure point")
-                if token.step == wrong:
-                    words.append("first wrong step")
-                if span and span[0] <= token.index < span[1]:
-                    words.append("span")
-                if words:
-                    marks[i, token.index] = ", ".join(words)
+                words = {
+                    "failure point": selected and token.index == self.failure_point,
+                    "first wrong step": token.step == wrong,
+                    "span": selected and start <= token.index < end,
+                }
+                if any(words.values()):
+                    marks[i, token.index] = ", ".join(word for word in words if words[word])
         return marks
 
     def to_png(self, path: str | Path | None = None) -> bytes:
@@ -267,18 +275,20 @@ class TokenView:
         for number, inspection in enumerate(self.inspections):
             rows, wrong = self._rows(number), self._wrong(number)
             for i, rollout in enumerate(inspection.group.rollouts):
-                frame = pd.DataFrame(rows[i], columns=Token._fields)
-                frame = frame[["step", "index", "id", "text"]].rename(columns={"index": "token"})
+                place = {
+                    "group": number,
+                    "problem": inspection.group.problem.id,
+                    "rollout": i,
+                    "reward": rollout.verdict.reward,
+                    "origin": rollout.origin,
+                }
+                frame = pd.DataFrame(rows[i])[["step", "index", "id", "text"]].assign(**place)
                 frame["first_wrong_step"] = frame["step"] == wrong[i]
                 for name, values in self.layers[number].items():
                     frame[name] = np.asarray(values[i], float)
-                frame.insert(0, "group", number)
-                frame.insert(1, "problem", inspection.group.problem.id)
-                frame.insert(2, "rollout", i)
-                frame.insert(3, "reward", rollout.verdict.reward)
-                frame.insert(4, "origin", rollout.origin)
-                frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
+                frames.append(frame.rename(columns={"index": "token"}))
+        table = pd.concat(frames, ignore_index=True)
+        return table[[*place, *table.columns.difference(place, sort=False)]]
 
     def __repr__(self) -> str:
         group = self.inspections[self.group].group
@@ -298,9 +308,7 @@ def _inspection(item, layers: Mapping) -> tuple[str, Inspection]:
     """
     if isinstance(item, Inspection):
         return item.group.problem.id, item
-    if isinstance(item, Group):
-        return item.problem.id, Inspection(item, _arrays(item, layers))
-    step, group, values = item
+    step, group, values = (None, item, None) if isinstance(item, Group) else item
     layers = layers if values is None else {"credit": values}
     title = group.problem.id if step is None else f"step {step}: {group.problem.id}"
     return title, Inspection(group, _arrays(group, layers))

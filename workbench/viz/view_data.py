@@ -46,6 +46,7 @@ def group_data(
 def _rollout(
     rollout: Rollout, row: Sequence[Token], wrong: int | None, sides: dict, place: Place
 ) -> dict:
+    _, starts = np.unique([token.step for token in row], return_index=True)
     return {
         "reward": rollout.verdict.reward,
         "correct": rollout.verdict.correct,
@@ -56,18 +57,18 @@ def _rollout(
         "ids": [token.id for token in row],
         "texts": [place(token.id) for token in row],
         "sides": sides,
-        # the first token of each step
-        "starts": np.unique([token.step for token in row], return_index=True)[1].tolist(),
+        "starts": starts.tolist(),  # the first token of each step
     }
 
 
 def _side(reading: TokenStats, place: Place) -> dict:
     """What one side says of every token, and the tokens it finds likeliest there."""
+    top = [[place(token) for token in likeliest] for likeliest in reading.top_ids]
     return {
         "logprob": _short(reading.logprobs),
         "entropy": _short(reading.entropy),
         "rank": np.asarray(reading.rank).astype(int).tolist(),
-        "top": [[place(token) for token in likeliest] for likeliest in reading.top_ids],
+        "top": top,
         "top_ids": np.asarray(reading.top_ids).tolist(),
         "top_logprob": [_short(logprobs) for logprobs in reading.top_logprobs],
     }

@@ -7,7 +7,6 @@ Nothing rests on colour alone: paths differ in place and hatching, lines in styl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -38,26 +37,6 @@ PATHS = (
 Member = tuple[Rollout, float, float]  # a rollout, its weight in its subset, its perplexity
 
 
-class Rescued(Protocol):
-    """One quartile of teacher perplexity at one prefix ratio, such as rescue.Cell."""
-
-    quartile: int
-    ratio: float
-    rescued: float
-    low: float
-    high: float
-
-
-class Gap(Protocol):
-    """The lowest minus the highest quartile at one prefix ratio, such as rescue.Gap."""
-
-    ratio: float
-    paths: int
-    mean: float
-    low: float
-    high: float
-
-
 def routing(members: Sequence[Member]) -> Figure:
     """(rollout, weight in its subset, perplexity) of one group.
 
@@ -78,50 +57,62 @@ def routing(members: Sequence[Member]) -> Figure:
         texts = [shortened(visible(rollout.text), LONGEST) for rollout, _, _ in path]
         axes.set_yticks(rows, texts, family=MONO, fontsize=8, parse_math=False)
         for row, (_, _, perplexity) in enumerate(path):
-            where = {"va": "center", "ha": "right"}
-            axes.text(width, row, f"{perplexity:.3f}", fontsize=8.5, color=INK, **where)
+            axes.text(
+                width,
+                row,
+                f"{perplexity:.3f}",
+                va="center",
+                ha="right",
+                fontsize=8.5,
+                color=INK,
+            )
         axes.axvline(1, color=INK, linewidth=1, linestyle="--")
         axes.set(xlim=(0, width), ylim=(max(len(path), 1) - 0.4, -0.6))
     return figure
 
 
-def rescued(experiments: Mapping[str, Sequence[Rescued]]) -> Figure:
+def rescued(experiments: Mapping[str, Sequence]) -> Figure:
     """A panel for each experiment: the share of the teacher's continuations that end correct, by
-    quartile of its perplexity, a line for each ratio.
+    quartile of its perplexity, a line for each prefix ratio.
+
+    Cells have quartile, ratio, rescued, low and high (``teacher_rescue.Cell``).
     """
     figure = sheet(5.2 * len(experiments), 3.8)
     panels = figure.subplots(1, len(experiments), sharey=True, squeeze=False).flat
     for axes, (name, cells) in zip(panels, experiments.items()):
         frame(axes, name, "quartile of the teacher's perplexity")
-        ratios = sorted({cell.ratio for cell in cells})
-        for i, ratio in enumerate(ratios):
-            rows = [cell for cell in cells if cell.ratio == ratio]
+        lines = {}
+        for cell in sorted(cells, key=lambda cell: (cell.ratio, cell.quartile)):
+            numbers = (cell.quartile, cell.rescued, cell.low, cell.high)
+            lines.setdefault(f"{cell.ratio:.0%} given", []).append(numbers)
+        for i, (label, line) in enumerate(lines.items()):
+            quartile, share, low, high = np.array(line).T
             # side by side, so that intervals can be told apart
-            shift = 0.06 * (i - (len(ratios) - 1) / 2)
-            style = look(f"{ratio:.0%} given", [f"{ratio:.0%} given" for ratio in ratios])
-            _rescued_line(axes, rows, shift, label=f"{ratio:.0%} given", **style)
+            places = quartile + 0.06 * (i - (len(lines) - 1) / 2)
+            spans = np.clip([share - low, high - share], 0, None)
+            style = look(label, lines)
+            axes.errorbar(
+                places, share, spans, capsize=3, linewidth=1.8, markersize=5, label=label, **style
+            )
         axes.set_xticks([1, 2, 3, 4], ["1\nsurest", "2", "3", "4\nleast sure"])
         axes.set_ylim(0, 1)
     first = figure.axes[0]
     first.set_ylabel("rescued: share that ends correct", color=INK)
-    handles = first.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(
+        *first.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
     return figure
 
 
-def _rescued_line(axes: Axes, cells: Sequence[Rescued], shift: float, **style) -> None:
-    cells = sorted(cells, key=lambda cell: cell.quartile)
-    places = [cell.quartile + shift for cell in cells]
-    share = np.array([cell.rescued for cell in cells])
-    below = share - [cell.low for cell in cells]
-    above = [cell.high for cell in cells] - share
-    spans = np.clip([below, above], 0, None)
-    axes.errorbar(places, share, spans, capsize=3, linewidth=1.8, markersize=5, **style)
-
-
-def differences(gaps: Mapping[str, Sequence[Gap]]) -> Figure:
+def differences(gaps: Mapping[str, Sequence]) -> Figure:
     """A panel for each kind of path: rescued in the surest quartile minus in the least sure, by
     prefix ratio. Filled where the interval leaves out 0.
+
+    Gaps have ratio, paths, mean, low and high (``teacher_rescue.Gap``).
     """
     figure = sheet(3.6 * len(gaps), 3.2)
     panels = figure.subplots(1, len(gaps), sharey=True, squeeze=False).flat
@@ -153,9 +144,14 @@ def along(runs: Mapping[str, Sequence[pd.DataFrame]], column: str, title: str, u
             axes.fill_between(
                 values.index, low, high, color=style["color"], alpha=0.15, linewidth=0
             )
-            spacing = max(1, len(values) // 8)
-            style |= {"linewidth": 2, "markersize": 5, "markevery": spacing, "label": arm}
-            axes.plot(values.mean(axis=1), **style)
+            axes.plot(
+                values.mean(axis=1),
+                linewidth=2,
+                markersize=5,
+                markevery=max(1, len(values) // 8),
+                label=arm,
+                **style,
+            )
     if axes.lines:
         axes.legend(frameon=False, fontsize=9)
     else:

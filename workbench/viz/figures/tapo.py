@@ -28,9 +28,13 @@ def eligibility(right: Sequence[int], k: int, n_pos: int, n_neg: int) -> Figure:
     eligible = (places >= n_pos) & (places <= k - n_neg)
     title = f"{counts[eligible].sum()} of {len(right)} problems are eligible (hatched: not)"
     axes = frame(figure.subplots(), title, f"right rollouts of {k}", "problems")
-    colors = np.where(eligible, COLORS[0], GREY)
-    hatches = np.where(eligible, *HATCHES)
-    bars = axes.bar(places, counts, color=colors, hatch=hatches, edgecolor="white")
+    bars = axes.bar(
+        places,
+        counts,
+        color=np.where(eligible, COLORS[0], GREY),
+        hatch=np.where(eligible, *HATCHES),
+        edgecolor="white",
+    )
     axes.bar_label(bars, color=INK)
     axes.set_xticks(places)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -56,22 +60,29 @@ def contamination(
         axes.sharey(panels[0])
     panels[0].set_ylabel("advantage: right (top), wrong (bottom)")
     _push(last, push)
-    legend = {"ncols": 4, "fontsize": 8.5, "frameon": False}
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", **legend)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        fontsize=8.5,
+        frameon=False,
+    )
     return figure
 
 
 def _advantages(axes: Axes, lines: Mapping[str, np.ndarray], right: int, k: int) -> None:
     """Of a right and of a wrong rollout, and dotted their mean, by the number of corrections."""
     frame(axes, f"{right} of {k} rollouts right", "right corrections beside them")
-    shares = [right / k, 1 - right / k]
     for i, (name, values) in enumerate(lines.items()):
-        style = {**line_style(i), "marker": MARKERS[i]}
-        axes.plot(values[:, 0], label=name, **style)
-        axes.plot(values[:, 1], **style)
-        mean = {"color": COLORS[i], "linestyle": ":", "linewidth": 2.5}
-        axes.plot(values @ shares, label=f"their mean, {name}", **mean)
+        for column, label in enumerate((name, None)):
+            axes.plot(values[:, column], label=label, marker=MARKERS[i], **line_style(i))
+        axes.plot(
+            values @ [right / k, 1 - right / k],
+            color=COLORS[i],
+            linestyle=":",
+            linewidth=2.5,
+            label=f"their mean, {name}",
+        )
         axes.set_xticks(range(len(values)))
     axes.axhline(0, color=INK, linewidth=0.8)
 
@@ -81,10 +92,15 @@ def _push(axes: Axes, push: Mapping[str, tuple[float, float]]) -> None:
     frame(axes, "this step", "", "advantage × tokens, per token")
     axes.axhline(0, color=INK, linewidth=0.8)
     for i, (name, (up, down)) in enumerate(push.items()):
-        values = [up, down, up + down]
-        places = np.arange(3) + 0.4 * i - 0.2
-        style = {"color": COLORS[i], "hatch": HATCHES[i], "edgecolor": "white", "label": name}
-        bars = axes.bar(places, values, 0.38, **style)
+        bars = axes.bar(
+            np.arange(3) + 0.4 * i - 0.2,
+            [up, down, up + down],
+            0.38,
+            color=COLORS[i],
+            hatch=HATCHES[i],
+            edgecolor="white",
+            label=name,
+        )
         axes.bar_label(bars, fmt="{:+.2f}", padding=2, fontsize=8, color=INK)
     axes.set_xticks(range(3), ["right", "wrong", "together"])
     axes.margins(y=0.15)

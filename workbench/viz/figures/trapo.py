@@ -70,18 +70,33 @@ def optima(expert: Sequence[float], alphas: Sequence[float]) -> Figure:
         frame(axes, f"α = {alpha:.3g}", "token")
         policy = optimum(expert, alpha)
         boundary = (policy > 0) & (policy < alpha)
-        colors = np.where(boundary, COLORS[1], EXPERT)
-        hatches = np.where(boundary, *HATCHES[::-1])
-        axes.bar(tokens, policy, 0.6, color=colors, hatch=hatches, edgecolor="white")
+        axes.bar(
+            tokens,
+            policy,
+            0.6,
+            color=np.where(boundary, COLORS[1], EXPERT),
+            hatch=np.where(boundary, HATCHES[1], HATCHES[0]),
+            edgecolor="white",
+        )
         axes.bar(tokens, expert, 0.8, fill=False, edgecolor=INK, linewidth=1.2)
         for token, share, height in zip(tokens, policy, np.maximum(policy, expert)):
-            above = {"textcoords": "offset points", "ha": "center", "fontsize": 8.5, "color": INK}
-            axes.annotate(f"{share:.4g}", (token, height), (0, 3), **above)
+            axes.annotate(
+                f"{share:.4g}",
+                (token, height),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8.5,
+                color=INK,
+            )
         axes.set_ylim(0, 1.12)
         axes.set_xticks(tokens)
     figure.axes[0].set_ylabel("probability")
-    legend = "outline: the expert   filled: where TrSFT ends   orange, hatched: the boundary token"
-    figure.supxlabel(legend, fontsize=9, color=INK)
+    figure.supxlabel(
+        "outline: the expert   filled: where TrSFT ends   orange, hatched: the boundary token",
+        fontsize=9,
+        color=INK,
+    )
     return figure
 
 
@@ -97,15 +112,15 @@ def micro_groups(groups: Sequence[Group], stages: Sequence[tuple[int, float, flo
     axes.axis("off")
     for row, group in enumerate(groups):
         question = group.problem.messages[-1]["content"]
-        axes.text(0, row, question, va="center", family=MONO, parse_math=False, **_SMALL)
+        _write(axes, 0, row, question, ha="left", family=MONO, parse_math=False)
     x, first = QUESTION, 0
     for size, ratio, bar in stages:
         if first:
             for row, group in enumerate(groups):
-                _decision(axes, x, row, group.rewards[:first].mean(), bar)
+                mean = group.rewards[:first].mean()
+                _decision(axes, x + GAP / 2 - 0.05, row, mean, bar)
             x += GAP
-        heading = {"ha": "center", "fontsize": 9, "fontweight": "bold", "color": INK}
-        axes.text(x + 0.45 * size, -0.85, f"L = {ratio:g}", **heading)
+        _write(axes, x + 0.45 * size, -0.95, f"L = {ratio:g}", fontsize=9, fontweight="bold")
         for row, group in enumerate(groups):
             for i, rollout in enumerate(group.rollouts[first : first + size]):
                 _cell(axes, x + i, row, rollout)
@@ -115,26 +130,32 @@ def micro_groups(groups: Sequence[Group], stages: Sequence[tuple[int, float, flo
     return figure
 
 
-_SMALL = {"fontsize": 8.5, "color": INK}
+def _write(axes: Axes, x: float, row: float, text: str, **how) -> None:
+    axes.text(x, row, text, **{"va": "center", "ha": "center", "fontsize": 8.5, "color": INK} | how)
 
 
 def _decision(axes: Axes, x: float, row: int, mean: float, bar: float) -> None:
     """Bold: the mean return is under its bar, so an expert helps."""
-    words, weight = f"{mean:.2f} ≥ {bar:.2g}", "normal"
     if mean < bar:
-        words, weight = f"{mean:.2f} < {bar:.2g} ▸", "bold"
-    middle = x + GAP / 2 - 0.05
-    axes.text(middle, row, words, va="center", ha="center", fontweight=weight, **_SMALL)
+        _write(axes, x, row, f"{mean:.2f} < {bar:.2g} ▸", fontweight="bold")
+    else:
+        _write(axes, x, row, f"{mean:.2f} ≥ {bar:.2g}")
 
 
 def _cell(axes: Axes, x: float, row: int, rollout: Rollout) -> None:
-    corner, height = (x, row - 0.36), 0.72
-    borrowed = 0.9 * rollout.borrowed / len(rollout.completion_ids)
-    if borrowed:
-        style = {"facecolor": EXPERT_LIGHT, "edgecolor": EXPERT, "hatch": "////", "linewidth": 0}
-        axes.add_patch(Rectangle(corner, borrowed, height, **style))
-    axes.add_patch(Rectangle(corner, 0.9, height, fill=False, edgecolor=INK, linewidth=0.9))
-    mark = "✓" if rollout.verdict.correct else "✗"
+    """One rollout: the share that an expert wrote hatched, and whether it is right."""
+    expert = Rectangle(
+        (x, row - 0.36),
+        0.9 * rollout.borrowed / len(rollout.completion_ids),
+        0.72,
+        facecolor=EXPERT_LIGHT,
+        edgecolor=EXPERT,
+        hatch="////",
+        linewidth=0,
+    )
+    if rollout.borrowed:
+        axes.add_patch(expert)
+    border = Rectangle((x, row - 0.36), 0.9, 0.72, fill=False, edgecolor=INK, linewidth=0.9)
+    axes.add_patch(border)
     disc = {"boxstyle": "circle,pad=0.06", "facecolor": "white", "edgecolor": "none"}
-    middle = {"ha": "center", "va": "center"}
-    axes.text(x + 0.45, row, mark, fontsize=9, color=INK, bbox=disc, **middle)
+    _write(axes, x + 0.45, row, "✓" if rollout.verdict.correct else "✗", fontsize=9, bbox=disc)
