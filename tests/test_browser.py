@@ -266,7 +266,7 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
     page = context.new_page()
     view = TokenView(inspection(), TEXTS.__getitem__)
     page.set_content(view.to_html())
-    layers = {layer.channel.name: layer for layer in view._painted(0)}
+    layers = {layer.channel.name: layer for layer in view._layers(0)}
     for name in ("delta", "entropy", "GRPO credit"):
         page.get_by_label(name, exact=True).check()
         shown = [
