@@ -34,7 +34,8 @@ ROOT = Path(__file__).parent.parent
 # A stand-in for anywidget: the model that view.js is given, with what it would send to Python kept
 # in `sent`.
 MOUNT = """async ([code, data, state]) => {
-  const now = {...state, data: JSON.parse(data)}, handlers = {}, each = (names, what) => names.split(' ').forEach(what);
+  const now = {...state, data: JSON.parse(data)}, handlers = {};
+  const each = (names, what) => names.split(' ').forEach(what);
   window.sent = [];
   window.model = {
     get: (name) => now[name],
@@ -49,7 +50,8 @@ MOUNT = """async ([code, data, state]) => {
   };
   const module = await import(URL.createObjectURL(new Blob([code], {type: 'text/javascript'})));
   const began = performance.now();
-  window.leave = module.default.render({model, el: document.body.appendChild(document.createElement('div'))});
+  const el = document.body.appendChild(document.createElement('div'));
+  window.leave = module.default.render({model, el});
   document.body.getBoundingClientRect();
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   return performance.now() - began;
@@ -93,9 +95,9 @@ def mount(browser):
             ),
         )
         page.on("dialog", lambda dialog: (page.problems.append(dialog.message), dialog.dismiss()))
+        sheet = html.css() + (HERE / "view.css").read_text()
         page.set_content(
-            "<!doctype html><meta "
-            f"charset='utf-8'><style>{html.css()}{(HERE / 'view.css').read_text()}</style><body {body}></body>"
+            f"<!doctype html><meta charset='utf-8'><style>{sheet}</style><body {body}></body>"
         )
         page.first_paint = page.evaluate(
             MOUNT, [(HERE / "view.js").read_text(), json.dumps(view.data()), view._state]
@@ -134,14 +136,17 @@ def shade(token) -> str:
 
 def colors(locator) -> list[tuple[str, str]]:
     """(text colour, background) of each element as #rrggbb."""
-    found = locator.evaluate_all(
+    pairs = locator.evaluate_all(
         "all => all.map((e) => { const s = getComputedStyle(e); return [s.color, "
         "s.backgroundColor]; })"
     )
-    as_hex = lambda rgb: (
-        "#" + "".join(f"{int(part):02x}" for part in rgb[rgb.index("(") + 1 : -1].split(",")[:3])
-    )  # noqa: E731
-    return [(as_hex(ink), as_hex(paper)) for ink, paper in found]
+    return [(as_hex(ink), as_hex(paper)) for ink, paper in pairs]
+
+
+def as_hex(rgb: str) -> str:
+    """#rrggbb of the browser's rgb(r, g, b) or rgba(r, g, b, a)."""
+    parts = rgb[rgb.index("(") + 1 : -1].split(",")[:3]
+    return "#" + "".join(f"{int(part):02x}" for part in parts)
 
 
 def value(page, name):
@@ -232,9 +237,11 @@ def test_the_scale(page):
 
 
 def test_filter_and_sort(page):
-    order = lambda: page.locator(".wb-card").evaluate_all(
-        "all => all.map((e) => e.getAttribute('aria-label'))"
-    )  # noqa: E731
+    def order():
+        return page.locator(".wb-card").evaluate_all(
+            "all => all.map((e) => e.getAttribute('aria-label'))"
+        )
+
     assert order() == ["rollout 1", "rollout 2"]
     for by, first in (("reward", 2), ("length", 2), ("first wrong step", 1)):
         page.get_by_label("Sort", exact=True).select_option(by)
@@ -276,8 +283,8 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
         ]
         assert len(shown) == 1 and shown[0].startswith(name)
         assert page.locator(".wb-sum:visible").count() == 5, "one sum for each step"
-        layer, painted = layers[name], colors(page.locator(".wb-toks .wb-t"))
-        for number, (_, paper) in zip(np.concatenate(layer.values), painted):
+        layer, drawn = layers[name], colors(page.locator(".wb-toks .wb-t"))
+        for number, (_, paper) in zip(np.concatenate(layer.values), drawn):
             if level := style.level(number, layer.limit):
                 assert paper == style.background(level, style.DARK, layer.channel.signed)
     page.get_by_label("delta", exact=True).press("Enter")
@@ -417,10 +424,13 @@ def test_2000_tokens_times_8_rollouts_stay_smooth(mount, capsys):
     frame = (
         "const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
     )
-    timed = lambda what: page.evaluate(
-        f"async () => {{ {frame} await frame(); const t = performance.now(); {what}; await "
-        f"frame(); return performance.now() - t; }}"
-    )  # noqa: E731
+
+    def timed(what):
+        return page.evaluate(
+            f"async () => {{ {frame} await frame(); const t = performance.now(); {what}; await "
+            f"frame(); return performance.now() - t; }}"
+        )
+
     took = {
         "first paint": page.first_paint,
         "layer": timed("model.set('layer', 'delta')"),

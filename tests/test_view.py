@@ -345,8 +345,11 @@ def test_nbconvert_shows_the_static_twin(view):
         "view", outputs=[nbformat.v4.new_output("display_data", bundle)]
     )
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
-    painted = lambda html: re.findall(r'class="(wb-t w0[^"]*)"', html)  # noqa: E731
-    assert painted(page) == painted(view.to_html()) != [] and page.count('type="radio"') == len(
+
+    def drawn(text):
+        return re.findall(r'class="(wb-t w0[^"]*)"', text)
+
+    assert drawn(page) == drawn(view.to_html()) != [] and page.count('type="radio"') == len(
         view.layers[0]
     )
 
@@ -374,9 +377,7 @@ def test_the_page_and_the_picture_are_written(view, tmp_path):
     }
     limit = tokens.robust_limit([-1.0, -1, -2, -1, 1, 1])
     for value in (-1.0, -2.0, 1.0):
-        assert (
-            style.rgb(style.background(style.level(value, limit), style.LIGHT)) in pixels
-        )
+        assert style.rgb(style.background(style.level(value, limit), style.LIGHT)) in pixels
 
 
 def test_one_row_a_token(view):

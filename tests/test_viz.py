@@ -151,9 +151,10 @@ def test_text_is_readable_on_every_colour(theme):
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_colours_match_the_sign_and_grow(theme):
-    blueness = lambda shade: (lambda r, g, b: b - r)(
-        *style.rgb(style.background(shade, theme))
-    )  # noqa: E731
+    def blueness(shade):
+        red, _, blue = style.rgb(style.background(shade, theme))
+        return blue - red
+
     neutral = blueness(0)
     steps = [blueness(s) for s in range(-style.LEVELS, style.LEVELS + 1)]
     assert steps == sorted(steps) and len(set(steps)) == len(steps)
@@ -184,11 +185,10 @@ def test_scale_is_robust_and_never_zero():
 
 
 def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
-    caption = lambda values, **how: next(
-        e["text"]
-        for e in read(html.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
-        if e["tag"] == "figcaption"
-    )
+    def caption(values, **how):
+        page = read(html.group_html(group(rollout([1, 2])), [values], str, **how))
+        return next(e["text"] for e in page.elements if e["tag"] == "figcaption")
+
     assert (
         "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0]))
         and "+2.00: made more likely, line above ▲" in both
@@ -357,14 +357,14 @@ def test_curve_colours_stand_out(paper):
 
 def whole_page() -> str:
     figure = svg(curves.learning_curves({"<run>": metrics()}), 'curves "<1>"')
-    painted = html.group_html(
+    heat_map = html.group_html(
         group(rollout(range(len(HOSTILE)))), [[0.5] * len(HOSTILE)], HOSTILE.__getitem__
     )
     return page(
         "<title>",
         "a & b",
         [
-            Section("<one>", figure + painted),
+            Section("<one>", figure + heat_map),
             Section(
                 "two",
                 table(["<a>", "b"], [["<x>", "&"]])
