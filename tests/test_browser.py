@@ -21,6 +21,7 @@ from test_view import TEXTS, inspection
 from test_viz import HOSTILE, contrast, group, rollout
 
 from workbench.core import Inspection, TokenStats
+from workbench.viz import html, style
 from workbench.viz import tokens as heat
 from workbench.viz.view import HERE, TokenView
 
@@ -33,7 +34,8 @@ ROOT = Path(__file__).parent.parent
 # A stand-in for anywidget: the model that view.js is given, with what it would send to Python kept
 # in `sent`.
 MOUNT = """async ([code, data, state]) => {
-  const now = {...state, data: JSON.parse(data)}, handlers = {}, each = (names, what) => names.split(' ').forEach(what);
+  const now = {...state, data: JSON.parse(data)}, handlers = {};
+  const each = (names, what) => names.split(' ').forEach(what);
   window.sent = [];
   window.model = {
     get: (name) => now[name],
@@ -48,7 +50,8 @@ MOUNT = """async ([code, data, state]) => {
   };
   const module = await import(URL.createObjectURL(new Blob([code], {type: 'text/javascript'})));
   const began = performance.now();
-  window.leave = module.default.render({model, el: document.body.appendChild(document.createElement('div'))});
+  const el = document.body.appendChild(document.createElement('div'));
+  window.leave = module.default.render({model, el});
   document.body.getBoundingClientRect();
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   return performance.now() - began;
@@ -92,9 +95,9 @@ def mount(browser):
             ),
         )
         page.on("dialog", lambda dialog: (page.problems.append(dialog.message), dialog.dismiss()))
+        sheet = html.css() + (HERE / "view.css").read_text()
         page.set_content(
-            "<!doctype html><meta "
-            f"charset='utf-8'><style>{heat.css()}{(HERE / 'view.css').read_text()}</style><body {body}></body>"
+            f"<!doctype html><meta charset='utf-8'><style>{sheet}</style><body {body}></body>"
         )
         page.first_paint = page.evaluate(
             MOUNT, [(HERE / "view.js").read_text(), json.dumps(view.data()), view._state]
@@ -133,14 +136,17 @@ def shade(token) -> str:
 
 def colors(locator) -> list[tuple[str, str]]:
     """(text colour, background) of each element as #rrggbb."""
-    found = locator.evaluate_all(
+    pairs = locator.evaluate_all(
         "all => all.map((e) => { const s = getComputedStyle(e); return [s.color, "
         "s.backgroundColor]; })"
     )
-    as_hex = lambda rgb: (
-        "#" + "".join(f"{int(part):02x}" for part in rgb[rgb.index("(") + 1 : -1].split(",")[:3])
-    )  # noqa: E731
-    return [(as_hex(ink), as_hex(paper)) for ink, paper in found]
+    return [(as_hex(ink), as_hex(paper)) for ink, paper in pairs]
+
+
+def as_hex(rgb: str) -> str:
+    """#rrggbb of the browser's rgb(r, g, b) or rgba(r, g, b, a)."""
+    parts = rgb[rgb.index("(") + 1 : -1].split(",")[:3]
+    return "#" + "".join(f"{int(part):02x}" for part in parts)
 
 
 def value(page, name):
@@ -153,17 +159,17 @@ def value(page, name):
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_colours_are_those_of_the_static_map(mount, dark):
     view = TokenView(inspection(), TEXTS.__getitem__)
-    page, theme = mount(view, dark), heat.DARK if dark else heat.LIGHT
-    (layer,) = view._painted(0, "GRPO credit")
+    page, theme = mount(view, dark), style.DARK if dark else style.LIGHT
+    (layer,) = view._layers(0)[:1]
     for card, values in enumerate(layer.values):
-        wanted = [heat.level(v, layer.limit) for v in values]
+        wanted = [style.level(v, layer.limit) for v in values]
         for (ink, paper), level, number in zip(colors(tokens(page, card)), wanted, values):
             if level:
-                assert paper == heat.background(level, theme) and ink == theme.ink
+                assert paper == style.background(level, theme) and ink == theme.ink
             if not np.isnan(number):
                 assert contrast(ink, paper if level else theme.paper) >= 4.5
         assert [shade(t) for t in tokens(page, card).all()] == [
-            heat._kind(v, s, True, "wb-") for v, s in zip(values, wanted)
+            html.shade_class(v, layer) for v in values
         ]
     borders = tokens(page, 0).first.evaluate(
         "(e) => [getComputedStyle(e).borderTopColor, getComputedStyle(e).borderBottomColor]"
@@ -175,7 +181,7 @@ def test_the_colours_are_those_of_the_static_map(mount, dark):
 
 def test_jupyterlab_s_theme_wins_over_the_system_s(mount):
     view = TokenView(inspection(), TEXTS.__getitem__)
-    for dark, lab, theme in ((True, "true", heat.LIGHT), (False, "false", heat.DARK)):
+    for dark, lab, theme in ((True, "true", style.LIGHT), (False, "false", style.DARK)):
         page = mount(view, dark, f'data-jp-theme-light="{lab}"')
         assert colors(page.locator(".wb-view")) == [(theme.ink, theme.paper)]
 
@@ -231,9 +237,11 @@ def test_the_scale(page):
 
 
 def test_filter_and_sort(page):
-    order = lambda: page.locator(".wb-card").evaluate_all(
-        "all => all.map((e) => e.getAttribute('aria-label'))"
-    )  # noqa: E731
+    def order():
+        return page.locator(".wb-card").evaluate_all(
+            "all => all.map((e) => e.getAttribute('aria-label'))"
+        )
+
     assert order() == ["rollout 1", "rollout 2"]
     for by, first in (("reward", 2), ("length", 2), ("first wrong step", 1)):
         page.get_by_label("Sort", exact=True).select_option(by)
@@ -265,7 +273,7 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
     page = context.new_page()
     view = TokenView(inspection(), TEXTS.__getitem__)
     page.set_content(view.to_html())
-    layers = {layer.channel.name: layer for layer in view._painted(0)}
+    layers = {layer.channel.name: layer for layer in view._layers(0)}
     for name in ("delta", "entropy", "GRPO credit"):
         page.get_by_label(name, exact=True).check()
         shown = [
@@ -275,10 +283,10 @@ def test_the_static_page_switches_layers_with_scripts_off(browser):
         ]
         assert len(shown) == 1 and shown[0].startswith(name)
         assert page.locator(".wb-sum:visible").count() == 5, "one sum for each step"
-        layer, painted = layers[name], colors(page.locator(".wb-toks .wb-t"))
-        for number, (_, paper) in zip(np.concatenate(layer.values), painted):
-            if level := heat.level(number, layer.limit):
-                assert paper == heat.background(level, heat.DARK, layer.channel.signed)
+        layer, drawn = layers[name], colors(page.locator(".wb-toks .wb-t"))
+        for number, (_, paper) in zip(np.concatenate(layer.values), drawn):
+            if level := style.level(number, layer.limit):
+                assert paper == style.background(level, style.DARK, layer.channel.signed)
     page.get_by_label("delta", exact=True).press("Enter")
     assert page.locator("figcaption").count() > 1, "the Enter key does not send the form"
     context.close()
@@ -416,10 +424,13 @@ def test_2000_tokens_times_8_rollouts_stay_smooth(mount, capsys):
     frame = (
         "const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));"
     )
-    timed = lambda what: page.evaluate(
-        f"async () => {{ {frame} await frame(); const t = performance.now(); {what}; await "
-        f"frame(); return performance.now() - t; }}"
-    )  # noqa: E731
+
+    def timed(what):
+        return page.evaluate(
+            f"async () => {{ {frame} await frame(); const t = performance.now(); {what}; await "
+            f"frame(); return performance.now() - t; }}"
+        )
+
     took = {
         "first paint": page.first_paint,
         "layer": timed("model.set('layer', 'delta')"),
@@ -528,7 +539,7 @@ def test_in_jupyterlab_notebook_02_is_live(browser, tmp_path):
         # a wrong attempt: its teacher has a correct one to read
         card = view.locator(".wb-card:has(.wb-bad)").first
         token = card.locator(".wb-toks .wb-t").nth(3)
-        assert colors(token)[0][1] != heat.LIGHT.paper
+        assert colors(token)[0][1] != style.LIGHT.paper
         token.hover()
         assert texts(view.locator(".wb-sides thead th")) == ["", "student", "teacher"]
         token.click()
@@ -632,4 +643,4 @@ def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, 
         page.screenshot(path=tmp_path / "light.png")
         page.keyboard.press("Escape")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
-        assert colors(view) == [(heat.DARK.ink, heat.DARK.paper)]
+        assert colors(view) == [(style.DARK.ink, style.DARK.paper)]

@@ -21,7 +21,7 @@ from workbench.methods.sft import SFT
 from workbench.methods.trapo import TRAPO
 from workbench.model.learner import FrozenLearner
 from workbench.tasks import load_task
-from workbench.viz.columns import columns
+from workbench.viz.png import credit_columns
 
 TASK = load_task("arithmetic:style=turned")
 [PROBLEM] = TASK.problems("validation", 1, 0)
@@ -79,14 +79,14 @@ def test_few_are_picked_the_shared_ones_and_one_addition():
 def test_a_column_for_each_method_with_every_token(found):
     decode = lambda token: toys.tiny_policy().tokenizer.decode([token])  # noqa: E731
     kept = comparable_rollouts({name: found[name] for name in ("SFT", "TRAPO")})
-    narrow = columns(
+    narrow = credit_columns(
         {name: (way.group, way.credit) for name, way in kept.items()}, decode, width=12
     ).axes[0]
     for text in narrow.texts:  # a long line goes on below, and not into the next column
         if text.get_ha() == "center":
             middle, half = text.get_position()[0], len(text.get_text()) / 2
             assert (middle + half - 0.5) // 12 == (middle - half) // 12 or half > 5
-    figure = columns({name: (way.group, way.credit) for name, way in kept.items()}, decode)
+    figure = credit_columns({name: (way.group, way.credit) for name, way in kept.items()}, decode)
     words = [text.get_text() for text in figure.axes[0].texts]
     assert {"SFT", "TRAPO", "✓ expert"} <= set(words)
     assert len(words) >= sum(

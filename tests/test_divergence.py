@@ -16,7 +16,7 @@ from workbench.methods.sdpo import SDPO
 from workbench.model import scores
 from workbench.model.scores import divergence
 from workbench.viz.figures.sdpo import HEALTH, divergence_curves, health_curves
-from workbench.viz.page import INK
+from workbench.viz.style import INK
 
 EVERY_A = pytest.mark.parametrize("a", [0.0, 0.3, 0.5, 1.0])
 

@@ -49,11 +49,9 @@ def test_a_line_for_each_ratio_with_its_interval():
     first = figure.axes[0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["20% given", "80% given"]
     for bars in first.containers:
-        line, caps, [spans] = bars
+        line, _, [spans] = bars
         assert list(line.get_ydata()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
-        assert [segment[:, 1].tolist() for segment in spans.get_segments()][0] == pytest.approx(
-            [0.05, 0.2]
-        )
+        assert spans.get_segments()[0][:, 1].tolist() == pytest.approx([0.05, 0.2])
     places = [list(bars[0].get_xdata()) for bars in first.containers]
     assert places[0] == pytest.approx([0.97, 1.97, 2.97, 3.97]) and places[1] == pytest.approx(
         [1.03, 2.03, 3.03, 4.03]

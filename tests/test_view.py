@@ -15,7 +15,7 @@ from test_viz import HOSTILE, contrast, group, read, rollout
 
 from workbench.core import Inspection, Step, TokenStats, WorkbenchError
 from workbench.records import Run
-from workbench.viz import tokens
+from workbench.viz import html, style, tokens
 from workbench.viz.layers import all_layers, channel_of
 from workbench.viz.view import STATIC_TOKENS, WIDGET, TokenView
 
@@ -283,7 +283,7 @@ def test_static_html_switches_layers_without_a_script(view):
     assert len(spans) == 8
     loss = spans[4]  # delta -4, credit 0
     assert (
-        "w0d8" in loss["class"].split() and f"background-color:{tokens.LIGHT.down}" in loss["style"]
+        "w0d8" in loss["class"].split() and f"background-color:{style.LIGHT.down}" in loss["style"]
     ), "the first layer needs no style sheet"
     assert (
         loss["aria-label"] == "“e”, token 5 of 5"
@@ -345,8 +345,11 @@ def test_nbconvert_shows_the_static_twin(view):
         "view", outputs=[nbformat.v4.new_output("display_data", bundle)]
     )
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
-    painted = lambda html: re.findall(r'class="(wb-t w0[^"]*)"', html)  # noqa: E731
-    assert painted(page) == painted(view.to_html()) != [] and page.count('type="radio"') == len(
+
+    def drawn(text):
+        return re.findall(r'class="(wb-t w0[^"]*)"', text)
+
+    assert drawn(page) == drawn(view.to_html()) != [] and page.count('type="radio"') == len(
         view.layers[0]
     )
 
@@ -374,9 +377,7 @@ def test_the_page_and_the_picture_are_written(view, tmp_path):
     }
     limit = tokens.robust_limit([-1.0, -1, -2, -1, 1, 1])
     for value in (-1.0, -2.0, 1.0):
-        assert (
-            tokens._channels(tokens.background(tokens.level(value, limit), tokens.LIGHT)) in pixels
-        )
+        assert style.rgb(style.background(style.level(value, limit), style.LIGHT)) in pixels
 
 
 def test_one_row_a_token(view):
@@ -425,9 +426,9 @@ def test_hostile_text_stays_text():
     assert view.data()["texts"][6] == "⟨U+202E⟩olleh⟨U+202C⟩"
 
 
-@pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_sizes_are_readable_and_grow(theme):
-    shades = [tokens.background(shade, theme, signed=False) for shade in range(tokens.LEVELS + 1)]
+    shades = [style.background(shade, theme, signed=False) for shade in range(style.LEVELS + 1)]
     ratios = [contrast(theme.ink, shade) for shade in shades]
     assert (
         min(ratios) >= 4.5
@@ -441,8 +442,8 @@ def test_sizes_are_readable_and_grow(theme):
 
 
 def test_colours_follow_the_system_and_jupyterlab():
-    sheet = tokens.css()
-    light, dark = f"--wb-paper:{tokens.LIGHT.paper}", f"--wb-paper:{tokens.DARK.paper}"
+    sheet = html.css()
+    light, dark = f"--wb-paper:{style.LIGHT.paper}", f"--wb-paper:{style.DARK.paper}"
     system, lab_light, lab_dark = (
         sheet.index(s)
         for s in (

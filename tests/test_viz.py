@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 
 from workbench.core import Group, Problem, Rollout, Verdict
-from workbench.viz import curves, tokens
+from workbench.viz import curves, html, style, tokens
 from workbench.viz.page import (
-    INK,
     Section,
     cards,
     page,
@@ -114,7 +113,7 @@ def contrast(a: str, b: str) -> float:
 
 
 def test_hostile_tokens_are_text():
-    made = tokens.group_html(
+    made = html.group_html(
         group(rollout(range(len(HOSTILE))), question=HOSTILE[0] + HOSTILE[1] + HOSTILE[6]),
         [np.linspace(-1, 1, len(HOSTILE))],
         HOSTILE.__getitem__,
@@ -141,28 +140,29 @@ def test_white_space_and_direction_marks_are_made_visible():
     assert tokens.visible("é😀שלום") == "é😀שלום"
 
 
-@pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_text_is_readable_on_every_colour(theme):
-    for shade in range(-tokens.LEVELS, tokens.LEVELS + 1):
-        assert contrast(theme.ink, tokens.background(shade, theme)) >= 4.5
+    for shade in range(-style.LEVELS, style.LEVELS + 1):
+        assert contrast(theme.ink, style.background(shade, theme)) >= 4.5
     assert contrast(theme.dim, theme.paper) >= 4.5
     for line in (theme.up_line, theme.down_line):
         assert contrast(line, theme.paper) >= 4.5
 
 
-@pytest.mark.parametrize("theme", [tokens.LIGHT, tokens.DARK])
+@pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
 def test_colours_match_the_sign_and_grow(theme):
-    blueness = lambda shade: (lambda r, g, b: b - r)(
-        *tokens._channels(tokens.background(shade, theme))
-    )  # noqa: E731
+    def blueness(shade):
+        red, _, blue = style.rgb(style.background(shade, theme))
+        return blue - red
+
     neutral = blueness(0)
-    steps = [blueness(s) for s in range(-tokens.LEVELS, tokens.LEVELS + 1)]
+    steps = [blueness(s) for s in range(-style.LEVELS, style.LEVELS + 1)]
     assert steps == sorted(steps) and len(set(steps)) == len(steps)
     assert steps[0] < neutral < steps[-1]
 
 
 def test_levels():
-    assert [tokens.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [
+    assert [style.level(v, 2.0) for v in (0, 0.01, 2.0, 99, -0.01, -2.0, -99, math.nan)] == [
         0,
         1,
         8,
@@ -172,8 +172,8 @@ def test_levels():
         -8,
         0,
     ]
-    assert tokens.level(0.0099, 2.0) == tokens.level(-1e-12, 2.0) == 0
-    assert tokens.level(0.25, 2.0) == 1 and tokens.level(0.2501, 2.0) == 2
+    assert style.level(0.0099, 2.0) == style.level(-1e-12, 2.0) == 0
+    assert style.level(0.25, 2.0) == 1 and style.level(0.2501, 2.0) == 2
 
 
 def test_scale_is_robust_and_never_zero():
@@ -185,11 +185,10 @@ def test_scale_is_robust_and_never_zero():
 
 
 def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
-    caption = lambda values, **how: next(
-        e["text"]
-        for e in read(tokens.group_html(group(rollout([1, 2])), [values], str, **how)).elements  # noqa: E731
-        if e["tag"] == "figcaption"
-    )
+    def caption(values, **how):
+        page = read(html.group_html(group(rollout([1, 2])), [values], str, **how))
+        return next(e["text"] for e in page.elements if e["tag"] == "figcaption")
+
     assert (
         "▼ line below, made less likely: −2.00" in (both := caption([1.0, -2.0]))
         and "+2.00: made more likely, line above ▲" in both
@@ -202,7 +201,7 @@ def test_the_legend_shows_the_signs_that_occur_and_says_what_lies_beyond():
 
 
 def test_sign_has_a_second_carrier():
-    made = tokens.group_html(group(rollout([0, 1, 2, 3])), [[1.0, -1.0, 0.0, math.nan]], str)
+    made = html.group_html(group(rollout([0, 1, 2, 3])), [[1.0, -1.0, 0.0, math.nan]], str)
     up, down, zero, none = drawn_tokens(made)
     assert (
         "border-top:2px solid" in up["style"]
@@ -217,13 +216,13 @@ def test_sign_has_a_second_carrier():
     assert "style" not in zero and zero["class"] == "wb-t wb-0"
     assert "style" not in none and none["class"] == "wb-t wb-none"
     assert (
-        f"--wb-d8:{tokens.DARK.down}" in made
+        f"--wb-d8:{style.DARK.down}" in made
         and ".wb-d8{background-color:var(--wb-d8)!important}" in made
     ), "the dark theme overrides the light colours"
 
 
 def test_labels_tell_every_number():
-    made = tokens.group_html(
+    made = html.group_html(
         group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str
     )
     first, second = (s["aria-label"] for s in drawn_tokens(made))
@@ -245,7 +244,7 @@ def test_steps_end_with_line_breaks_and_sum_their_tokens():
     shown = [
         e["text"].strip()
         for e in read(
-            tokens.group_html(group(rollout(range(5))), [values], texts.__getitem__)
+            html.group_html(group(rollout(range(5))), [values], texts.__getitem__)
         ).elements
         if e.get("class") == "wb-sum"
     ]
@@ -254,24 +253,24 @@ def test_steps_end_with_line_breaks_and_sum_their_tokens():
 
 def test_rollouts_keep_their_order_and_missing_numbers_are_none():
     both = group(rollout([1], reward=0.0), rollout([2, 3]))
-    made = tokens.group_html(both, [[], [None, 0.0]], str)
+    made = html.group_html(both, [[], [None, 0.0]], str)
     assert [s["aria-label"].rsplit(" ", 1)[1] for s in drawn_tokens(made)] == ["none", "none", "0"]
     heads = [e["text"] for e in read(made).elements if e.get("class") == "wb-head"]
     assert heads == ["1 ✗ reward 0 · 1 tokens", "2 ✓ reward 1 · 2 tokens"]
 
 
 def test_a_group_that_teaches_nothing_says_so():
-    assert "realised credit: 0 on every token" in tokens.group_html(
+    assert "realised credit: 0 on every token" in html.group_html(
         group(rollout([1, 2])), [[0.0, 0.0]], str
     )
-    assert "realised credit: no numbers" in tokens.group_html(group(rollout([1, 2])), [[]], str)
+    assert "realised credit: no numbers" in html.group_html(group(rollout([1, 2])), [[]], str)
 
 
 def test_numbers_that_do_not_fit_the_tokens_are_refused():
     with pytest.raises(ValueError, match="2 lists of numbers for 1 rollouts"):
-        tokens.group_html(group(rollout([1])), [[1.0], [1.0]], str)
+        html.group_html(group(rollout([1])), [[1.0], [1.0]], str)
     with pytest.raises(ValueError, match="2 numbers for the 1 tokens of rollout 0"):
-        tokens.group_html(group(rollout([1])), [[1.0, 1.0]], str)
+        html.group_html(group(rollout([1])), [[1.0, 1.0]], str)
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -347,10 +346,10 @@ def test_curves_without_evaluations_or_columns():
     assert texts.count("not recorded") == 3 and not any("validation" in t for t in texts)
 
 
-@pytest.mark.parametrize("paper", [tokens.LIGHT.paper, tokens.DARK.paper])
+@pytest.mark.parametrize("paper", [style.LIGHT.paper, style.DARK.paper])
 def test_curve_colours_stand_out(paper):
-    assert all(contrast(color, paper) >= 3 for color in curves.COLORS)
-    assert contrast(INK, tokens.LIGHT.paper) >= 4.5
+    assert all(contrast(color, paper) >= 3 for color in style.COLORS)
+    assert contrast(style.INK, style.LIGHT.paper) >= 4.5
 
 
 # ---- page ----------------------------------------------------------------------------------------
@@ -358,14 +357,14 @@ def test_curve_colours_stand_out(paper):
 
 def whole_page() -> str:
     figure = svg(curves.learning_curves({"<run>": metrics()}), 'curves "<1>"')
-    painted = tokens.group_html(
+    heat_map = html.group_html(
         group(rollout(range(len(HOSTILE)))), [[0.5] * len(HOSTILE)], HOSTILE.__getitem__
     )
     return page(
         "<title>",
         "a & b",
         [
-            Section("<one>", figure + painted),
+            Section("<one>", figure + heat_map),
             Section(
                 "two",
                 table(["<a>", "b"], [["<x>", "&"]])
@@ -402,7 +401,7 @@ def test_page_escapes_and_names_things():
         assert text in reader.text
     (image,) = (e for e in reader.elements if e["tag"] == "svg")
     assert image["role"] == "img" and image["aria-label"] == 'curves "<1>"'
-    assert "currentColor" in whole_page() and INK not in whole_page()
+    assert "currentColor" in whole_page() and style.INK not in whole_page()
 
 
 def test_plain_table_is_aligned():

@@ -61,10 +61,11 @@ _PLACES = {
     ),
     "workbench.inspection.locators": ("Divergence", "locate"),
     "workbench.corrections.replay": ("Replay", "WithCorrections"),
-    "workbench.viz.tokens": ("Channel", "group_html"),
+    "workbench.viz.tokens": ("Channel",),
+    "workbench.viz.html": ("group_html",),
     "workbench.viz.view": ("TokenView",),
     "workbench.viz.composer": ("Composer",),
-    "workbench.viz.columns": ("columns",),
+    "workbench.viz.png": ("credit_columns",),
     "workbench.viz.curves": ("learning_curves",),
     "workbench.viz.comparison": ("bands", "forest"),
 }

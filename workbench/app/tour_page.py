@@ -21,6 +21,7 @@ from workbench.model.policy import Policy
 from workbench.records import Run
 from workbench.training.run import TrainConfig
 from workbench.viz.curves import learning_curves
+from workbench.viz.html import group_html
 from workbench.viz.page import (
     Section,
     cards,
@@ -31,7 +32,7 @@ from workbench.viz.page import (
     svg,
     table,
 )
-from workbench.viz.tokens import group_html, signed, visible
+from workbench.viz.tokens import signed, visible
 
 HEADER = ("on held-out problems", "before", "after", "change")
 

@@ -1,18 +1,17 @@
 """The correction composer as a panel.
 
-It only binds controls to a desk (workbench/corrections/editor.py), which does everything and works
-without it.
+It only binds controls to a correction editor (workbench/corrections/editor.py), which does
+everything and works without it.
 
-    panel = Composer(desk, "corrections.jsonl", view)   # view: a TokenView of the same group; a
-                                                        click there moves the point here
-    panel                                               # live where ipywidgets is, the static twin
-                                                        everywhere else
+    panel = Composer(editor, "corrections.jsonl", view)      # view: a TokenView of the same group,
+                                                             # a click there moves the point here
+    panel                                                    # live, or static HTML
     panel.composition, panel.draft, panel.to_html()
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -20,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core import Group, WorkbenchError
-from workbench.viz.tokens import CREDIT, Channel, Layer, layers_html, marked, robust_limit, visible
+from workbench.viz.html import layers_html
+from workbench.viz.layers import channel_of
+from workbench.viz.tokens import Channel, Layer, marked, visible
+from workbench.viz.view import mimebundle
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
 WEIGHT = Channel(
     "log of the OOD weight",
     "log w = log-prob + entropy, nats; w from 0.01 to 10",
@@ -30,30 +31,27 @@ WEIGHT = Channel(
     "TAPO holds it back",
 )
 LOGPROB = Channel("log-prob", "nats, under the plain prompt", "", "less likely")
-STYLE = "padding:.1em .6em;text-align:right;border-bottom:1px solid #8886"
+CELL = "padding:.1em .6em;text-align:right;border-bottom:1px solid #8886"
 
 
 def draft_html(draft) -> str:
     """A draft as HTML that needs no script: the verdict, who wrote what, every token with its
     weight and credit, and what changes for the group.
     """
-    composition = draft.composition
-    who = " · ".join(
-        f"{part}: {author}"
-        for part, author in composition.authors.items()
-        if getattr(composition, part)
-    )
-    head = f"<p><b>{_prose(_verdict(draft))}</b><br>{_prose(who)}</p>"
+    composition, rollout = draft.composition, draft.rollout
+    authors = composition.authors.items()
+    writers = " · ".join(f"{part}: {name}" for part, name in authors if getattr(composition, part))
+    head = f"<p><b>{_prose(_verdict(draft))}</b><br>{_prose(writers)}</p>"
     if composition.diagnosis:
         head += f"<p>diagnosis (not trained on): {_prose(composition.diagnosis)}</p>"
-    if draft.rollout is None:
+    if rollout is None:
         return f'<section class="wb-draft">{head}<pre>{_prose(composition.text)}</pre></section>'
-    ids = " ".join(map(str, draft.rollout.completion_ids))
+    ids = " ".join(map(str, rollout.completion_ids))
     return (
-        "<section "
-        f'class="wb-draft">{head}{_tokens(draft)}{_credits(draft)}<details><summary>{len(draft.rollout.completion_ids)} token ids, all '
-        f"trained on, after {len(draft.rollout.prompt_ids)} prompt tokens that are "
-        f"not</summary><code>{ids}</code></details></section>"
+        f'<section class="wb-draft">{head}{_tokens(draft)}{_credits(draft)}'
+        f"<details><summary>{len(rollout.completion_ids)} token ids, all trained on, after "
+        f"{len(rollout.prompt_ids)} prompt tokens that are not</summary>"
+        f"<code>{ids}</code></details></section>"
     )
 
 
@@ -71,73 +69,63 @@ def _verdict(draft) -> str:
 
 
 def _tokens(draft) -> str:
+    """The correction's tokens, with their weight, their log-prob and their credit by method."""
     table = draft.table[draft.table.trained]
-    columns = [(WEIGHT, np.log(table.w)), (LOGPROB, table["log-prob"])]
-    columns += [
-        (Channel(name, CREDIT.unit, CREDIT.up, CREDIT.down), table[name])
-        for name in table
-        if name.endswith(" credit")
-    ]
-    layers = [
-        Layer(channel, [values.to_numpy()], robust_limit(values)) for channel, values in columns
-    ]
-    decode = lambda token: draft.desk.policy.tokenizer.decode([token])  # noqa: E731
-    marks = {
-        (0, t): part for t, part in enumerate(table.part) if part in ("transition", "continuation")
-    }
-    return layers_html(
-        Group(draft.desk.group.problem, (draft.rollout,)), layers, decode, ["correction"], marks
-    )
+    columns = {WEIGHT: np.log(table.w), LOGPROB: table["log-prob"]}
+    for name in table:
+        if name.endswith(" credit"):
+            columns[channel_of(name)] = table[name]
+    layers = [Layer.of(channel, [column.to_numpy()]) for channel, column in columns.items()]
+    marks = {}
+    for t, part in enumerate(table.part):
+        if part in ("transition", "continuation"):
+            marks[0, t] = part
+    group = Group(draft.desk.group.problem, (draft.rollout,))
+    decode = draft.desk.policy.tokenizer.decode
+    return layers_html(group, layers, lambda token: decode([token]), ["correction"], marks)
 
 
 def _credits(draft) -> str:
     """A table: mean realised credit of each rollout, the correction last, by each method."""
-    layers = {
-        name: values for name, values in draft.preview.layers.items() if name.endswith(" credit")
-    }
-    if not layers:
+    layers = draft.preview.layers
+    names = [name for name in layers if name.endswith(" credit")]
+    if not names:
         return ""
     rollouts = draft.preview.group.rollouts
-    head = "".join(
-        f'<th style="{STYLE}">{escape(text)}</th>' for text in ("rollout", "reward", *layers)
-    )
-    rows = ""
+    rows = _row("th", ["rollout", "reward", *names])
     for i, rollout in enumerate(rollouts):
         # as the token view counts them
-        name = str(i + 1) if i < len(rollouts) - 1 else "correction"
-        cells = [
-            name,
-            f"{rollout.verdict.reward:g}",
-            *(marked(float(values[i].mean())) for values in layers.values()),
-        ]
-        rows += (
-            "<tr>" + "".join(f'<td style="{STYLE}">{escape(cell)}</td>' for cell in cells) + "</tr>"
-        )
+        label = "correction" if rollout is rollouts[-1] else str(i + 1)
+        means = [marked(float(layers[name][i].mean())) for name in names]
+        rows += _row("td", [label, f"{rollout.verdict.reward:g}", *means])
     return (
         "<p>The group with the correction in it. Mean realised credit of a token, if this "
         "is the whole batch:</p>"
-        f'<table style="border-collapse:collapse"><tr>{head}</tr>{rows}</table>'
+        f'<table style="border-collapse:collapse">{rows}</table>'
     )
 
 
+def _row(tag: str, cells: list[str]) -> str:
+    return "<tr>" + "".join(f'<{tag} style="{CELL}">{escape(c)}</{tag}>' for c in cells) + "</tr>"
+
+
 class Composer:
-    """``desk``: the group and what can be done with it.
+    """``editor``: the group and what can be done with it.
 
     ``buffer``: the file that Save appends to. ``view``: a TokenView to follow.
     """
 
-    def __init__(self, desk, buffer: str | Path | None = None, view=None):
-        self.desk, self.buffer, self.message = desk, buffer, ""
-        wrong = desk.wrong()
-        if not wrong:
+    def __init__(self, editor, buffer: str | Path | None = None, view=None):
+        self.editor, self.buffer, self.message = editor, buffer, ""
+        if not editor.wrong():
             raise WorkbenchError(
                 "every rollout of this group is correct: there is nothing to correct"
             )
-        errors = [desk.task.first_error(desk.group.problem, r.text) for r in desk.group.rollouts]
-        start = errors[wrong[0]].start if errors[wrong[0]] else 0
+        source = editor.wrong()[0]
+        error = editor.task.first_error(editor.group.problem, editor.group.rollouts[source].text)
         self.choice = {
-            "source": wrong[0],
-            "token": min(start, len(desk.group.rollouts[wrong[0]].completion_ids) - 1),
+            "source": source,
+            "token": error.start if error else 0,
             "whole_step": True,
             "reference": None,
             "transition": "Wait, ",
@@ -152,24 +140,22 @@ class Composer:
         """Compose again from the group, with these choices changed: source, token, whole_step,
         reference, transition.
         """
-        chosen = {**self.choice, **choice}
-        if "token" not in choice and 0 <= chosen["source"] < len(self.desk.group.rollouts):
-            chosen["token"] = min(
-                chosen["token"], len(self.desk.group.rollouts[chosen["source"]].completion_ids) - 1
-            )
-        self._try(lambda: self.desk.compose(**chosen), chosen)
+        choices = {**self.choice, **choice}
+        source = choices["source"]
+        if "token" not in choice and 0 <= source < len(self.editor.group.rollouts):
+            last = len(self.editor.group.rollouts[source].completion_ids) - 1
+            choices["token"] = min(choices["token"], last)
+        self._try(lambda: self.editor.compose(**choices), choices)
 
     def edit(self, **parts: str) -> None:
         """Other words for transition, continuation or diagnosis."""
-        self._set(self.desk.edit(self.composition, **parts))
+        self._set(self.editor.edit(self.composition, **parts))
 
     def write(self, seed: int = 0) -> None:
         """Let the policy write it."""
+        source, reference = self.choice["source"], self.choice["reference"]
         self._try(
-            lambda: self.desk.reconstruct(
-                self.choice["source"], reference=self.choice["reference"], seed=seed
-            ),
-            self.choice,
+            lambda: self.editor.reconstruct(source, reference=reference, seed=seed), self.choice
         )
 
     def save(self) -> None:
@@ -182,10 +168,10 @@ class Composer:
             self.message = f"Not saved: {error}."
         self._show()
 
-    def _try(self, make, choice: Mapping) -> None:
+    def _try(self, compose: Callable, choice: Mapping) -> None:
         """A composition that cannot be made leaves everything as it was, and says why."""
         try:
-            made = make()
+            composition = compose()
         except WorkbenchError as error:
             if not hasattr(self, "composition"):
                 raise
@@ -193,14 +179,15 @@ class Composer:
             self._show()
         else:
             self.choice = dict(choice)
-            self._set(made)
+            self._set(composition)
 
     def _set(self, composition) -> None:
-        self.composition, self.draft, self.message = composition, self.desk.draft(composition), ""
+        self.composition, self.message = composition, ""
+        self.draft = self.editor.draft(composition)
         self._show()
 
     def _follow(self, view) -> None:
-        if view.selected in self.desk.wrong() and view.failure_point is not None:
+        if view.selected in self.editor.wrong() and view.failure_point is not None:
             self.begin(source=view.selected, token=view.failure_point)
 
     # ---- what is shown
@@ -210,21 +197,20 @@ class Composer:
         return note + draft_html(self.draft)
 
     def _repr_mimebundle_(self, **_) -> dict:
-        bundle = {"text/plain": f"Composer({_verdict(self.draft)})", "text/html": self.to_html()}
-        try:
-            bundle[WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
-        except ImportError:
-            pass
-        return bundle
+        text = f"Composer({_verdict(self.draft)})"
+        return mimebundle(text, self.to_html(), lambda: self.box.model_id, ImportError)
 
     @cached_property
+    def _controls(self):
+        from workbench.viz.composer_controls import Controls
+
+        return Controls(self)
+
+    @property
     def box(self):
         """The live panel, an ``ipywidgets.VBox``."""
-        from workbench.viz.controls import panel
-
-        made, self._refresh = panel(self)
-        return made
+        return self._controls.box
 
     def _show(self) -> None:
-        if "box" in self.__dict__:
-            self._refresh()
+        if "_controls" in self.__dict__:
+            self._controls.refresh()

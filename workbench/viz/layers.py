@@ -4,23 +4,22 @@ and what each of them means.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from workbench.core import Inspection, Rollout, Step
-from workbench.viz import tokens
-from workbench.viz.tokens import Channel
+from workbench.core import CHANNELS, Inspection, Rollout, Step
+from workbench.viz.tokens import CREDIT, Channel, Token
 
-PARTS = ("pg", "nll", "kl")
+Values = tuple[np.ndarray, ...]  # one [T] array a rollout; NaN where there is no number
+
 # What a layer's numbers are, by the last word of its name: "GRPO credit" is a credit.
-KINDS = {
-    "credit": tokens.CREDIT,
+SIGNED = {
+    "credit": CREDIT,
     "pg": Channel("", "weight in the policy-gradient term", "pushed up", "pushed down"),
     "nll": Channel("", "weight in the imitation term", "imitated", "unlearned"),
     "kl": Channel("", "weight in the distillation term", "pulled to the teacher", "pushed away"),
-    "mask": Channel("", "1: the token has a weight in some term", "trained on", "", False),
     "delta": Channel(
         "",
         "log-prob of the teacher minus that of the student, nats",
@@ -34,6 +33,9 @@ KINDS = {
         "likelier than when sampled",
         "less likely",
     ),
+}
+SIZES = {
+    "mask": Channel("", "1: the token has a weight in some term", "trained on", "", False),
     "entropy": Channel("", "nats", "less sure", "", False),
     "rank": Channel(
         "", "log₂ of the place in the model's list; 0: its first choice", "further down", "", False
@@ -44,49 +46,50 @@ OTHER = Channel("", "as given", "positive", "negative")
 
 
 def channel_of(name: str) -> Channel:
-    return replace(KINDS.get(name.rsplit(" ", 1)[-1], OTHER), name=name)
+    kind = name.rsplit(" ", 1)[-1]
+    return replace(SIGNED.get(kind) or SIZES.get(kind, OTHER), name=name)
 
 
-def all_layers(inspection: Inspection) -> dict[str, tuple[np.ndarray, ...]]:
-    """The layers of the inspection and those that follow from it: name -> one [T] array a rollout,
-    NaN where there is no number.
-    """
-    group, found = inspection.group, dict(inspection.layers)
-    for name in [name for name in found if name.rsplit(" ", 1)[-1] in PARTS]:
-        mask = name.rsplit(" ", 1)[0] + " mask" if " " in name else "mask"
-        before = found.get(mask, [np.zeros(len(r.completion_ids)) for r in group.rollouts])
-        found[mask] = tuple(
-            np.maximum(b, np.nan_to_num(np.asarray(v, float)) != 0)
-            for b, v in zip(before, found[name])
-        )
-    sampled = [np.array(r.logprobs) for r in group.rollouts]
+def all_layers(inspection: Inspection) -> dict[str, Values]:
+    """The layers of the inspection and those that follow from it, by name."""
+    rollouts = inspection.group.rollouts
+    layers = {**inspection.layers, **_masks(inspection.layers)}
+    sampled = tuple(np.array(rollout.logprobs) for rollout in rollouts)
     if inspection.student:
+        student = _numbers(inspection, "student", "logprobs")
         if any(inspection.teacher):
-            delta = zip(
-                _read(inspection, "teacher", "logprobs"), _read(inspection, "student", "logprobs")
-            )
-            found.setdefault("delta", tuple(teacher - student for teacher, student in delta))
-        found["ratio"] = tuple(
-            np.expm1(now - then)
-            for now, then in zip(_read(inspection, "student", "logprobs"), sampled)
-        )
+            teacher = _numbers(inspection, "teacher", "logprobs")
+            layers.setdefault("delta", tuple(map(np.subtract, teacher, student)))
+        layers["ratio"] = tuple(np.expm1(now - then) for now, then in zip(student, sampled))
     else:
-        found["log-prob"] = tuple(sampled)
+        layers["log-prob"] = sampled
     for side, prefix in (("student", ""), ("teacher", "teacher ")):
         if any(getattr(inspection, side)):
-            found[f"{prefix}log-prob"] = _read(inspection, side, "logprobs")
-            found[f"{prefix}entropy"] = _read(inspection, side, "entropy")
-            found[f"{prefix}rank"] = tuple(
-                np.log2(rank) for rank in _read(inspection, side, "rank")
-            )
-    if any(r.borrowed for r in group.rollouts):
-        found["borrowed"] = tuple(
-            (np.arange(len(r.completion_ids)) < r.borrowed).astype(float) for r in group.rollouts
+            layers[f"{prefix}log-prob"] = _numbers(inspection, side, "logprobs")
+            layers[f"{prefix}entropy"] = _numbers(inspection, side, "entropy")
+            layers[f"{prefix}rank"] = tuple(map(np.log2, _numbers(inspection, side, "rank")))
+    if any(rollout.borrowed for rollout in rollouts):
+        layers["borrowed"] = tuple(
+            (np.arange(len(rollout.completion_ids)) < rollout.borrowed).astype(float)
+            for rollout in rollouts
         )
-    return found
+    return layers
 
 
-def _read(inspection: Inspection, side: str, what: str) -> tuple[np.ndarray, ...]:
+def _masks(layers: Mapping[str, Values]) -> dict[str, Values]:
+    """For every method whose channels are there, "METHOD mask": 1 where one of them is not 0."""
+    masks: dict[str, Values] = {}
+    for name, values in layers.items():
+        if name.rpartition(" ")[2] in CHANNELS:
+            mask = f"{name.rpartition(' ')[0]} mask".strip()
+            weighted = [(np.nan_to_num(np.asarray(v, float)) != 0).astype(float) for v in values]
+            masks[mask] = tuple(
+                map(np.maximum, masks.get(mask, layers.get(mask, weighted)), weighted)
+            )
+    return masks
+
+
+def _numbers(inspection: Inspection, side: str, what: str) -> Values:
     """A number per token from the readings of one side; NaN for a rollout that this side did not
     read.
     """
@@ -98,14 +101,15 @@ def _read(inspection: Inspection, side: str, what: str) -> tuple[np.ndarray, ...
     )
 
 
-def step_of(error: Step | None, rollout: Rollout, row: Sequence[tokens.Token]) -> int | None:
-    """The line, as ``heat.tokens`` counts them, in which a step begins.
+def step_of(error: Step | None, rollout: Rollout, row: Sequence[Token]) -> int | None:
+    """The line, as ``tokens`` counts them, in which a step begins.
 
     By line breaks: the pieces of a token may not add up to the text.
     """
     if error is None:
         return None
-    breaks, before = rollout.text.count("\n", 0, error.start), 0
+    breaks = rollout.text.count("\n", 0, error.start)
+    before = 0
     for token in row:
         if before >= breaks:
             return token.step

@@ -1,9 +1,15 @@
-// The live token view (view.py). All text is set with textContent: it is what a model wrote. Nothing is fetched.
-// Words: a *pane* is one column of painted tokens (0: the layer; 1: what is beside it); a *card* is one rollout of the group.
+// The live token view (view.py). All text is set with textContent: it is what a model wrote.
+// Nothing is fetched.
+//
+// Words: a *pane* is one column of coloured tokens (0: the layer; 1: what is beside it); a *card* is
+// one rollout of the group.
 
 const MARK = { "-1": "▼", 0: "·", 1: "▲" };
 const SORTS = {
-  "as sampled": null, reward: (r) => -r.reward, length: (r) => r.ids.length, origin: (r) => r.origin,
+  "as sampled": null,
+  reward: (r) => -r.reward,
+  length: (r) => r.ids.length,
+  origin: (r) => r.origin,
   "first wrong step": (r) => r.wrong ?? Infinity,
 };
 
@@ -15,21 +21,29 @@ function make(tag, kind, text, attributes = {}) {
   return element;
 }
 
-/** A number in words, as heat.signed writes it. */
+/** A number in words, as tokens.signed writes it. */
 function signed(value, digits = 2) {
   if (value === null || value === undefined) return "none";
   return value ? (value > 0 ? "+" : "−") + Math.abs(value).toFixed(digits) : "0";
 }
-/** heat.worded and heat.marked_as: a layer of sizes has no signs. */
-const worded = (value, layer, digits = 2) => (layer.signed || !value ? signed(value, digits) : value.toFixed(digits));
-const marked = (value, layer) => (layer.signed ? `${MARK[Math.sign(value ?? 0)]} ${signed(value)}` : worded(value, layer));
+/** tokens.worded and tokens.marked_as: a layer of sizes has no signs. */
+const worded = (value, layer, digits = 2) =>
+  layer.signed || !value ? signed(value, digits) : value.toFixed(digits);
+const marked = (value, layer) =>
+  layer.signed ? `${MARK[Math.sign(value ?? 0)]} ${signed(value)}` : worded(value, layer);
 const cut = (text, size) => (text.length > size ? `${text.slice(0, size)}…` : text);
-const percent = (logprob) => { const p = 100 * Math.exp(logprob); return p < 0.1 ? "<0.1 %" : `${p < 10 ? p.toFixed(1) : p.toFixed(0)} %`; };
+const percent = (logprob) => {
+  const p = 100 * Math.exp(logprob);
+  return p < 0.1 ? "<0.1 %" : `${p < 10 ? p.toFixed(1) : p.toFixed(0)} %`;
+};
 
-/** heat.level: -levels ... levels. */
+/** style.level: -levels ... levels. */
 function level(value, limit, data) {
   if (value === null || Math.abs(value) < data.faint * limit) return 0;
-  return Math.sign(value) * Math.min(data.levels, Math.max(1, Math.ceil((Math.abs(value) / limit) * data.levels)));
+  return (
+    Math.sign(value) *
+    Math.min(data.levels, Math.max(1, Math.ceil((Math.abs(value) / limit) * data.levels)))
+  );
 }
 function kind(value, limit, layer, data) {
   if (value === null) return "wb-none";
@@ -45,7 +59,12 @@ class View {
     this.fixed = null; // the end of the scale while `scale` is "fixed"
     this.shown = "all";
     this.sort = "as sampled";
-    this.root = el.appendChild(make("div", "wb-heat wb-view", undefined, { dir: "ltr", "data-lm-suppress-shortcuts": "true" }));
+    this.root = el.appendChild(
+      make("div", "wb-heat wb-view", undefined, {
+        dir: "ltr",
+        "data-lm-suppress-shortcuts": "true",
+      }),
+    );
     this.root.setAttribute("role", "region");
     this.root.setAttribute("aria-label", "Token view");
     this.bar = this.root.appendChild(make("div", "wb-tools"));
@@ -53,90 +72,171 @@ class View {
     this.legends = this.root.appendChild(make("div", "wb-legends"));
     const main = this.root.appendChild(make("div", "wb-main"));
     this.grid = main.appendChild(make("div", "wb-cards"));
-    this.aside = main.appendChild(make("aside", "wb-details", undefined, { "aria-label": "Token details" }));
+    this.aside = main.appendChild(
+      make("aside", "wb-details", undefined, { "aria-label": "Token details" }),
+    );
     this.status = this.root.appendChild(make("div", "wb-status", undefined, { role: "status" }));
-    this.root.appendChild(make("div", "wb-keys",
-      "← → token   ↑ ↓ step   PgUp PgDn rollout   Enter or click: failure point   Shift: span   S: strongest   L: next layer   Esc: clear"));
+    this.root.appendChild(
+      make(
+        "div",
+        "wb-keys",
+        "← → token   ↑ ↓ step   PgUp PgDn rollout   Enter or click: failure point   " +
+          "Shift: span   S: strongest   L: next layer   Esc: clear",
+      ),
+    );
     this.listen();
     this.build();
   }
 
-  // ---- what is shown -------------------------------------------------------------------------------------------------------------
-  get group() { return this.data.groups[this.model.get("group")]; }
-  layerNamed(name) { return this.group.layers.find((l) => l.name === name) ?? this.group.layers[0]; }
+  // ---- what is shown ----------------------------------------------------------------------------
+  get group() {
+    return this.data.groups[this.model.get("group")];
+  }
+  layerNamed(name) {
+    return this.group.layers.find((l) => l.name === name) ?? this.group.layers[0];
+  }
   /** The layer of each pane; a second pane with another rollout has the first one's layer. */
   get layers() {
-    const beside = this.model.get("beside"), first = this.layerNamed(this.model.get("layer"));
-    return beside === null ? [first] : [first, typeof beside === "number" ? first : this.layerNamed(beside)];
+    const beside = this.model.get("beside");
+    const first = this.layerNamed(this.model.get("layer"));
+    return beside === null
+      ? [first]
+      : [first, typeof beside === "number" ? first : this.layerNamed(beside)];
   }
   /** Which rollout pane `pane` of card `card` shows. */
   rolloutOf(pane, card) {
     const beside = this.model.get("beside");
     return pane && typeof beside === "number" ? beside : card;
   }
-  limit(layer) { return this.scale === "fixed" ? this.fixed : layer[this.scale]; }
+  limit(layer) {
+    return this.scale === "fixed" ? this.fixed : layer[this.scale];
+  }
   set(changes) {
     for (const [name, value] of Object.entries(changes)) this.model.set(name, value);
     this.model.save_changes();
   }
 
   listen() {
-    const on = (names, what) => this.model.on(names.split(" ").map((n) => `change:${n}`).join(" "), what);
-    this.handlers = [["group beside data", () => { this.data = this.model.get("data"); this.build(); }],
-      ["layer", () => { this.tools(); this.paint(); }], ["selected failure_point span", () => this.choose()]];
-    for (const [names, what] of this.handlers) on(names, what);
+    this.handlers = [
+      [
+        "change:group change:beside change:data",
+        () => {
+          this.data = this.model.get("data");
+          this.build();
+        },
+      ],
+      [
+        "change:layer",
+        () => {
+          this.tools();
+          this.color();
+        },
+      ],
+      ["change:selected change:failure_point change:span", () => this.choose()],
+    ];
+    for (const [events, act] of this.handlers) this.model.on(events, act);
     const place = (event) => this.places.get(event.target.closest?.(".wb-t"));
-    this.grid.addEventListener("pointerover", (event) => { const at = place(event); if (at) this.look(at); });
-    this.grid.addEventListener("focusin", (event) => { const at = place(event); if (at) { this.rove(at); this.look(at); } });
-    this.grid.addEventListener("mousedown", (event) => { if (event.shiftKey) event.preventDefault(); }); // no text selection
-    this.grid.addEventListener("click", (event) => { const at = place(event); if (at) this.click(at, event.shiftKey); });
+    this.grid.addEventListener("pointerover", (event) => {
+      const at = place(event);
+      if (at) this.look(at);
+    });
+    this.grid.addEventListener("focusin", (event) => {
+      const at = place(event);
+      if (at) {
+        this.rove(at);
+        this.look(at);
+      }
+    });
+    this.grid.addEventListener("mousedown", (event) => {
+      if (event.shiftKey) event.preventDefault(); // no text selection
+    });
+    this.grid.addEventListener("click", (event) => {
+      const at = place(event);
+      if (at) this.click(at, event.shiftKey);
+    });
     this.grid.addEventListener("keydown", (event) => this.key(event));
   }
   close() {
-    for (const [names, what] of this.handlers) this.model.off(names.split(" ").map((n) => `change:${n}`).join(" "), what);
+    for (const [events, act] of this.handlers) this.model.off(events, act);
   }
 
-  // ---- building ------------------------------------------------------------------------------------------------------------------
+  // ---- building ---------------------------------------------------------------------------------
   build() {
     const panes = this.layers.length;
     this.places = new Map(); // token element -> {pane, card, rollout, index}
-    this.panes = Array.from({ length: panes }, () => []); // [pane][card] -> {rollout, tokens: [elements], sums: [..], strip: [..]}
+    // [pane][card] -> {rollout, tokens: [elements], sums: [..], strip: [..]}
+    this.panes = Array.from({ length: panes }, () => []);
     this.hovered = [];
     this.roving = null;
     this.tools();
-    this.question.replaceChildren(...this.group.messages.map(([role, text]) => {
-      const line = make("div", "wb-q", `${role}: `);
-      line.append(make("b", "", text));
-      return line;
-    }));
+    this.question.replaceChildren(
+      ...this.group.messages.map(([role, text]) => {
+        const line = make("div", "wb-q", `${role}: `);
+        line.append(make("b", "", text));
+        return line;
+      }),
+    );
     this.width = 30; // characters of the widest card, so that as many stand side by side as fit
     this.cards = this.group.rollouts.map((rollout, card) => this.card(rollout, card, panes));
     this.grid.style.setProperty("--wb-card", `${this.width}ch`);
-    this.aside.replaceChildren(make("p", "wb-hint", "Hover over a token, or move to it with the arrow keys."));
-    this.paint();
+    this.aside.replaceChildren(
+      make("p", "wb-hint", "Hover over a token, or move to it with the arrow keys."),
+    );
+    this.color();
     this.arrange();
   }
 
   card(rollout, card, panes) {
     const section = make("section", "wb-card", undefined, { "aria-label": `rollout ${card + 1}` });
     const head = section.appendChild(make("button", "wb-head", undefined, { type: "button" }));
-    head.append(make("b", "", `${card + 1} ${rollout.correct ? "✓" : "✗"}`), make("span", "", [
-      `reward ${rollout.reward}`, `${rollout.ids.length} tokens`, ...(rollout.origin === "policy" ? [] : [rollout.origin]),
-      ...(rollout.borrowed ? [`${rollout.borrowed} borrowed`] : []), ...(rollout.finished ? [] : ["cut off"]),
-      ...(rollout.wrong === null ? [] : [`first error: step ${rollout.wrong + 1}`])].join(" · ")));
-    head.addEventListener("click", () => this.set({ selected: card, failure_point: null, span: null }));
-    const strip = section.appendChild(make("div", "wb-strip", undefined, { "aria-hidden": "true" }));
-    const lines = section.appendChild(make("div", `wb-lines wb-panes${panes}`, undefined, { role: "group", "aria-label": `tokens of rollout ${card + 1}` }));
+    head.append(
+      make("b", "", `${card + 1} ${rollout.correct ? "✓" : "✗"}`),
+      make(
+        "span",
+        "",
+        [
+          `reward ${rollout.reward}`,
+          `${rollout.ids.length} tokens`,
+          ...(rollout.origin === "policy" ? [] : [rollout.origin]),
+          ...(rollout.borrowed ? [`${rollout.borrowed} borrowed`] : []),
+          ...(rollout.finished ? [] : ["cut off"]),
+          ...(rollout.wrong === null ? [] : [`first error: step ${rollout.wrong + 1}`]),
+        ].join(" · "),
+      ),
+    );
+    head.addEventListener("click", () =>
+      this.set({ selected: card, failure_point: null, span: null }),
+    );
+    const strip = section.appendChild(
+      make("div", "wb-strip", undefined, { "aria-hidden": "true" }),
+    );
+    const lines = section.appendChild(
+      make("div", `wb-lines wb-panes${panes}`, undefined, {
+        role: "group",
+        "aria-label": `tokens of rollout ${card + 1}`,
+      }),
+    );
     const columns = Array.from({ length: panes }, (_, pane) => this.column(pane, card));
     const count = Math.max(...columns.map((c) => c.steps.length));
     for (let step = 0; step < count; step++) {
       const wrong = step === rollout.wrong;
-      lines.append(make("span", `wb-step${wrong ? " wb-bad" : ""}`, `${wrong ? "✗ " : ""}${step + 1}`, { title: wrong ? "the first wrong step" : "step" }));
-      for (const column of columns) lines.append(column.steps[step] ?? make("span"), column.sums[step] ?? make("span"));
+      lines.append(
+        make("span", `wb-step${wrong ? " wb-bad" : ""}`, `${wrong ? "✗ " : ""}${step + 1}`, {
+          title: wrong ? "the first wrong step" : "step",
+        }),
+      );
+      for (const column of columns) {
+        lines.append(column.steps[step] ?? make("span"), column.sums[step] ?? make("span"));
+      }
     }
     const longest = columns.map((c) => Math.max(...c.steps.map((s) => s.textContent.length)) + 9);
-    this.width = Math.max(this.width, longest.reduce((a, b) => a + b, 4));
-    columns.forEach((column, pane) => { this.panes[pane][card] = column; });
+    this.width = Math.max(
+      this.width,
+      longest.reduce((a, b) => a + b, 4),
+    );
+    columns.forEach((column, pane) => {
+      this.panes[pane][card] = column;
+    });
     const ends = [...rollout.starts.slice(1), rollout.ids.length];
     columns[0].strip = rollout.starts.map((start, step) => {
       const part = strip.appendChild(make("span", ""));
@@ -147,9 +247,12 @@ class View {
     return section;
   }
 
-  /** The tokens of one rollout in one card: an element per step, in which a token is a button outside the tab order. */
+  /** The tokens of one rollout in one card: an element per step, in which a token is a button
+   *  outside the tab order. */
   column(pane, card) {
-    const number = this.rolloutOf(pane, card), rollout = this.group.rollouts[number], { texts } = this.data;
+    const number = this.rolloutOf(pane, card);
+    const rollout = this.group.rollouts[number];
+    const { texts } = this.data;
     const token = make("span", "wb-t", undefined, { role: "button", tabindex: "-1" });
     const steps = rollout.starts.map(() => make("span", "wb-toks"));
     let step = -1;
@@ -161,82 +264,190 @@ class View {
       this.places.set(element, { pane, card, rollout: number, index, step });
       return element;
     });
-    return { rollout: number, tokens, steps, sums: steps.map(() => make("span", "wb-sum")), strip: [] };
+    return {
+      rollout: number,
+      tokens,
+      steps,
+      sums: steps.map(() => make("span", "wb-sum")),
+      strip: [],
+    };
   }
 
   tools() {
     const pick = (label, options, value, then) => {
-      const holder = make("label", "", `${label} `), select = holder.appendChild(make("select", "", undefined, { "aria-label": label }));
+      const holder = make("label", "", `${label} `);
+      const select = holder.appendChild(make("select", "", undefined, { "aria-label": label }));
       for (const [v, text, group] of options) {
         let parent = select;
-        if (group) parent = [...select.children].find((c) => c.label === group) ?? select.appendChild(make("optgroup", "", undefined, { label: group }));
+        if (group) {
+          parent =
+            [...select.children].find((c) => c.label === group) ??
+            select.appendChild(make("optgroup", "", undefined, { label: group }));
+        }
         parent.append(make("option", "", text, { value: v }));
       }
       select.value = value;
       select.addEventListener("change", () => then(select.value));
       return holder;
     };
-    const { layers, rollouts } = this.group, beside = this.model.get("beside"), names = layers.map((l) => [l.name, l.name]);
-    const others = [["", "nothing"], ...layers.map((l) => [`l${l.name}`, l.name, "layer"]), ...rollouts.map((_, i) => [`r${i}`, `rollout ${i + 1}`, "rollout"])];
+    const { layers, rollouts } = this.group;
+    const beside = this.model.get("beside");
+    const names = layers.map((l) => [l.name, l.name]);
+    const others = [
+      ["", "nothing"],
+      ...layers.map((l) => [`l${l.name}`, l.name, "layer"]),
+      ...rollouts.map((_, i) => [`r${i}`, `rollout ${i + 1}`, "rollout"]),
+    ];
     const origins = [...new Set(rollouts.map((r) => r.origin))];
-    const filters = ["all", "right", "wrong", ...(origins.length > 1 ? origins : []), ...(rollouts.some((r) => r.wrong !== null) ? ["with a wrong step"] : [])];
+    const filters = [
+      "all",
+      "right",
+      "wrong",
+      ...(origins.length > 1 ? origins : []),
+      ...(rollouts.some((r) => r.wrong !== null) ? ["with a wrong step"] : []),
+    ];
     const widgets = [
-      ...(this.data.groups.length > 1 ? [pick("Group", this.data.groups.map((g, i) => [i, g.title]), this.model.get("group"), (v) =>
-        this.set({ group: Number(v), beside: null, selected: 0, failure_point: null, span: null }))] : []),
+      ...(this.data.groups.length > 1
+        ? [
+            pick(
+              "Group",
+              this.data.groups.map((g, i) => [i, g.title]),
+              this.model.get("group"),
+              (v) =>
+                this.set({
+                  group: Number(v),
+                  beside: null,
+                  selected: 0,
+                  failure_point: null,
+                  span: null,
+                }),
+            ),
+          ]
+        : []),
       pick("Layer", names, this.layers[0].name, (layer) => this.set({ layer })),
-      pick("Beside", others, beside === null ? "" : typeof beside === "number" ? `r${beside}` : `l${beside}`, (v) =>
-        this.set({ beside: !v ? null : v[0] === "r" ? Number(v.slice(1)) : v.slice(1) })),
-      pick("Scale", [["robust", "robust"], ["max", "largest"], ["fixed", "fixed"]], this.scale, (v) => {
-        this.fixed = Number(this.limit(this.layers[0]).toPrecision(2));
-        this.scale = v;
-        this.tools();
-        this.paint();
-      }),
+      pick(
+        "Beside",
+        others,
+        beside === null ? "" : typeof beside === "number" ? `r${beside}` : `l${beside}`,
+        (v) => this.set({ beside: !v ? null : v[0] === "r" ? Number(v.slice(1)) : v.slice(1) }),
+      ),
+      pick(
+        "Scale",
+        [
+          ["robust", "robust"],
+          ["max", "largest"],
+          ["fixed", "fixed"],
+        ],
+        this.scale,
+        (v) => {
+          this.fixed = Number(this.limit(this.layers[0]).toPrecision(2));
+          this.scale = v;
+          this.tools();
+          this.color();
+        },
+      ),
       ...(this.scale === "fixed" ? [this.end()] : []),
-      pick("Show", filters.map((v) => [v, v]), filters.includes(this.shown) ? this.shown : "all", (v) => { this.shown = v; this.arrange(); }),
-      pick("Sort", Object.keys(SORTS).map((v) => [v, v]), this.sort, (v) => { this.sort = v; this.arrange(); }),
-      make("button", "", "Strongest", { type: "button", title: "go to the strongest token, then the next (S)" }),
+      pick(
+        "Show",
+        filters.map((v) => [v, v]),
+        filters.includes(this.shown) ? this.shown : "all",
+        (v) => {
+          this.shown = v;
+          this.arrange();
+        },
+      ),
+      pick(
+        "Sort",
+        Object.keys(SORTS).map((v) => [v, v]),
+        this.sort,
+        (v) => {
+          this.sort = v;
+          this.arrange();
+        },
+      ),
+      make("button", "", "Strongest", {
+        type: "button",
+        title: "go to the strongest token, then the next (S)",
+      }),
     ];
     widgets.at(-1).addEventListener("click", () => this.strongest());
     const focused = [...this.bar.children].findIndex((c) => c.contains(document.activeElement));
     this.bar.replaceChildren(...widgets);
-    if (focused >= 0) (widgets[focused]?.control ?? widgets[focused])?.focus(); // a keyboard user stays where they were
+    // a keyboard user stays where they were
+    if (focused >= 0) (widgets[focused]?.control ?? widgets[focused])?.focus();
   }
   end() {
-    const holder = make("label", "", "± "), input = holder.appendChild(make("input", "", undefined, { type: "number", min: "0", step: "any", "aria-label": "end of the scale" }));
+    const holder = make("label", "", "± ");
+    const input = holder.appendChild(
+      make("input", "", undefined, {
+        type: "number",
+        min: "0",
+        step: "any",
+        "aria-label": "end of the scale",
+      }),
+    );
     input.value = this.fixed;
-    input.addEventListener("change", () => { if (Number(input.value) > 0) { this.fixed = Number(input.value); this.paint(); } });
+    input.addEventListener("change", () => {
+      if (Number(input.value) > 0) {
+        this.fixed = Number(input.value);
+        this.color();
+      }
+    });
     return holder;
   }
 
   /** Filter and sort the cards; their order in the document is the order on the screen. */
   arrange() {
-    const { rollouts } = this.group, by = SORTS[this.sort], order = rollouts.map((_, i) => i);
-    if (by) order.sort((a, b) => { const [x, y] = [by(rollouts[a]), by(rollouts[b])]; return x < y ? -1 : x > y ? 1 : a - b; });
-    const fits = (r) => ({ all: true, right: r.correct, wrong: !r.correct, "with a wrong step": r.wrong !== null })[this.shown] ?? r.origin === this.shown;
+    const { rollouts } = this.group;
+    const by = SORTS[this.sort];
+    const order = rollouts.map((_, i) => i);
+    if (by) {
+      order.sort((a, b) => {
+        const [x, y] = [by(rollouts[a]), by(rollouts[b])];
+        return x < y ? -1 : x > y ? 1 : a - b;
+      });
+    }
+    const fits = (r) =>
+      ({ all: true, right: r.correct, wrong: !r.correct, "with a wrong step": r.wrong !== null })[
+        this.shown
+      ] ?? r.origin === this.shown;
     this.order = order.filter((i) => fits(rollouts[i]));
     this.grid.replaceChildren(...this.order.map((i) => this.cards[i]));
     if (!this.order.length) this.grid.append(make("p", "wb-hint", "No rollout is of this kind."));
-    if (this.order.length && !this.order.includes(this.roving?.card)) this.rove({ pane: 0, card: this.order[0], index: 0 });
+    if (this.order.length && !this.order.includes(this.roving?.card)) {
+      this.rove({ pane: 0, card: this.order[0], index: 0 });
+    }
   }
 
-  // ---- painting ------------------------------------------------------------------------------------------------------------------
-  paint() {
+  // ---- colouring --------------------------------------------------------------------------------
+  color() {
     this.layers.forEach((layer, pane) => {
       const limit = this.limit(layer);
       for (const column of this.panes[pane]) {
-        const rollout = this.group.rollouts[column.rollout], values = layer.values[column.rollout], { ids, texts, starts } = rollout;
+        const rollout = this.group.rollouts[column.rollout];
+        const values = layer.values[column.rollout];
+        const { ids, texts, starts } = rollout;
         column.tokens.forEach((element, i) => {
           element.className = `wb-t ${kind(values[i], limit, layer, this.data)}`;
-          element.setAttribute("aria-label", `“${cut(this.data.texts[texts[i]], 40)}”, token ${i + 1} of ${ids.length}, ${layer.name} ${worded(values[i], layer, 3)}`);
+          element.setAttribute(
+            "aria-label",
+            `“${cut(this.data.texts[texts[i]], 40)}”, token ${i + 1} of ${ids.length}, ` +
+              `${layer.name} ${worded(values[i], layer, 3)}`,
+          );
         });
         const sums = starts.map((start, step) => {
-          const known = values.slice(start, starts[step + 1]).filter((v) => v !== null);
-          return known.length ? known.reduce((a, b) => a + b, 0) : null;
+          const present = values.slice(start, starts[step + 1]).filter((v) => v !== null);
+          return present.length ? present.reduce((a, b) => a + b, 0) : null;
         });
-        column.sums.forEach((element, step) => { element.textContent = marked(sums[step], layer); element.title = `${layer.name} summed over step ${step + 1}`; });
+        column.sums.forEach((element, step) => {
+          element.textContent = marked(sums[step], layer);
+          element.title = `${layer.name} summed over step ${step + 1}`;
+        });
         const most = Math.max(...sums.map((v) => Math.abs(v ?? 0))) || 1;
-        column.strip.forEach((part, step) => { part.className = kind(sums[step], most, layer, this.data); part.title = `step ${step + 1}: ${marked(sums[step], layer)}`; });
+        column.strip.forEach((part, step) => {
+          part.className = kind(sums[step], most, layer, this.data);
+          part.title = `step ${step + 1}: ${marked(sums[step], layer)}`;
+        });
       }
     });
     this.legends.replaceChildren(...this.layers.map((layer, pane) => this.legend(layer, pane)));
@@ -245,47 +456,96 @@ class View {
   }
 
   legend(layer, pane) {
-    const limit = this.limit(layer), values = layer.values.flat(), known = values.filter((v) => v !== null);
-    const line = make("div", "wb-legend"), beside = this.model.get("beside");
-    const where = this.layers.length < 2 ? "" : pane ? `right${typeof beside === "number" ? `, rollout ${beside + 1}` : ""}: ` : "left: ";
+    const limit = this.limit(layer);
+    const values = layer.values.flat();
+    const present = values.filter((v) => v !== null);
+    const line = make("div", "wb-legend");
+    const beside = this.model.get("beside");
+    const where =
+      this.layers.length < 2
+        ? ""
+        : pane
+          ? `right${typeof beside === "number" ? `, rollout ${beside + 1}` : ""}: `
+          : "left: ";
     line.append(where, make("b", "", layer.name), ` (${layer.unit}) `);
-    if (!known.some((v) => v)) { line.append(known.length ? "0 on every token" : "no numbers"); return line; }
-    const beyond = known.some((v) => Math.abs(v) > limit), bar = make("span", "wb-bar", undefined, { "aria-hidden": "true" });
-    const sides = [-1, 1].filter((side) => known.some((v) => v * side > 0)), { levels } = this.data;
-    for (let s = -levels; s <= levels; s++) {
-      if (s === 0 || sides.includes(Math.sign(s))) bar.append(make("span", `wb-t ${kind((s / levels) * limit, limit, layer, this.data)}`, s ? "\u00a0" : "0"));
+    if (!present.some((v) => v)) {
+      line.append(present.length ? "0 on every token" : "no numbers");
+      return line;
     }
-    if (sides.includes(-1)) line.append(`▼ line below, ${layer.down}: ${beyond ? "≤ " : ""}${signed(-limit)} `);
+    const beyond = present.some((v) => Math.abs(v) > limit);
+    const bar = make("span", "wb-bar", undefined, { "aria-hidden": "true" });
+    const sides = [-1, 1].filter((side) => present.some((v) => v * side > 0));
+    const { levels } = this.data;
+    for (let s = -levels; s <= levels; s++) {
+      if (s === 0 || sides.includes(Math.sign(s))) {
+        bar.append(
+          make(
+            "span",
+            `wb-t ${kind((s / levels) * limit, limit, layer, this.data)}`,
+            s ? "\u00a0" : "0",
+          ),
+        );
+      }
+    }
+    if (sides.includes(-1)) {
+      line.append(`▼ line below, ${layer.down}: ${beyond ? "≤ " : ""}${signed(-limit)} `);
+    }
     line.append(bar);
-    if (sides.includes(1)) line.append(` ${beyond ? "≥ " : ""}${worded(limit, layer)}: ${layer.up}, ${layer.signed ? "line above ▲" : "dotted line"}`);
-    if (known.length < values.length) line.append(". Grey italics: no number");
+    if (sides.includes(1)) {
+      line.append(
+        ` ${beyond ? "≥ " : ""}${worded(limit, layer)}: ${layer.up}, ` +
+          (layer.signed ? "line above ▲" : "dotted line"),
+      );
+    }
+    if (present.length < values.length) line.append(". Grey italics: no number");
     return line;
   }
 
   /** The selected rollout, its failure point and its span, in words too. */
   choose() {
-    const card = this.model.get("selected"), point = this.model.get("failure_point"), span = this.model.get("span");
-    for (const element of this.chosen ?? []) { element.classList.remove("wb-fail", "wb-range"); element.removeAttribute("aria-current"); }
+    const card = this.model.get("selected");
+    const point = this.model.get("failure_point");
+    const span = this.model.get("span");
+    for (const element of this.chosen ?? []) {
+      element.classList.remove("wb-fail", "wb-range");
+      element.removeAttribute("aria-current");
+    }
     this.chosen = new Set();
     for (const columns of this.panes) {
       for (const { rollout, tokens } of columns) {
         if (rollout !== card) continue;
-        const add = (index, name) => { const e = tokens[index]; if (e) { e.classList.add(name); this.chosen.add(e); } return e; };
+        const add = (index, name) => {
+          const e = tokens[index];
+          if (e) {
+            e.classList.add(name);
+            this.chosen.add(e);
+          }
+          return e;
+        };
         if (point !== null) add(point, "wb-fail")?.setAttribute("aria-current", "true");
         if (span) for (let i = span[0]; i < span[1]; i++) add(i, "wb-range");
       }
     }
-    this.cards.forEach((section, i) => { section.classList.toggle("wb-chosen", i === card); section.firstChild.setAttribute("aria-pressed", i === card); });
-    const rollout = this.group.rollouts[card], text = (i) => `“${cut(this.data.texts[rollout.texts[i]], 20)}”`;
-    this.status.textContent = [`rollout ${card + 1}`, point === null ? "no failure point" : `failure point: token ${point + 1} ${text(point)}`,
-      ...(span ? [`span: tokens ${span[0] + 1} to ${span[1]}`] : [])].join(" · ");
+    this.cards.forEach((section, i) => {
+      section.classList.toggle("wb-chosen", i === card);
+      section.firstChild.setAttribute("aria-pressed", i === card);
+    });
+    const rollout = this.group.rollouts[card];
+    const text = (i) => `“${cut(this.data.texts[rollout.texts[i]], 20)}”`;
+    this.status.textContent = [
+      `rollout ${card + 1}`,
+      point === null ? "no failure point" : `failure point: token ${point + 1} ${text(point)}`,
+      ...(span ? [`span: tokens ${span[0] + 1} to ${span[1]}`] : []),
+    ].join(" · ");
   }
 
-  // ---- looking at one token ------------------------------------------------------------------------------------------------------
-  /** The place in another pane's rollout that goes with `at`: the same token, or the same place in the same step. */
+  // ---- looking at one token ---------------------------------------------------------------------
+  /** The place in another pane's rollout that goes with `at`: the same token, or the same place in
+   *  the same step. */
   twin(at, rollout) {
     if (rollout === at.rollout) return at.index;
-    const from = this.group.rollouts[at.rollout].starts, to = this.group.rollouts[rollout].starts;
+    const from = this.group.rollouts[at.rollout].starts;
+    const to = this.group.rollouts[rollout].starts;
     const index = to[at.step] + at.index - from[at.step];
     return index < (to[at.step + 1] ?? this.group.rollouts[rollout].ids.length) ? index : -1;
   }
@@ -296,21 +556,36 @@ class View {
     this.hovered = [];
     if (!at || !this.panes[at.pane]?.[at.card]) return;
     for (const columns of this.panes) {
-      const column = columns[at.card], element = column.tokens[this.twin(at, column.rollout)];
-      if (element) { element.classList.add("wb-hover"); this.hovered.push(element); }
+      const column = columns[at.card];
+      const element = column.tokens[this.twin(at, column.rollout)];
+      if (element) {
+        element.classList.add("wb-hover");
+        this.hovered.push(element);
+      }
     }
     this.aside.replaceChildren(...this.details(at));
   }
 
   details({ rollout: number, index, step }) {
-    const rollout = this.group.rollouts[number], { texts } = this.data, text = texts[rollout.texts[index]];
+    const rollout = this.group.rollouts[number];
+    const { texts } = this.data;
+    const text = texts[rollout.texts[index]];
     const title = make("div", "wb-big", cut(text, 400));
-    const where = make("div", "wb-where", `rollout ${number + 1}, step ${step + 1}, token ${index + 1} of ${rollout.ids.length}, id ${rollout.ids[index]}`
-      + (text.length > 400 ? `; ${text.length} characters` : "") + (index < rollout.borrowed ? "; borrowed" : ""));
+    const where = make(
+      "div",
+      "wb-where",
+      `rollout ${number + 1}, step ${step + 1}, token ${index + 1} of ${rollout.ids.length}, ` +
+        `id ${rollout.ids[index]}` +
+        (text.length > 400 ? `; ${text.length} characters` : "") +
+        (index < rollout.borrowed ? "; borrowed" : ""),
+    );
     const numbers = make("table", "wb-numbers");
     for (const layer of this.group.layers) {
       const row = numbers.insertRow();
-      row.append(make("th", "", layer.name, { scope: "row" }), make("td", "", marked(layer.values[number][index], layer)));
+      row.append(
+        make("th", "", layer.name, { scope: "row" }),
+        make("td", "", marked(layer.values[number][index], layer)),
+      );
       if (this.layers.includes(layer)) row.className = "wb-on";
     }
     return [title, where, ...this.sides(rollout, index), numbers];
@@ -320,9 +595,17 @@ class View {
   sides(rollout, index) {
     const names = Object.keys(rollout.sides);
     if (!names.length) return [];
-    const table = make("table", "wb-sides"), head = table.createTHead().insertRow(), body = table.createTBody();
+    const table = make("table", "wb-sides");
+    const head = table.createTHead().insertRow();
+    const body = table.createTBody();
     head.append(make("th"), ...names.map((name) => make("th", "", name, { scope: "col" })));
-    const row = (label, cell) => { const line = body.insertRow(); line.append(make("th", "", label, { scope: "row" }), ...names.map((n) => cell(rollout.sides[n]))); };
+    const row = (label, cell) => {
+      const line = body.insertRow();
+      line.append(
+        make("th", "", label, { scope: "row" }),
+        ...names.map((n) => cell(rollout.sides[n])),
+      );
+    };
     row("log-prob", (side) => make("td", "", signed(side.logprob[index])));
     row("probability", (side) => make("td", "", percent(side.logprob[index])));
     row("rank", (side) => make("td", "", String(side.rank[index])));
@@ -330,18 +613,22 @@ class View {
     const most = Math.max(...names.map((n) => rollout.sides[n].top[index].length));
     for (let place = 0; place < most; place++) {
       row(place ? "" : "would write", (side) => {
-        const own = side.top_ids[index][place] === rollout.ids[index], cell = make("td", `wb-top${own ? " wb-own" : ""}`);
+        const own = side.top_ids[index][place] === rollout.ids[index];
+        const cell = make("td", `wb-top${own ? " wb-own" : ""}`);
         if (place >= side.top[index].length) return cell;
         const logprob = side.top_logprob[index][place];
         cell.style.setProperty("--p", `${100 * Math.exp(logprob)}%`);
-        cell.append(make("span", "wb-alt", cut(this.data.texts[side.top[index][place]], 16)), make("span", "", `${own ? "◂ " : ""}${percent(logprob)}`));
+        cell.append(
+          make("span", "wb-alt", cut(this.data.texts[side.top[index][place]], 16)),
+          make("span", "", `${own ? "◂ " : ""}${percent(logprob)}`),
+        );
         return cell;
       });
     }
     return [table];
   }
 
-  // ---- hands ---------------------------------------------------------------------------------------------------------------------
+  // ---- hands ------------------------------------------------------------------------------------
   rove(at) {
     const element = this.panes[at.pane][at.card].tokens[at.index];
     if (this.rovingElement !== element) this.rovingElement?.setAttribute("tabindex", "-1");
@@ -349,24 +636,40 @@ class View {
     this.rovingElement = element;
     this.roving = at;
   }
-  go(pane, card, index) { this.panes[pane][card].tokens[index].focus(); }
+  go(pane, card, index) {
+    this.panes[pane][card].tokens[index].focus();
+  }
 
   click(at, shift) {
-    const same = this.model.get("selected") === at.rollout, point = this.model.get("failure_point");
+    const same = this.model.get("selected") === at.rollout;
+    const point = this.model.get("failure_point");
     if (shift) {
       const from = same && point !== null ? point : at.index;
       this.anchor = from;
-      return this.set({ selected: at.rollout, failure_point: same ? point : null, span: [Math.min(from, at.index), Math.max(from, at.index) + 1] });
+      return this.set({
+        selected: at.rollout,
+        failure_point: same ? point : null,
+        span: [Math.min(from, at.index), Math.max(from, at.index) + 1],
+      });
     }
     this.anchor = at.index;
-    return this.set({ selected: at.rollout, failure_point: same && point === at.index ? null : at.index, span: null });
+    return this.set({
+      selected: at.rollout,
+      failure_point: same && point === at.index ? null : at.index,
+      span: null,
+    });
   }
 
   /** The strongest token of the rollout in the focus; from there the next strongest. */
   strongest() {
     if (!this.order.length) return;
-    const { pane, card, index } = this.roving, rollout = this.panes[pane][card].rollout, values = this.layers[pane].values[rollout];
-    const ranked = values.map((v, i) => [Math.abs(v ?? 0), i]).sort((a, b) => b[0] - a[0] || a[1] - b[1]).map(([, i]) => i);
+    const { pane, card, index } = this.roving;
+    const rollout = this.panes[pane][card].rollout;
+    const values = this.layers[pane].values[rollout];
+    const ranked = values
+      .map((v, i) => [Math.abs(v ?? 0), i])
+      .sort((a, b) => b[0] - a[0] || a[1] - b[1])
+      .map(([, i]) => i);
     const begun = this.jumped === `${pane} ${card} ${index} ${this.layers[pane].name}`;
     const next = begun ? ranked[(ranked.indexOf(index) + 1) % ranked.length] : ranked[0];
     this.jumped = `${pane} ${card} ${next} ${this.layers[pane].name}`;
@@ -376,19 +679,38 @@ class View {
   key(event) {
     const at = this.places.get(event.target);
     if (!at || event.ctrlKey || event.metaKey || event.altKey) return;
-    const { pane, card, rollout, index } = at, { starts, ids } = this.group.rollouts[rollout];
-    const next = this.order.indexOf(card), names = this.group.layers.map((l) => l.name);
+    const { pane, card, rollout, index } = at;
+    const { starts, ids } = this.group.rollouts[rollout];
+    const next = this.order.indexOf(card);
+    const names = this.group.layers.map((l) => l.name);
     const toStep = (by) => {
       const to = at.step + by;
       if (to < 0 || to >= starts.length) return by < 0 ? 0 : ids.length - 1;
       return Math.min(starts[to] + index - starts[at.step], (starts[to + 1] ?? ids.length) - 1);
     };
-    const moves = { ArrowLeft: index - 1, ArrowRight: index + 1, ArrowUp: toStep(-1), ArrowDown: toStep(1), Home: starts[at.step],
-      End: (starts[at.step + 1] ?? ids.length) - 1 };
+    const moves = {
+      ArrowLeft: index - 1,
+      ArrowRight: index + 1,
+      ArrowUp: toStep(-1),
+      ArrowDown: toStep(1),
+      Home: starts[at.step],
+      End: (starts[at.step + 1] ?? ids.length) - 1,
+    };
     const acts = {
-      Enter: () => this.click(at, event.shiftKey), " ": () => this.click(at, event.shiftKey), Escape: () => this.set({ failure_point: null, span: null }),
-      s: () => this.strongest(), l: () => this.set({ layer: names[(names.indexOf(this.layers[0].name) + (event.shiftKey ? -1 : 1) + names.length) % names.length] }),
-      PageUp: () => next > 0 && this.go(0, this.order[next - 1], 0), PageDown: () => next < this.order.length - 1 && this.go(0, this.order[next + 1], 0),
+      Enter: () => this.click(at, event.shiftKey),
+      " ": () => this.click(at, event.shiftKey),
+      Escape: () => this.set({ failure_point: null, span: null }),
+      s: () => this.strongest(),
+      l: () =>
+        this.set({
+          layer:
+            names[
+              (names.indexOf(this.layers[0].name) + (event.shiftKey ? -1 : 1) + names.length) %
+                names.length
+            ],
+        }),
+      PageUp: () => next > 0 && this.go(0, this.order[next - 1], 0),
+      PageDown: () => next < this.order.length - 1 && this.go(0, this.order[next + 1], 0),
     };
     const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (name in moves) {
@@ -405,8 +727,11 @@ class View {
   extend(at, to) {
     const same = this.model.get("selected") === at.rollout;
     if (!same || !this.model.get("span")) this.anchor = at.index;
-    this.set({ selected: at.rollout, failure_point: same ? this.model.get("failure_point") : null,
-      span: [Math.min(this.anchor, to), Math.max(this.anchor, to) + 1] });
+    this.set({
+      selected: at.rollout,
+      failure_point: same ? this.model.get("failure_point") : null,
+      span: [Math.min(this.anchor, to), Math.max(this.anchor, to) + 1],
+    });
   }
 }
 

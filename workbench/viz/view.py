@@ -1,21 +1,17 @@
 """The token view: look at a group token by token, live in a notebook, and as a page, a picture or a
 table without one.
 
-    view = TokenView(inspection, policy.tokenizer_decode)      # or a Group, a recorded run, or
-        several of them
-    view                                                       # live where anywidget is, static
-        HTML everywhere else
-    view.failure_point, view.span, view.selected               # what a click chose; setting them
-        moves the display
+    view = TokenView(inspection, policy.tokenizer_decode)    # or a Group, a recorded run, several
+    view                                                     # live, or static HTML
+    view.failure_point, view.span, view.selected             # what a click chose, or you set
     view.on_change(lambda view: ..., "failure_point")
 
-Only the live view needs anywidget. The browser gets all numbers once, as plain lists, and all text
-already made visible (heat.visible); view.js and view.css beside this file do the rest.
+Only the live view needs anywidget; without it a notebook shows the static HTML. The browser gets
+all numbers once (``view_data.py``); view.js and view.css beside this file do the rest.
 """
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,17 +22,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.core import Group, Inspection, TokenStats, WorkbenchError
+from workbench.core import Group, Inspection, WorkbenchError
 from workbench.records import Run, write_atomic
-from workbench.viz import tokens
-from workbench.viz.layers import all_layers, channel_of, step_of
+from workbench.viz import html, style, tokens
+from workbench.viz.layers import Values, all_layers, channel_of, step_of
 from workbench.viz.png import group_png
-from workbench.viz.tokens import Layer
+from workbench.viz.tokens import Layer, Token
+from workbench.viz.view_data import group_data
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # a notebook's static copy of a larger group holds the layer shown, not all of them
 STATIC_TOKENS = 3000
+
+
+def mimebundle(text: str, static: str, model_id: Callable[[], str], missing: type) -> dict:
+    """What a notebook shows: the live widget, and its static twin for a notebook that was saved
+    without widget state. Where ``model_id`` raises ``missing``, only the twin.
+    """
+    bundle = {"text/plain": text, "text/html": static}
+    with suppress(missing):
+        bundle[WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": model_id()}
+    return bundle
 
 
 class _Synced:
@@ -78,24 +85,23 @@ class TokenView:
         layer: str | None = None,
         beside: str | int | None = None,
     ):
-        self._decode, self._titles, self.inspections = cache(decode), [], []
+        self._decode = cache(decode)
         single = isinstance(source, (Inspection, Group))
-        for item in [source] if single else source.groups if isinstance(source, Run) else source:
-            title, inspection = _inspection(item, layers)
-            self._titles.append(title)
-            self.inspections.append(inspection)
-        if not self.inspections:
+        items = [source] if single else source.groups if isinstance(source, Run) else source
+        titled = [_inspection(item, layers) for item in items]
+        if not titled:
             raise WorkbenchError("there is no group to show")
+        self._titles, self.inspections = zip(*titled)
         self.layers = [all_layers(inspection) for inspection in self.inspections]
         self._callbacks: list[tuple[Callable[[TokenView], Any], tuple[str, ...]]] = []
-        self._state: dict[str, Any] = dict(
-            group=0,
-            layer=self._first_layer(0),
-            beside=None,
-            selected=0,
-            failure_point=None,
-            span=None,
-        )
+        self._state: dict[str, Any] = {
+            "group": 0,
+            "layer": self._first_layer(0),
+            "beside": None,
+            "selected": 0,
+            "failure_point": None,
+            "span": None,
+        }
         self._change(layer=layer or self.layer, beside=beside)
 
     def _first_layer(self, group: int) -> str:
@@ -110,30 +116,25 @@ class TokenView:
         """
         self._callbacks.append((callback, names))
 
-    def _change(self, **new) -> None:
-        old, state = self._state, {**self._state, **new}
-        if state["group"] != old["group"]:
-            state = {
-                **state,
-                "selected": 0,
-                "beside": None,
-                "failure_point": None,
-                "span": None,
-            } | new
-        if state["selected"] != old["selected"]:
-            state = {**state, "failure_point": None, "span": None} | new
-        self._state = state = self._checked(state)
-        changed = [name for name in state if state[name] != old[name]]
+    def _change(self, **changes) -> None:
+        before, state = self._state, {**self._state, **changes}
+        forgotten = {"failure_point": None, "span": None}
+        if state["group"] != before["group"]:
+            state |= {"selected": 0, "beside": None, **forgotten, **changes}
+        if state["selected"] != before["selected"]:
+            state |= {**forgotten, **changes}
+        self._state = state = self._checked(**state)
         if "widget" in self.__dict__:
             self._show(state)
+        changed = {name for name in state if state[name] != before[name]}
         for callback, names in self._callbacks:
-            if changed and (not names or set(names) & set(changed)):
+            if changed and (not names or changed.intersection(names)):
                 callback(self)
 
-    def _checked(self, state: dict) -> dict:
-        group = _inside("group", state["group"], len(self.inspections))
+    def _checked(self, group, layer, beside, selected, failure_point, span) -> dict:
+        """The state, where every part of it is inside the data; WorkbenchError otherwise."""
+        group = _inside("group", group, len(self.inspections))
         rollouts, layers = self.inspections[group].group.rollouts, self.layers[group]
-        layer, beside = state["layer"], state["beside"]
         if layer not in layers:
             if group == self._state["group"]:
                 raise WorkbenchError(f"there is no layer {layer!r}; there are {', '.join(layers)}")
@@ -144,29 +145,18 @@ class TokenView:
             )
         if beside is not None and not isinstance(beside, str):
             beside = _inside("beside", beside, len(rollouts))
-        selected = _inside("selected", state["selected"], len(rollouts))
-        size, point, span = (
-            len(rollouts[selected].completion_ids),
-            state["failure_point"],
-            state["span"],
-        )
-        point = None if point is None else _inside("failure_point", point, size)
-        if span is not None:
-            start, end = _pair(span)
-            if not 0 <= start < end <= size:
-                raise WorkbenchError(
-                    f"span ({start}, {end}) is not a part of the {size} tokens of rollout "
-                    f"{selected}"
-                )
-            span = (start, end)
-        return dict(
-            group=group,
-            layer=layer,
-            beside=beside,
-            selected=selected,
-            failure_point=point,
-            span=span,
-        )
+        selected = _inside("selected", selected, len(rollouts))
+        size = len(rollouts[selected].completion_ids)
+        if failure_point is not None:
+            failure_point = _inside("failure_point", failure_point, size)
+        return {
+            "group": group,
+            "layer": layer,
+            "beside": beside,
+            "selected": selected,
+            "failure_point": failure_point,
+            "span": None if span is None else _span(span, size, selected),
+        }
 
     # ---- live ------------------------------------------------------------------------------------
 
@@ -193,90 +183,44 @@ class TokenView:
                 setattr(self.widget, name, value)
 
     def data(self) -> dict:
-        """What the browser gets, as JSON:
+        """What the browser gets, as JSON.
 
         ``texts`` are all token texts made visible, which the rest names by their place in that
         list.
         """
         texts: dict[str, int] = {}
-        groups = [self._group_data(number, texts) for number in range(len(self.inspections))]
+
+        def place(token: int) -> int:
+            return texts.setdefault(tokens.visible(self._decode(int(token))), len(texts))
+
+        groups = []
+        for number, inspection in enumerate(self.inspections):
+            rows, wrong = self._rows(number), self._wrong(number)
+            data = group_data(inspection, rows, self._layers(number), wrong, place)
+            groups.append({"title": self._titles[number], **data})
         return {
-            "levels": tokens.LEVELS,
-            "faint": tokens.FAINT,
+            "levels": style.LEVELS,
+            "faint": style.FAINT,
             "texts": list(texts),
             "groups": groups,
         }
 
-    def _group_data(self, number: int, texts: dict[str, int]) -> dict:
-        inspection, rows = self.inspections[number], self._rows(number)
-        place = lambda token: texts.setdefault(tokens.visible(self._decode(int(token))), len(texts))  # noqa: E731
-        wrong, rollouts = self._wrong(number), []
-        for i, (rollout, row) in enumerate(zip(inspection.group.rollouts, rows)):
-            sides = {
-                side: _side(readings[i], place)
-                for side in ("student", "teacher")
-                if (readings := getattr(inspection, side)) and readings[i] is not None
-            }
-            rollouts.append(
-                {
-                    "reward": rollout.verdict.reward,
-                    "correct": rollout.verdict.correct,
-                    "origin": rollout.origin,
-                    "borrowed": rollout.borrowed,
-                    "finished": rollout.finished,
-                    "wrong": wrong[i],
-                    "ids": [t.id for t in row],
-                    "texts": [place(t.id) for t in row],
-                    "sides": sides,
-                    "starts": [
-                        t.index for t in row if not t.index or t.step > row[t.index - 1].step
-                    ],
-                }
-            )
-        layers = [
-            {
-                "name": layer.channel.name,
-                "unit": layer.channel.unit,
-                "up": layer.channel.up,
-                "down": layer.channel.down,
-                "signed": layer.channel.signed,
-                "robust": _short([layer.limit])[0],
-                "max": _short([_largest(layer)])[0],
-                "values": [_short(v) for v in layer.values],
-            }
-            for layer in self._painted(number)
-        ]
-        messages = [
-            [m["role"], tokens.visible(m["content"])] for m in inspection.group.problem.messages
-        ]
-        return {
-            "title": self._titles[number],
-            "messages": messages,
-            "layers": layers,
-            "rollouts": rollouts,
-        }
-
-    def _rows(self, number: int) -> list[list[tokens.Token]]:
+    def _rows(self, number: int) -> list[list[Token]]:
         group = self.inspections[number].group
         return tokens.tokens(group, [()] * len(group.rollouts), self._decode)
 
     def _wrong(self, number: int) -> list[int | None]:
-        """The first wrong step of each rollout, where the task's truth is known and there is one."""
+        """The first wrong step of each rollout, where the task's truth is known and has one."""
         inspection, rows = self.inspections[number], self._rows(number)
         errors = inspection.first_errors or [None] * len(rows)
-        return [
-            step_of(error, rollout, row)
-            for error, rollout, row in zip(errors, inspection.group.rollouts, rows)
-        ]
+        return list(map(step_of, errors, inspection.group.rollouts, rows))
 
-    def _painted(self, number: int, only: str | None = None) -> list[Layer]:
-        return [
-            Layer(
-                channel_of(name), values, tokens.robust_limit(float(v) for of in values for v in of)
-            )
-            for name, values in self.layers[number].items()
-            if only in (None, name)
-        ]
+    def _layers(self, number: int) -> list[Layer]:
+        return [Layer.of(channel_of(name), v) for name, v in self.layers[number].items()]
+
+    def _layer(self) -> Layer:
+        """The layer shown."""
+        return Layer.of(channel_of(self.layer), self.layers[self.group][self.layer])
 
     # ---- static: the group shown -----------------------------------------------------------------
 
@@ -284,125 +228,106 @@ class TokenView:
         """The group as HTML that works without a script, the current layer first and the others
         behind buttons. ``path``: also write it as a page.
         """
-        html = self._html(
-            sorted(self._painted(self.group), key=lambda layer: layer.channel.name != self.layer)
-        )
+        layers = self._layers(self.group)
+        figure = self._html(sorted(layers, key=lambda layer: layer.channel.name != self.layer))
         if path is not None:
             write_atomic(
                 Path(path),
-                '<!doctype html><html lang="en"><meta charset="utf-8"><title>Token '
-                f"view</title>{html}</html>\n",
+                '<!doctype html><html lang="en"><meta charset="utf-8">'
+                f"<title>Token view</title>{figure}</html>\n",
             )
-        return html
+        return figure
 
     def _html(self, layers: Sequence[Layer]) -> str:
-        return tokens.layers_html(
-            self.inspections[self.group].group, layers, self._decode, marks=self._marks()
-        )
+        group = self.inspections[self.group].group
+        return html.layers_html(group, layers, self._decode, marks=self._marks())
 
     def _marks(self) -> dict[tuple[int, int], str]:
-        words: dict[tuple[int, int], list[str]] = {}
+        """Words on the tokens of the group shown, by (rollout, token)."""
+        marks = {}
         for i, (row, wrong) in enumerate(zip(self._rows(self.group), self._wrong(self.group))):
+            selected = i == self.selected
+            start, end = self.span or (0, 0)
             for token in row:
-                chosen = {
-                    "failure point": i == self.selected and token.index == self.failure_point,
+                words = {
+                    "failure point": selected and token.index == self.failure_point,
                     "first wrong step": token.step == wrong,
-                    "span": i == self.selected
-                    and self.span is not None
-                    and self.span[0] <= token.index < self.span[1],
+                    "span": selected and start <= token.index < end,
                 }
-                words[i, token.index] = [name for name, holds in chosen.items() if holds]
-        return {where: ", ".join(names) for where, names in words.items() if names}
+                if any(words.values()):
+                    marks[i, token.index] = ", ".join(word for word in words if words[word])
+        return marks
 
     def to_png(self, path: str | Path | None = None) -> bytes:
         """The group in the current layer as a PNG, drawn by matplotlib.
 
         ``path``: also write it there.
         """
-        (layer,) = self._painted(self.group, self.layer)
-        image = group_png(self.inspections[self.group].group, layer, self._decode, self._marks())
+        group = self.inspections[self.group].group
+        image = group_png(group, self._layer(), self._decode, self._marks())
         if path is not None:
             write_atomic(Path(path), image)
         return image
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token of every group: where it is, its text, and its number in each layer."""
-        rows = []
+        frames = []
         for number, inspection in enumerate(self.inspections):
-            wrong = self._wrong(number)
-            for i, (rollout, row) in enumerate(zip(inspection.group.rollouts, self._rows(number))):
-                fixed = {
+            rows, wrong = self._rows(number), self._wrong(number)
+            for i, rollout in enumerate(inspection.group.rollouts):
+                place = {
                     "group": number,
                     "problem": inspection.group.problem.id,
                     "rollout": i,
                     "reward": rollout.verdict.reward,
                     "origin": rollout.origin,
                 }
-                rows += [
-                    {
-                        **fixed,
-                        "step": t.step,
-                        "token": t.index,
-                        "id": t.id,
-                        "text": t.text,
-                        "first_wrong_step": t.step == wrong[i],
-                        **{
-                            name: float(values[i][t.index])
-                            for name, values in self.layers[number].items()
-                        },
-                    }
-                    for t in row
-                ]
-        return pd.DataFrame(rows)
+                frame = pd.DataFrame(rows[i])[["step", "index", "id", "text"]].assign(**place)
+                frame["first_wrong_step"] = frame["step"] == wrong[i]
+                for name, values in self.layers[number].items():
+                    frame[name] = np.asarray(values[i], float)
+                frames.append(frame.rename(columns={"index": "token"}))
+        table = pd.concat(frames, ignore_index=True)
+        return table[[*place, *table.columns.difference(place, sort=False)]]
 
     def __repr__(self) -> str:
         group = self.inspections[self.group].group
-        return (
-            f"TokenView of {group.problem.id!r}: {len(group.rollouts)} rollouts, layer "
-            f"{self.layer!r}"
-        )
+        count = len(group.rollouts)
+        return f"TokenView of {group.problem.id!r}: {count} rollouts, layer {self.layer!r}"
 
     def _repr_mimebundle_(self, **_) -> dict:
-        """The live view and its static twin: a notebook saved without widget state shows the twin."""
-        size = sum(len(r.completion_ids) for r in self.inspections[self.group].group.rollouts)
-        bundle = {
-            "text/plain": repr(self),
-            "text/html": self.to_html()
-            if size <= STATIC_TOKENS
-            else self._html(self._painted(self.group, self.layer)),
-        }
-        with suppress(WorkbenchError):
-            bundle[WIDGET] = {
-                "version_major": 2,
-                "version_minor": 0,
-                "model_id": self.widget.model_id,
-            }
-        return bundle
+        rollouts = self.inspections[self.group].group.rollouts
+        small = sum(len(rollout.completion_ids) for rollout in rollouts) <= STATIC_TOKENS
+        twin = self.to_html() if small else self._html([self._layer()])
+        return mimebundle(repr(self), twin, lambda: self.widget.model_id, WorkbenchError)
 
 
 def _inspection(item, layers: Mapping) -> tuple[str, Inspection]:
-    """(title, inspection) of one thing to show; the values of a run holds nothing for a rollout
+    """(title, inspection) of one thing to show; the values of a run hold nothing for a rollout
     that has no numbers.
     """
     if isinstance(item, Inspection):
         return item.group.problem.id, item
-    step, group, values = item if isinstance(item, tuple) else (None, item, None)
-    if values is not None:
-        layers = {"credit": values}
-    blank = [np.full(len(r.completion_ids), np.nan) for r in group.rollouts]
+    step, group, values = (None, item, None) if isinstance(item, Group) else item
+    layers = layers if values is None else {"credit": values}
+    title = group.problem.id if step is None else f"step {step}: {group.problem.id}"
+    return title, Inspection(group, _arrays(group, layers))
+
+
+def _arrays(group: Group, layers: Mapping) -> dict[str, Values]:
+    """Each layer as one [T] array a rollout; NaN where it holds None or nothing at all."""
+    sizes = [len(rollout.completion_ids) for rollout in group.rollouts]
     arrays = {}
     for name, values in layers.items():
-        if len(values) != len(blank) or any(
-            len(v) not in (0, len(b)) for v, b in zip(values, blank)
-        ):
+        numbers = [
+            np.array(v, float) if len(v) else np.full(t, np.nan) for v, t in zip(values, sizes)
+        ]
+        if len(values) != len(sizes) or [len(row) for row in numbers] != sizes:
             raise WorkbenchError(
                 f"layer {name!r} does not have one number for each token of the group's rollouts"
             )
-        # None becomes NaN
-        arrays[name] = tuple(np.array(v, float) if len(v) else b for v, b in zip(values, blank))
-    return f"step {step}: {group.problem.id}" if step is not None else group.problem.id, Inspection(
-        group, arrays
-    )
+        arrays[name] = tuple(numbers)
+    return arrays
 
 
 def _inside(name: str, value: Any, size: int) -> int:
@@ -415,34 +340,16 @@ def _inside(name: str, value: Any, size: int) -> int:
     return value
 
 
-def _pair(span: Any) -> tuple[int, int]:
+def _span(span: Any, size: int, selected: int) -> tuple[int, int]:
     try:
         start, end = map(operator.index, span)
     except (TypeError, ValueError):
         raise WorkbenchError(f"span is (start, end) or None, not {span!r}") from None
+    if not 0 <= start < end <= size:
+        raise WorkbenchError(
+            f"span ({start}, {end}) is not a part of the {size} tokens of rollout {selected}"
+        )
     return start, end
-
-
-def _short(values) -> list[float | None]:
-    """Four digits: what a reader sees, in a third of the bytes. JSON has no NaN."""
-    return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values]
-
-
-def _side(reading: TokenStats, place: Callable[[int], int]) -> dict:
-    return {
-        "logprob": _short(reading.logprobs),
-        "entropy": _short(reading.entropy),
-        "rank": [int(r) for r in reading.rank],
-        "top": [[place(token) for token in row] for row in reading.top_ids],
-        "top_ids": np.asarray(reading.top_ids).tolist(),
-        "top_logprob": [_short(row) for row in reading.top_logprobs],
-    }
-
-
-def _largest(layer: Layer) -> float:
-    return float(
-        max((abs(v) for of in layer.values for v in of if math.isfinite(v)), default=0) or 1
-    )
 
 
 @cache
@@ -458,7 +365,7 @@ def _widget_class() -> type:
 
     class TokenWidget(anywidget.AnyWidget):
         _esm = (HERE / "view.js").read_text(encoding="utf-8")
-        _css = tokens.css() + (HERE / "view.css").read_text(encoding="utf-8")
+        _css = html.css() + (HERE / "view.css").read_text(encoding="utf-8")
         data = traitlets.Dict().tag(sync=True)
         group = traitlets.Int(0).tag(sync=True)
         layer = traitlets.Unicode().tag(sync=True)

@@ -7,79 +7,58 @@ Nothing rests on colour alone: paths differ in place and hatching, lines in styl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.core import Rollout
-from workbench.viz.comparison import look
-from workbench.viz.curves import COLORS, SMOOTH
-from workbench.viz.page import INK
+from workbench.viz.curves import running_mean
+from workbench.viz.style import (
+    COLORS,
+    HATCHES,
+    INK,
+    MONO,
+    frame,
+    instead,
+    interval,
+    look,
+    sheet,
+    shortened,
+)
 from workbench.viz.tokens import visible
 
 LONGEST = 46  # characters of a rollout beside its bar
 PATHS = (
-    ("right: imitated", "the student's perplexity", COLORS[0], ""),
-    ("wrong: the teacher's log-ratio", "the teacher's perplexity", COLORS[1], "//"),
+    (True, "right: imitated", "the student's perplexity", COLORS[0], HATCHES[0]),
+    (False, "wrong: the teacher's log-ratio", "the teacher's perplexity", COLORS[1], HATCHES[1]),
 )
+Member = tuple[Rollout, float, float]  # a rollout, its weight in its subset, its perplexity
 
 
-class Rescued(Protocol):
-    """One quartile of teacher perplexity at one prefix ratio, such as rescue.Cell."""
-
-    quartile: int
-    ratio: float
-    rescued: float
-    low: float
-    high: float
-
-
-class Gap(Protocol):
-    """The lowest minus the highest quartile at one prefix ratio, such as rescue.Gap."""
-
-    ratio: float
-    paths: int
-    mean: float
-    low: float
-    high: float
-
-
-def routing(members: Sequence[tuple[Rollout, float, float]]) -> Figure:
+def routing(members: Sequence[Member]) -> Figure:
     """(rollout, weight in its subset, perplexity) of one group.
 
     A panel for each path, a bar for each rollout: its weight times the size of its subset, so that
     the dashed line at 1 is what it would count without weights.
     """
-    paths = [[m for m in members if m[0].verdict.correct == right] for right in (True, False)]
-    figure = Figure(
-        figsize=(12, 1.1 + 0.36 * max(map(len, paths))), layout="constrained", facecolor="white"
-    )
-    longest = max([1.0] + [weight * len(path) for path in paths for _, weight, _ in path])
-    for axes, path, (title, whose, color, hatch) in zip(figure.subplots(1, 2), paths, PATHS):
-        _plain(axes)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axes.barh(
-            range(len(path)),
-            [weight * len(path) for _, weight, _ in path],
-            0.6,
-            color=color,
-            hatch=hatch,
-            edgecolor="white",
-        )
-        axes.set_yticks(
-            range(len(path)),
-            [_short(rollout.text) for rollout, *_ in path],
-            family="DejaVu Sans Mono",
-            fontsize=8,
-            parse_math=False,
-        )
-        for y, (_, _, perplexity) in enumerate(path):
+    panels = []
+    for right, *words in PATHS:
+        path = [member for member in members if member[0].verdict.correct == right]
+        panels.append((path, [weight * len(path) for _, weight, _ in path], words))
+    figure = sheet(12, 1.1 + 0.36 * max(len(path) for path, _, _ in panels))
+    width = 1.25 * max(1.0, *panels[0][1], *panels[1][1])
+    for axes, (path, bars, (title, whose, color, hatch)) in zip(figure.subplots(1, 2), panels):
+        label = f"weight × {len(path)}   (at the right: {whose})" if path else "no such rollout"
+        frame(axes, title, label)
+        rows = range(len(path))
+        axes.barh(rows, bars, 0.6, color=color, hatch=hatch, edgecolor="white")
+        texts = [shortened(visible(rollout.text), LONGEST) for rollout, _, _ in path]
+        axes.set_yticks(rows, texts, family=MONO, fontsize=8, parse_math=False)
+        for row, (_, _, perplexity) in enumerate(path):
             axes.text(
-                1.25 * longest,
-                y,
+                width,
+                row,
                 f"{perplexity:.3f}",
                 va="center",
                 ha="right",
@@ -87,51 +66,39 @@ def routing(members: Sequence[tuple[Rollout, float, float]]) -> Figure:
                 color=INK,
             )
         axes.axvline(1, color=INK, linewidth=1, linestyle="--")
-        axes.set(xlim=(0, 1.25 * longest), ylim=(max(len(path), 1) - 0.4, -0.6))
-        axes.set_xlabel(
-            f"weight × {len(path)}   (at the right: {whose})" if path else "no such rollout",
-            color=INK,
-        )
+        axes.set(xlim=(0, width), ylim=(max(len(path), 1) - 0.4, -0.6))
     return figure
 
 
-def rescued(found: Mapping[str, Sequence[Rescued]]) -> Figure:
+def rescued(experiments: Mapping[str, Sequence]) -> Figure:
     """A panel for each experiment: the share of the teacher's continuations that end correct, by
-    quartile of its perplexity, a line for each ratio.
+    quartile of its perplexity, a line for each prefix ratio.
+
+    Cells have quartile, ratio, rescued, low and high (``teacher_rescue.Cell``).
     """
-    figure = Figure(figsize=(5.2 * len(found), 3.8), layout="constrained", facecolor="white")
-    for axes, (name, cells) in zip(
-        figure.subplots(1, len(found), sharey=True, squeeze=False).flat, found.items()
-    ):
-        _plain(axes)
-        ratios = sorted({cell.ratio for cell in cells})
-        names = [f"{ratio:.0%} given" for ratio in ratios]
-        for i, ratio in enumerate(ratios):
-            rows = sorted(
-                (cell for cell in cells if cell.ratio == ratio), key=lambda cell: cell.quartile
-            )
-            values = np.array(
-                [(row.rescued, row.rescued - row.low, row.high - row.rescued) for row in rows]
-            ).T
+    figure = sheet(5.2 * len(experiments), 3.8)
+    panels = figure.subplots(1, len(experiments), sharey=True, squeeze=False).flat
+    for axes, (name, cells) in zip(panels, experiments.items()):
+        frame(axes, name, "quartile of the teacher's perplexity")
+        lines = {}
+        for cell in sorted(cells, key=lambda cell: (cell.ratio, cell.quartile)):
+            numbers = (cell.quartile, cell.rescued, cell.low, cell.high)
+            lines.setdefault(f"{cell.ratio:.0%} given", []).append(numbers)
+        for i, (label, line) in enumerate(lines.items()):
+            quartile, share, low, high = np.array(line).T
             # side by side, so that intervals can be told apart
-            places = np.array([row.quartile for row in rows]) + 0.06 * (i - (len(ratios) - 1) / 2)
+            places = quartile + 0.06 * (i - (len(lines) - 1) / 2)
+            spans = np.clip([share - low, high - share], 0, None)
+            style = look(label, lines)
             axes.errorbar(
-                places,
-                values[0],
-                values[1:].clip(min=0),
-                capsize=3,
-                linewidth=1.8,
-                markersize=5,
-                label=names[i],
-                **look(names[i], names),
+                places, share, spans, capsize=3, linewidth=1.8, markersize=5, label=label, **style
             )
-        axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axes.set_xlabel("quartile of the teacher's perplexity", color=INK)
         axes.set_xticks([1, 2, 3, 4], ["1\nsurest", "2", "3", "4\nleast sure"])
         axes.set_ylim(0, 1)
-    figure.axes[0].set_ylabel("rescued: share that ends correct", color=INK)
+    first = figure.axes[0]
+    first.set_ylabel("rescued: share that ends correct", color=INK)
     figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
+        *first.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=4,
         frameon=False,
@@ -140,34 +107,22 @@ def rescued(found: Mapping[str, Sequence[Rescued]]) -> Figure:
     return figure
 
 
-def differences(found: Mapping[str, Sequence[Gap]]) -> Figure:
+def differences(gaps: Mapping[str, Sequence]) -> Figure:
     """A panel for each kind of path: rescued in the surest quartile minus in the least sure, by
     prefix ratio. Filled where the interval leaves out 0.
+
+    Gaps have ratio, paths, mean, low and high (``teacher_rescue.Gap``).
     """
-    figure = Figure(figsize=(3.6 * len(found), 3.2), layout="constrained", facecolor="white")
-    for axes, (name, gaps) in zip(
-        figure.subplots(1, len(found), sharey=True, squeeze=False).flat, found.items()
-    ):
-        _plain(axes)
+    figure = sheet(3.6 * len(gaps), 3.2)
+    panels = figure.subplots(1, len(gaps), sharey=True, squeeze=False).flat
+    for axes, (name, by_ratio) in zip(panels, gaps.items()):
+        frame(axes, name, "of the path given")
         axes.axhline(0, color=INK, linewidth=0.8)
-        for place, gap in enumerate(gaps):
-            sure = gap.low > 0 or gap.high < 0
-            color = (COLORS[0] if gap.mean > 0 else COLORS[1]) if sure else INK
-            axes.plot([place, place], [gap.low, gap.high], color=color, linewidth=2)
-            axes.plot(
-                place,
-                gap.mean,
-                "o",
-                color=color,
-                markerfacecolor=color if sure else "white",
-                markersize=7,
-            )
-        axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=INK)
-        axes.set_xticks(
-            range(len(gaps)), [f"{gap.ratio:.0%}\n{gap.paths} paths" for gap in gaps], fontsize=8.5
-        )
-        axes.set_xlabel("of the path given", color=INK)
-        axes.set_xlim(-0.5, max(len(gaps), 1) - 0.5)
+        for place, gap in enumerate(by_ratio):
+            interval(axes, place, gap, upright=True)
+        labels = [f"{gap.ratio:.0%}\n{gap.paths} paths" for gap in by_ratio]
+        axes.set_xticks(range(len(labels)), labels, fontsize=8.5)
+        axes.set_xlim(-0.5, max(len(labels), 1) - 0.5)
     figure.axes[0].set_ylabel("surest − least sure quartile", color=INK)
     return figure
 
@@ -177,29 +132,18 @@ def along(runs: Mapping[str, Sequence[pd.DataFrame]], column: str, title: str, u
     means, their mean over the seeds and a band from the lowest to the highest of them. Arms that do
     not measure it are left out.
     """
-    figure = Figure(figsize=(8.5, 3.6), layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    _plain(axes)
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    figure = sheet(8.5, 3.6)
+    axes = frame(figure.subplots(), title, "updates", unit)
     for arm, seeds in runs.items():
-        rows = [
-            metrics.set_index("step")[column].rolling(SMOOTH, min_periods=1, center=True).mean()
-            for metrics in seeds
-            if column in metrics
-        ]
+        rows = [running_mean(metrics, column) for metrics in seeds if column in metrics]
         if rows:
             values = pd.concat(rows, axis=1)
+            low, high = values.min(axis=1), values.max(axis=1)
             style = look(arm, runs)
             axes.fill_between(
-                values.index,
-                values.min(axis=1),
-                values.max(axis=1),
-                color=style["color"],
-                alpha=0.15,
-                linewidth=0,
+                values.index, low, high, color=style["color"], alpha=0.15, linewidth=0
             )
             axes.plot(
-                values.index,
                 values.mean(axis=1),
                 linewidth=2,
                 markersize=5,
@@ -207,22 +151,8 @@ def along(runs: Mapping[str, Sequence[pd.DataFrame]], column: str, title: str, u
                 label=arm,
                 **style,
             )
-    axes.set_xlabel("updates", color=INK)
-    axes.set_ylabel(unit, color=INK)
     if axes.lines:
         axes.legend(frameon=False, fontsize=9)
     else:
-        axes.text(0.5, 0.5, "no record yet", transform=axes.transAxes, ha="center", color=INK)
+        instead(axes, "no record yet")
     return figure
-
-
-def _short(text: str) -> str:
-    text = visible(text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def _plain(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)

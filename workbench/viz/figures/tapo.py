@@ -13,34 +13,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workbench.viz.curves import COLORS, STYLES
-from workbench.viz.page import INK
+from workbench.viz.style import COLORS, HATCHES, INK, MARKERS, frame, line_style, sheet
 
-HATCHES = ("", "//")
+GREY = "#80868b"
 
 
 def eligibility(right: Sequence[int], k: int, n_pos: int, n_neg: int) -> Figure:
     """How many problems have 0 to ``k`` right rollouts; those that are eligible filled, the others
     hatched.
     """
-    figure = Figure(figsize=(7, 2.8), layout="constrained", facecolor="white")
-    axes, counts = figure.subplots(), np.bincount(right, minlength=k + 1)
-    inside = [n_pos <= n <= k - n_neg for n in range(k + 1)]
+    figure = sheet(7, 2.8)
+    places = np.arange(k + 1)
+    counts = np.bincount(right, minlength=k + 1)
+    eligible = (places >= n_pos) & (places <= k - n_neg)
+    title = f"{counts[eligible].sum()} of {len(right)} problems are eligible (hatched: not)"
+    axes = frame(figure.subplots(), title, f"right rollouts of {k}", "problems")
     bars = axes.bar(
-        range(k + 1),
+        places,
         counts,
-        color=[COLORS[0] if ok else "#80868b" for ok in inside],
-        hatch=[HATCHES[not ok] for ok in inside],
+        color=np.where(eligible, COLORS[0], GREY),
+        hatch=np.where(eligible, *HATCHES),
         edgecolor="white",
     )
     axes.bar_label(bars, color=INK)
-    _plain(
-        axes,
-        f"{counts[inside].sum()} of {len(right)} problems are eligible (hatched: not)",
-        f"right rollouts of {k}",
-        "problems",
-    )
-    axes.set_xticks(range(k + 1))
+    axes.set_xticks(places)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.15)
     return figure
@@ -55,48 +51,15 @@ def contamination(
     to n right corrections, ``right`` of ``k`` rollouts being right. ``push[name]``: what the right
     and what the wrong rollouts of a step add up to, advantage times tokens, per token.
     """
-    figure = Figure(figsize=(10.5, 3.7), layout="constrained", facecolor="white")
-    *panels, last = figure.subplots(
-        1, len(advantages) + 1, width_ratios=[*[1] * len(advantages), 1.25]
-    )
+    figure = sheet(10.5, 3.7)
+    widths = [*[1] * len(advantages), 1.25]
+    *panels, last = figure.subplots(1, len(widths), width_ratios=widths)
+    for axes, (right, lines) in zip(panels, advantages.items()):
+        _advantages(axes, lines, right, k)
     for axes in panels[1:]:
         axes.sharey(panels[0])
-    for axes, (right, found) in zip(panels, advantages.items()):
-        for i, (name, values) in enumerate(found.items()):
-            style = {"color": COLORS[i], "linestyle": STYLES[i], "marker": "os"[i]}
-            axes.plot(values[:, 0], label=name, **style)
-            axes.plot(values[:, 1], **style)
-            axes.plot(
-                values @ [right / k, 1 - right / k],
-                color=COLORS[i],
-                linestyle=":",
-                linewidth=2.5,
-                label=f"their mean, {name}",
-            )
-        first = axes is panels[0]
-        _plain(
-            axes,
-            f"{right} of {k} rollouts right",
-            "right corrections beside them",
-            "advantage: right (top), wrong (bottom)" if first else "",
-        )
-        axes.set_xticks(range(len(values)))
-    for i, (name, (up, down)) in enumerate(push.items()):
-        values = (up, down, up + down)
-        bars = last.bar(
-            np.arange(3) + 0.4 * i - 0.2,
-            values,
-            0.38,
-            color=COLORS[i],
-            hatch=HATCHES[i],
-            edgecolor="white",
-        )
-        last.bar_label(
-            bars, [f"{value:+.2f}" for value in values], padding=2, fontsize=8, color=INK
-        )
-    _plain(last, "this step", "", "advantage × tokens, per token")
-    last.set_xticks(range(3), ["right", "wrong", "together"])
-    last.margins(y=0.15)
+    panels[0].set_ylabel("advantage: right (top), wrong (bottom)")
+    _push(last, push)
     figure.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -107,10 +70,37 @@ def contamination(
     return figure
 
 
-def _plain(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
-    axes.tick_params(colors=INK)
+def _advantages(axes: Axes, lines: Mapping[str, np.ndarray], right: int, k: int) -> None:
+    """Of a right and of a wrong rollout, and dotted their mean, by the number of corrections."""
+    frame(axes, f"{right} of {k} rollouts right", "right corrections beside them")
+    for i, (name, values) in enumerate(lines.items()):
+        for column, label in enumerate((name, None)):
+            axes.plot(values[:, column], label=label, marker=MARKERS[i], **line_style(i))
+        axes.plot(
+            values @ [right / k, 1 - right / k],
+            color=COLORS[i],
+            linestyle=":",
+            linewidth=2.5,
+            label=f"their mean, {name}",
+        )
+        axes.set_xticks(range(len(values)))
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _push(axes: Axes, push: Mapping[str, tuple[float, float]]) -> None:
+    """What the right rollouts of the step, the wrong ones and both add up to."""
+    frame(axes, "this step", "", "advantage × tokens, per token")
+    axes.axhline(0, color=INK, linewidth=0.8)
+    for i, (name, (up, down)) in enumerate(push.items()):
+        bars = axes.bar(
+            np.arange(3) + 0.4 * i - 0.2,
+            [up, down, up + down],
+            0.38,
+            color=COLORS[i],
+            hatch=HATCHES[i],
+            edgecolor="white",
+            label=name,
+        )
+        axes.bar_label(bars, fmt="{:+.2f}", padding=2, fontsize=8, color=INK)
+    axes.set_xticks(range(3), ["right", "wrong", "together"])
+    axes.margins(y=0.15)

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from workbench.core import Group, Rollout
-from workbench.viz.curves import COLORS, STYLES
-from workbench.viz.page import INK
+from workbench.viz.style import COLORS, HATCHES, INK, MONO, frame, line_style, sheet
 
 EXPERT = COLORS[0]
+EXPERT_LIGHT = "#bcd8f5"
 ROUNDING = 1e-9  # what is no more than this is rounding and no boundary token
 QUESTION, GAP = 2.6, 1.9  # widths of the question and of a decision; a rollout is 1 wide
 
@@ -26,19 +26,15 @@ def gradient_weights(p: np.ndarray, weights: Mapping[str, np.ndarray]) -> Figure
     """[N] weights of grad log p in -grad loss, by name, against the [N] probabilities p of the
     token: the same lines over p and over log p.
     """
-    figure = Figure(figsize=(10, 3.4), layout="constrained", facecolor="white")
-    for axes, scale in zip(figure.subplots(1, 2, sharey=True), ("linear", "log")):
-        _plain(axes)
+    figure = sheet(10, 3.4)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, scale, start in ((left, "linear", 0), (right, "log", p.min())):
+        frame(axes, "", f"p of the expert's token ({scale})")
         for i, (name, weight) in enumerate(weights.items()):
-            axes.plot(p, weight, color=COLORS[i], linestyle=STYLES[i], linewidth=2.2, label=name)
-        axes.set(
-            xscale=scale,
-            xlim=(p.min() if scale == "log" else 0, 1),
-            ylim=(0, 1.06),
-            xlabel=f"p of the expert's token ({scale})",
-        )
-    figure.axes[0].set_ylabel("weight of ∇ log p")
-    figure.axes[1].legend(frameon=False, fontsize=9)
+            axes.plot(p, weight, linewidth=2.2, label=name, **line_style(i))
+        axes.set(xscale=scale, xlim=(start, 1), ylim=(0, 1.06))
+    left.set_ylabel("weight of ∇ log p")
+    right.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -47,18 +43,19 @@ def optimum(expert: Sequence[float], alpha: float) -> np.ndarray:
     expert} l(p(c)) (arXiv 2512.17636, Prop. 1).
 
     The loss is convex, so the minimum is where the slope expert / max(p, alpha) is one number,
-    lambda, on all that is kept, and at most that on the rest. Likeliest first, a token joins while
-    its slope at 0, expert / alpha, is over lambda. One that joins and would then be under alpha
-    stays on the boundary, where its slope does not depend on p: it gets what the others leave.
+    lambda, on the support, and at most that on the rest. Likeliest first, a token joins while its
+    slope at 0, expert / alpha, is over lambda. One that joins and would then be under alpha stays
+    on the boundary, where its slope does not depend on p: it gets what the others leave.
     """
     expert = np.asarray(expert, float)
-    kept = 0.0  # lambda; without a boundary token the expert's mass on what is kept
+    slope = 0.0  # lambda; without a boundary token the expert's mass on the support
     for share in sorted(expert, reverse=True):
-        kept = min(kept + share, max(kept, share / alpha if alpha else np.inf))
-    found = np.where(expert > alpha * kept * (1 + ROUNDING), expert / kept, 0.0)
-    if 1 - found.sum() > ROUNDING:
-        found[np.argmax(np.where(found == 0, expert, -1.0))] = 1 - found.sum()
-    return found
+        slope = min(slope + share, max(slope, share / alpha if alpha else np.inf))
+    policy = np.where(expert > alpha * slope * (1 + ROUNDING), expert / slope, 0.0)
+    left = 1 - policy.sum()
+    if left > ROUNDING:
+        policy[np.argmax(np.where(policy == 0, expert, -1.0))] = left
+    return policy
 
 
 def optima(expert: Sequence[float], alphas: Sequence[float]) -> Figure:
@@ -66,36 +63,34 @@ def optima(expert: Sequence[float], alphas: Sequence[float]) -> Figure:
     multiples of what a slider shows one by one.
     """
     expert = np.asarray(expert, float)
-    figure = Figure(
-        figsize=(min(10, 3.2 * len(alphas)), 2.9), layout="constrained", facecolor="white"
-    )
-    for axes, alpha in zip(
-        figure.subplots(1, len(alphas), sharey=True, squeeze=False).flat, alphas
-    ):
-        _plain(axes)
-        found, places = optimum(expert, alpha), np.arange(len(expert))
-        inside = (found > 0) & (found < alpha)
+    tokens = np.arange(1, len(expert) + 1)
+    figure = sheet(min(10, 3.2 * len(alphas)), 2.9)
+    panels = figure.subplots(1, len(alphas), sharey=True, squeeze=False).flat
+    for axes, alpha in zip(panels, alphas):
+        frame(axes, f"α = {alpha:.3g}", "token")
+        policy = optimum(expert, alpha)
+        boundary = (policy > 0) & (policy < alpha)
         axes.bar(
-            places,
-            found,
+            tokens,
+            policy,
             0.6,
-            color=np.where(inside, COLORS[1], EXPERT),
-            hatch=np.where(inside, "//", ""),
+            color=np.where(boundary, COLORS[1], EXPERT),
+            hatch=np.where(boundary, HATCHES[1], HATCHES[0]),
             edgecolor="white",
         )
-        axes.bar(places, expert, 0.8, fill=False, edgecolor=INK, linewidth=1.2)
-        for place, value in zip(places, found):
+        axes.bar(tokens, expert, 0.8, fill=False, edgecolor=INK, linewidth=1.2)
+        for token, share, height in zip(tokens, policy, np.maximum(policy, expert)):
             axes.annotate(
-                f"{value:.4g}",
-                (place, max(value, expert[place])),
+                f"{share:.4g}",
+                (token, height),
                 (0, 3),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8.5,
                 color=INK,
             )
-        axes.set(title=f"α = {alpha:.3g}", ylim=(0, 1.12), xlabel="token")
-        axes.set_xticks(places, places + 1)
+        axes.set_ylim(0, 1.12)
+        axes.set_xticks(tokens)
     figure.axes[0].set_ylabel("probability")
     figure.supxlabel(
         "outline: the expert   filled: where TrSFT ends   orange, hatched: the boundary token",
@@ -112,87 +107,55 @@ def micro_groups(groups: Sequence[Group], stages: Sequence[tuple[int, float, flo
     ``stages``: (rollouts, share of the solution that is given, bar) of each micro-group. Hatched:
     the share of a rollout that an expert wrote.
     """
-    figure = Figure(figsize=(10, 0.36 * len(groups) + 0.8), layout="constrained", facecolor="white")
+    figure = sheet(10, 0.36 * len(groups) + 0.8)
     axes = figure.subplots()
     axes.axis("off")
-    x, done = QUESTION, 0
-    for n, ratio, bar in stages:
-        if done:
-            for y, group in enumerate(groups):
-                mean = group.rewards[:done].mean()
-                words, weight = (
-                    (f"{mean:.2f} < {bar:.2g} ▸", "bold")
-                    if mean < bar
-                    else (f"{mean:.2f} ≥ {bar:.2g}", "normal")
-                )
-                axes.text(
-                    x + GAP / 2 - 0.05,
-                    y,
-                    words,
-                    va="center",
-                    ha="center",
-                    fontsize=8.5,
-                    fontweight=weight,
-                    color=INK,
-                )
+    for row, group in enumerate(groups):
+        question = group.problem.messages[-1]["content"]
+        _write(axes, 0, row, question, ha="left", family=MONO, parse_math=False)
+    x, first = QUESTION, 0
+    for size, ratio, bar in stages:
+        if first:
+            for row, group in enumerate(groups):
+                mean = group.rewards[:first].mean()
+                _decision(axes, x + GAP / 2 - 0.05, row, mean, bar)
             x += GAP
-        axes.text(
-            x + 0.45 * n,
-            -0.85,
-            f"L = {ratio:g}",
-            ha="center",
-            fontsize=9,
-            fontweight="bold",
-            color=INK,
-        )
-        for j in range(n):
-            for y, group in enumerate(groups):
-                _cell(axes, x + j, y, group.rollouts[done + j])
-        x, done = x + n, done + n
-    for y, group in enumerate(groups):
-        axes.text(
-            0,
-            y,
-            group.problem.messages[-1]["content"],
-            va="center",
-            fontsize=8.5,
-            family="DejaVu Sans Mono",
-            color=INK,
-            parse_math=False,
-        )
+        _write(axes, x + 0.45 * size, -0.95, f"L = {ratio:g}", fontsize=9, fontweight="bold")
+        for row, group in enumerate(groups):
+            for i, rollout in enumerate(group.rollouts[first : first + size]):
+                _cell(axes, x + i, row, rollout)
+        x += size
+        first += size
     axes.set(xlim=(0, x), ylim=(len(groups) - 0.4, -1.2))
     return figure
 
 
-def _cell(axes: Axes, x: float, y: float, rollout: Rollout) -> None:
-    given = 0.9 * rollout.borrowed / len(rollout.completion_ids)
-    if given:
-        axes.add_patch(
-            Rectangle(
-                (x, y - 0.36),
-                given,
-                0.72,
-                facecolor="#bcd8f5",
-                edgecolor=EXPERT,
-                hatch="////",
-                linewidth=0,
-            )
-        )
-    axes.add_patch(Rectangle((x, y - 0.36), 0.9, 0.72, fill=False, edgecolor=INK, linewidth=0.9))
-    axes.text(
-        x + 0.45,
-        y,
-        "✓" if rollout.verdict.correct else "✗",
-        ha="center",
-        va="center",
-        fontsize=9,
-        color=INK,
-        bbox={"boxstyle": "circle,pad=0.06", "facecolor": "white", "edgecolor": "none"},
+def _write(axes: Axes, x: float, row: float, text: str, **how) -> None:
+    axes.text(x, row, text, **{"va": "center", "ha": "center", "fontsize": 8.5, "color": INK} | how)
+
+
+def _decision(axes: Axes, x: float, row: int, mean: float, bar: float) -> None:
+    """Bold: the mean return is under its bar, so an expert helps."""
+    if mean < bar:
+        _write(axes, x, row, f"{mean:.2f} < {bar:.2g} ▸", fontweight="bold")
+    else:
+        _write(axes, x, row, f"{mean:.2f} ≥ {bar:.2g}")
+
+
+def _cell(axes: Axes, x: float, row: int, rollout: Rollout) -> None:
+    """One rollout: the share that an expert wrote hatched, and whether it is right."""
+    expert = Rectangle(
+        (x, row - 0.36),
+        0.9 * rollout.borrowed / len(rollout.completion_ids),
+        0.72,
+        facecolor=EXPERT_LIGHT,
+        edgecolor=EXPERT,
+        hatch="////",
+        linewidth=0,
     )
-
-
-def _plain(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
+    if rollout.borrowed:
+        axes.add_patch(expert)
+    border = Rectangle((x, row - 0.36), 0.9, 0.72, fill=False, edgecolor=INK, linewidth=0.9)
+    axes.add_patch(border)
+    disc = {"boxstyle": "circle,pad=0.06", "facecolor": "white", "edgecolor": "none"}
+    _write(axes, x + 0.45, row, "✓" if rollout.verdict.correct else "✗", fontsize=9, bbox=disc)

@@ -1,0 +1,96 @@
+"""What the browser gets of a group: plain lists and numbers as JSON, all text already visible.
+
+``view.js`` draws them. Texts are named by their place in one list that all groups share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from workbench.core import Inspection, Rollout, TokenStats
+from workbench.viz.tokens import Layer, Token, visible
+
+Place = Callable[[int], int]  # of a token id: where its text is in the list of texts
+
+
+def group_data(
+    inspection: Inspection,
+    rows: Sequence[Sequence[Token]],
+    layers: Sequence[Layer],
+    wrong: Sequence[int | None],
+    place: Place,
+) -> dict:
+    """One group: its question, its layers and its rollouts.
+
+    ``rows`` are the tokens of each rollout, ``wrong`` the first wrong step of each.
+    """
+    rollouts = []
+    for i, (rollout, row) in enumerate(zip(inspection.group.rollouts, rows)):
+        sides = {}
+        for side in ("student", "teacher"):
+            readings = getattr(inspection, side)
+            if readings and readings[i] is not None:
+                sides[side] = _side(readings[i], place)
+        rollouts.append(_rollout(rollout, row, wrong[i], sides, place))
+    messages = inspection.group.problem.messages
+    return {
+        "messages": [[message["role"], visible(message["content"])] for message in messages],
+        "layers": [_layer(layer) for layer in layers],
+        "rollouts": rollouts,
+    }
+
+
+def _rollout(
+    rollout: Rollout, row: Sequence[Token], wrong: int | None, sides: dict, place: Place
+) -> dict:
+    _, starts = np.unique([token.step for token in row], return_index=True)
+    return {
+        "reward": rollout.verdict.reward,
+        "correct": rollout.verdict.correct,
+        "origin": rollout.origin,
+        "borrowed": rollout.borrowed,
+        "finished": rollout.finished,
+        "wrong": wrong,
+        "ids": [token.id for token in row],
+        "texts": [place(token.id) for token in row],
+        "sides": sides,
+        "starts": starts.tolist(),  # the first token of each step
+    }
+
+
+def _side(reading: TokenStats, place: Place) -> dict:
+    """What one side says of every token, and the tokens it finds likeliest there."""
+    top = [[place(token) for token in likeliest] for likeliest in reading.top_ids]
+    return {
+        "logprob": _short(reading.logprobs),
+        "entropy": _short(reading.entropy),
+        "rank": np.asarray(reading.rank).astype(int).tolist(),
+        "top": top,
+        "top_ids": np.asarray(reading.top_ids).tolist(),
+        "top_logprob": [_short(logprobs) for logprobs in reading.top_logprobs],
+    }
+
+
+def _layer(layer: Layer) -> dict:
+    channel = layer.channel
+    sizes = np.abs(np.concatenate(layer.values, dtype=float))
+    largest = max(sizes[np.isfinite(sizes)], default=0) or 1
+    robust, most = _short((layer.limit, largest))
+    return {
+        "name": channel.name,
+        "unit": channel.unit,
+        "up": channel.up,
+        "down": channel.down,
+        "signed": channel.signed,
+        "robust": robust,
+        "max": most,
+        "values": [_short(numbers) for numbers in layer.values],
+    }
+
+
+def _short(numbers: Iterable[float]) -> list[float | None]:
+    """Four digits: what a reader sees, in a third of the bytes. JSON has no NaN."""
+    return [float(f"{number:.4g}") if math.isfinite(number) else None for number in numbers]
