@@ -86,7 +86,7 @@ def lock() -> None:
         import resource
     except ImportError:  # Windows
         return
-    from workbench.tasks.sandbox.inside import _libc, filter_code, seccomp
+    from workbench.tasks.sandbox.layers import filter_code, seccomp
 
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     try:
@@ -96,9 +96,7 @@ def lock() -> None:
         )
     except (OSError, ValueError):  # macOS does not limit the address space
         pass
-    if _libc is not None:
-        _libc.prctl(38, 1, 0, 0, 0)  # no new privileges: wanted by the next
-        seccomp(filter_code(read_only=True))
+    seccomp(filter_code(read_only=True))
 
 
 def timers(processor: float, wall: float) -> None:
