@@ -10,8 +10,8 @@ partial credit.
 
 The scorer gets what stands in the last <answer>...</answer>, else the last \\boxed{...} or what
 follows the last ``Answer:``, else the last number where the solution is one, else everything. It
-runs in a process that can be killed and can change nothing: some scorers evaluate what they are
-given.
+runs in a process that can be killed and can change nothing. Some scorers evaluate what they are
+given: those get plain arithmetic, formulas and lists alone (``verify/expressions.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import difflib
+import itertools
 import pickle
 import re
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from workbench.tasks import prompts
 from workbench.tasks.loading import INSTALL, SPLITS, split_of
 from workbench.tasks.verify import final_answer
 from workbench.tasks.verify.answers import TAIL, is_number
+from workbench.tasks.verify.expressions import check_scorer, inert
 from workbench.tasks.verify.pool import SECONDS, Pool
 
 ALONE = "\nGive only the final answer."
@@ -40,6 +42,7 @@ ASK = '\nEnd with a line that begins with "Answer:" and gives only the final ans
 TRIES = 40
 
 _scorers = Pool("gym")
+_jobs = itertools.count()
 
 
 def extract(text: str, solution: str) -> str:
@@ -119,7 +122,9 @@ class Gym(prompts.FreeText):
                 else f"there are {len(DATASETS)}, such as chain_sum, gsm_symbolic, countdown"
             )
             raise WorkbenchError(f"reasoning-gym has no data set {self.dataset!r}; {hint}")
-        return DATASETS[self.dataset][1]
+        scorer, config = DATASETS[self.dataset]
+        check_scorer(self.dataset, scorer)
+        return config
 
     def _make(self, seed: int, size: int):
         import reasoning_gym
@@ -174,9 +179,13 @@ class Gym(prompts.FreeText):
         given = extract(text, problem.answer)
         if not given:
             return Verdict(0.0, False, "There is no answer.")
+        if not inert(self.dataset, given, problem.answer):
+            return Verdict(0.0, False, "Your answer is not a plain expression or list.")
         entry = self._entry(problem.meta["seed"], problem.meta["size"], problem.meta["index"])
+        number = next(_jobs)
         reply = _scorers.ask(
             {
+                "id": number,
                 "dataset": self.dataset,
                 "options": _packed(dict(self.options)),
                 "entry": entry,
@@ -190,7 +199,7 @@ class Gym(prompts.FreeText):
                 f"Your answer took more than {SECONDS:g} seconds to check.",
                 {"killed": 1.0},
             )
-        score = min(max(reply.get("score", 0.0), 0.0), 1.0)
+        score = _score(reply, number)
         shown = (
             (given if len(given) <= 200 else given[:200] + "...")
             .encode("utf-8", "replace")
@@ -213,6 +222,19 @@ class Gym(prompts.FreeText):
         if key not in self._entries:
             self._entries[key] = _packed(dict(self._make(seed, size)[index]))
         return self._entries[key]
+
+
+def _score(reply: dict, number: int) -> float:
+    """0 where the scorer raised.
+
+    Raises WorkbenchError for a reply that is no score of this job.
+    """
+    if "error" in reply:
+        return 0.0
+    score = reply.get("score")
+    if reply.get("id") != number or not isinstance(score, float):
+        raise WorkbenchError("the process that scores answers replied to something else")
+    return min(max(score, 0.0), 1.0)
 
 
 def _packed(value: dict) -> str:
