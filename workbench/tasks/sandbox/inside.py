@@ -110,7 +110,11 @@ def oversized(reply: bytes) -> bool:
         return True
     if reply.count(b",") < VALUES and reply.count(b"[") + reply.count(b"{") < CONTAINERS:
         return False
-    bare = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", reply)  # in a text they are one object
+    # within a text they are one object
+    plain = reply.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * CONTAINERS:
+        return True
+    bare = re.sub(rb'"[^"]*"', b"", plain)
     return bare.count(b",") >= VALUES or bare.count(b"[") + bare.count(b"{") >= CONTAINERS
 
 
