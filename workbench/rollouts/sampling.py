@@ -11,13 +11,15 @@ there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Rollout, Task, Verdict, WorkbenchError, coordinates
 from workbench.model import distributed, llama
 from workbench.model.policy import Policy
 
@@ -215,21 +217,18 @@ def sample_groups(
         prompts = [policy.prompt_ids(problem.messages) for problem in mine]
         seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in mine]
         written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
+        texts = [policy.decode(sample.ids) for samples in written for sample in samples]
+        asked = [problem for problem in mine for _ in range(k)]
+        # a grader that is slow waits for a process of its own: as many at a time as processors
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            graded = zip(texts, pool.map(task.grade, asked, texts))
         return [
-            tuple(graded(*parts, sample) for sample in samples)
-            for *parts, samples in zip(mine, prompts, written)
+            tuple(rollout(prompt, sample, *next(graded)) for sample in samples)
+            for prompt, samples in zip(prompts, written)
         ]
 
-    def graded(problem: Problem, prompt: tuple[int, ...], sample: Sample) -> Rollout:
-        text = policy.decode(sample.ids)
-        return Rollout(
-            prompt,
-            sample.ids,
-            sample.logprobs,
-            text,
-            task.grade(problem, text),
-            finished=sample.finished,
-        )
+    def rollout(prompt: tuple[int, ...], sample: Sample, text: str, verdict: Verdict) -> Rollout:
+        return Rollout(prompt, sample.ids, sample.logprobs, text, verdict, finished=sample.finished)
 
     return [
         Group(problem, rollouts)
