@@ -212,10 +212,10 @@ def test_feedback_on_real_runs(tmp_path):
     )
     assert (
         task.grade(
-            problem, fenced("n = int(input())\nwhile n == 1: pass\nraise KeyError(n)")
+            problem, fenced("n = int(input())\nwhile n == 5: pass\nraise KeyError(n)")
         ).feedback
-        == "Runtime Error\nKeyError: 5\nLine 3 in <module>\n\nLast Executed Input\n5"
-    )  # an error goes before a time-out
+        == "Runtime Error\nKeyError: 1\nLine 3 in <module>\n\nLast Executed Input\n1\n2"
+    )  # an error goes before a time-out, which is the last that a program does
     assert task.grade(problem, fenced("print(2)")).feedback == (
         "Test Case 2: Wrong Answer\n\nInput\n5\n\nOutput\n2\n\nExpected\n10\n\nTest Case "
         "1: Wrong Answer\n\nInput\n1\n2\n\nOutput\n2\n\nExpected\n2\n4"

@@ -11,13 +11,15 @@ there.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Rollout, Task, Verdict, WorkbenchError, coordinates
 from workbench.model import distributed, llama
 from workbench.model.policy import Policy
 
@@ -221,18 +223,19 @@ def sample_groups(
         prompts = [policy.prompt_ids(problem.messages) for problem in share]
         seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in share]
         written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
-        groups = []
-        for problem, prompt, samples in zip(share, prompts, written):
-            rollouts = tuple(_graded(policy, task, problem, prompt, sample) for sample in samples)
-            groups.append(Group(problem, rollouts))
+        texts = [policy.decode(sample.ids) for samples in written for sample in samples]
+        asked = [problem for problem in share for _ in range(k)]
+        # a grader that is slow waits for a process of its own: as many at a time as processors
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            graded = zip(texts, pool.map(task.grade, asked, texts))
+            groups = []
+            for problem, prompt, samples in zip(share, prompts, written):
+                rollouts = [_rollout(prompt, sample, *next(graded)) for sample in samples]
+                groups.append(Group(problem, tuple(rollouts)))
         return groups
 
     return distributed.spread(problems, sample)
 
 
-def _graded(
-    policy: Policy, task: Task, problem: Problem, prompt: tuple[int, ...], sample: Sample
-) -> Rollout:
-    text = policy.decode(sample.ids)
-    verdict = task.grade(problem, text)
+def _rollout(prompt: tuple[int, ...], sample: Sample, text: str, verdict: Verdict) -> Rollout:
     return Rollout(prompt, sample.ids, sample.logprobs, text, verdict, finished=sample.finished)

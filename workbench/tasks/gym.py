@@ -10,8 +10,8 @@ partial credit.
 
 The scorer gets what stands in the last <answer>...</answer>, else the last \\boxed{...} or what
 follows the last ``Answer:``, else the last number where the solution is one, else everything. It
-runs in a process that can be killed and can change nothing: some scorers evaluate what they are
-given.
+runs in a process that can be killed and can change nothing. Some scorers evaluate what they are
+given: those get plain arithmetic, formulas and lists alone (``verify/expressions.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import difflib
+import itertools
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ from workbench.tasks.loading import INSTALL
 from workbench.tasks.prompts import chat
 from workbench.tasks.verify import final_answer
 from workbench.tasks.verify.answers import TAIL, is_number
+from workbench.tasks.verify.expressions import check_scorer, inert
 from workbench.tasks.verify.pool import SECONDS, Pool
 
 ALONE = "\nGive only the final answer."
@@ -41,6 +43,7 @@ ASK = '\nEnd with a line that begins with "Answer:" and gives only the final ans
 TRIES = 40
 
 _scorers = Pool("gym")
+_jobs = itertools.count()
 
 
 def extract(text: str, solution: str) -> str:
@@ -146,7 +149,11 @@ class Gym(FreeText):
         answer = extract(text, problem.answer)
         if not answer:
             return Verdict(0.0, False, "There is no answer.")
+        if not inert(self.dataset, answer, problem.answer):
+            return Verdict(0.0, False, "Your answer is not a plain expression or list.")
+        number = next(_jobs)
         job = {
+            "id": number,
             "dataset": self.dataset,
             "options": _packed(dict(self.options)),
             "entry": self._entry(*(problem.meta[key] for key in ("seed", "size", "index"))),
@@ -156,7 +163,7 @@ class Gym(FreeText):
         if reply is None:
             feedback = f"Your answer took more than {SECONDS:g} seconds to check."
             return Verdict(0.0, False, feedback, {"killed": 1.0})
-        score = min(max(reply.get("score", 0.0), 0.0), 1.0)
+        score = _score(reply, number)
         if score == 1.0:
             return Verdict(1.0, True)
         shown = answer if len(answer) <= 200 else answer[:200] + "..."
@@ -181,11 +188,26 @@ def _config_type(dataset: str) -> type:
     except ImportError as error:
         raise WorkbenchError(f"the task gym needs reasoning-gym, {INSTALL}") from error
     if dataset in DATASETS:
-        return DATASETS[dataset][1]
+        scorer, config = DATASETS[dataset]
+        check_scorer(dataset, scorer)
+        return config
     near = difflib.get_close_matches(dataset, DATASETS, 5, 0.4)
     examples = f"there are {len(DATASETS)}, such as chain_sum, gsm_symbolic, countdown"
     hint = f"did you mean {' or '.join(near)}?" if near else examples
     raise WorkbenchError(f"reasoning-gym has no data set {dataset!r}; {hint}")
+
+
+def _score(reply: dict, number: int) -> float:
+    """0 where the scorer raised.
+
+    Raises WorkbenchError for a reply that is no score of this job.
+    """
+    if "error" in reply:
+        return 0.0
+    score = reply.get("score")
+    if reply.get("id") != number or not isinstance(score, float):
+        raise WorkbenchError("the process that scores answers replied to something else")
+    return min(max(score, 0.0), 1.0)
 
 
 def _packed(value: dict) -> str:

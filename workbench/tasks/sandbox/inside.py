@@ -1,51 +1,54 @@
 """The inside of the sandbox.
 
-``workbench/tasks/sandbox/outside.py`` starts this file in an interpreter of its own, and imports
-only what it says about values.
+``outside.py`` starts this module in an interpreter of its own, and imports only what it says about
+values and replies.
 
-    zygote   started once, runs no program --fork--> warden: a program's namespaces and folder, its
-             end --fork--> the program, locked down
+    zygote   started once, runs no program
+      |fork
+    warden   a program's namespaces and folder, its end, and the end of whatever it left
+      |fork
+    program  locked down by ``layers.py``
 
 ``lock`` is called before a byte of the program is read. What each layer holds off is listed in
-``sandbox.GUARDS``. The program shares its process with ``execute`` and can therefore answer
+``outside.GUARDS``. The program shares its process with ``execute`` and can therefore answer
 whatever it likes; it never sees what the answer should be.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
+import contextlib
 import json
 import os
+import re
+import select
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
-try:
-    import resource
-except ImportError:  # Windows; outside.py refuses it in one sentence
-    resource = None
+from workbench.tasks.sandbox import layers
+from workbench.tasks.sandbox.layers import INSTALLED
 
 NAME = "solution.py"  # the program's file name in messages and frames
 REPLY = 8 << 20  # longest reply, in bytes of JSON; so also the most output that a call may have
-FILE = 32 << 20  # largest file, in bytes, the captured output among them
-FOLDER = 128 << 20  # what the temporary folder may hold, in bytes
-THREADS = 64
-STACK = 64 << 20  # bytes, room for deep recursion
+# What a reply may hold: as Python objects, eight megabytes of "[],[],[]," are four hundred.
+VALUES, CONTAINERS = 1 << 20, 1 << 18
+WATCH = 0.02  # seconds between looks at the number of threads, where the system does not count
+BURIAL = 10.0  # seconds for which what a program left behind is looked for
 # file descriptors: the program's line to the parent, the files that are its standard input and
 # output
 CHANNEL, INPUT, OUTPUT = 3, 4, 5
 
 # Loaded before any fork, so that a program gets them for nothing.
-PRELOADED = """array bisect cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io itertools json math operator
-queue random re statistics string textwrap threading time typing"""
+PRELOADED = """array bisect cmath collections copy dataclasses datetime decimal enum fractions
+functools hashlib heapq io itertools json math operator queue random re statistics string textwrap
+threading time typing"""
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -91,8 +94,8 @@ def unpack(packed):
     if kind == "dict":
         pairs = [(unpack(key), unpack(item)) for key, item in items]
         return dict(pairs) if _spread(key for key, _ in pairs) else {}
-    made = [unpack(item) for item in items]
-    return {"set": set, "frozenset": frozenset}[kind](made if _spread(made) else ())
+    members = [unpack(item) for item in items]
+    return {"set": set, "frozenset": frozenset}[kind](members if _spread(members) else ())
 
 
 def _spread(keys) -> bool:
@@ -101,221 +104,32 @@ def _spread(keys) -> bool:
     return True
 
 
-# --- layers ---------------------------------------------------------------------------------------
-
-READ, READ_FOLDER, WRITE = 1 << 2, 1 << 3, 1 << 1  # Landlock's rights
-INSTALLED = ("site-packages", "dist-packages")  # whose data may hold the answers
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-
-
-def namespaces(folder: str) -> list[str]:
-    """Namespaces of its own for the next child (users, processes, network, mounts, IPC), and a
-    small file system in memory at ``folder``.
-    """
-    user, processes, network, mounts, ipc = (
-        0x10000000,
-        0x20000000,
-        0x40000000,
-        0x00020000,
-        0x08000000,
-    )
-    uid, gid = os.geteuid(), os.getegid()
-    if _libc is None or _libc.unshare(user | processes | network | mounts | ipc):
-        return []
-    try:
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-    except OSError:  # then nobody owns anything in the new file system
-        return ["namespaces"]
-    recursive, private, no_setuid_device_program = 0x4000, 0x40000, 2 | 4 | 8
-    options = f"size={FOLDER},nr_inodes=1000,mode=700".encode()
-    if _libc.mount(None, b"/", None, recursive | private, None):
-        return ["namespaces"]
-    if _libc.mount(b"tmpfs", folder.encode(), b"tmpfs", no_setuid_device_program, options):
-        return ["namespaces"]
-    return ["namespaces", "tmpfs"]
-
-
-def readable(roots: Sequence[str]) -> list[tuple[int, int]]:
-    """What a program may open outside its folder, as (file descriptor, Landlock rights):
-
-    ``roots`` without installed packages, and two devices.
-    """
-    paths = [(root, READ_FOLDER) for root in roots]
-    for root in roots:
-        if os.path.dirname(root) not in roots:  # lib-dynload is in the folder above
-            with os.scandir(root) as entries:
-                paths += [
-                    (entry.path, READ | READ_FOLDER * entry.is_dir())
-                    for entry in entries
-                    if entry.name not in INSTALLED and os.access(entry.path, os.R_OK)
-                ]
-    return [
-        (os.open(path, os.O_PATH), rights)
-        for path, rights in (*paths, ("/dev/urandom", READ), ("/dev/null", READ | WRITE))
-    ]
-
-
-def landlock(paths: Sequence[tuple[int, int]], folder: str) -> bool:
-    """Restrict this process to ``paths`` (file descriptor, rights), and to files, not folders, in
-    ``folder``. Linux 5.13.
-    """
-    create, add, restrict = 444, 445, 446
-    version = _libc.syscall(create, None, 0, 1)
-    if version < 1:
+def oversized(reply: bytes) -> bool:
+    """Is a reply longer, or would it be more objects, than is worth reading?"""
+    if len(reply) > REPLY:
+        return True
+    if reply.count(b",") < VALUES and reply.count(b"[") + reply.count(b"{") < CONTAINERS:
         return False
-    remove, make, truncate = 1 << 5, 1 << 8, 1 << 14
-    # all rights that this kernel knows
-    handled = (1 << 13) - 1 | (version > 1) << 13 | (truncate if version > 2 else 0)
-    attributes = struct.pack("Q", handled)
-    ruleset = _libc.syscall(create, attributes, len(attributes), 0)
-    own = os.open(folder, os.O_PATH)
-    for handle, rights in (
-        *paths,
-        (own, handled & (READ | READ_FOLDER | WRITE | remove | make | truncate)),
-    ):
-        _libc.syscall(add, ruleset, 1, struct.pack("=Qi", rights, handle), 0)
-    return not _libc.syscall(restrict, ruleset, 0)
+    # within a text they are one object
+    plain = reply.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if plain.count(b'"') > 2 * CONTAINERS:
+        return True
+    bare = re.sub(rb'"[^"]*"', b"", plain)
+    return bare.count(b",") >= VALUES or bare.count(b"[") + bare.count(b"{") >= CONTAINERS
 
 
-# System calls that a program may not make, with their numbers on x86-64 and on ARM64 (-1: not
-# there).
-FORBIDDEN = """
-fork 57 -1  vfork 58 -1  execve 59 221  execveat 322 281  socket 41 198  io_uring_setup 425 425  unshare 272 97  setns 308 268
-kill 62 129  tkill 200 130  tgkill 234 131  rt_sigqueueinfo 129 138  rt_tgsigqueueinfo 297 240
-pidfd_open 434 434  pidfd_send_signal 424 424  pidfd_getfd 438 438
-ptrace 101 117  process_vm_readv 310 270  process_vm_writev 311 271  process_madvise 440 440  kcmp 312 272  migrate_pages 256 238  move_pages 279 239
-setpriority 141 140  sched_setaffinity 203 122  sched_setscheduler 144 119  sched_setparam 142 118  sched_setattr 314 274  ioprio_set 251 30
-bpf 321 280  perf_event_open 298 241  userfaultfd 323 282  keyctl 250 219  add_key 248 217  request_key 249 218
-shmget 29 194  msgget 68 186  semget 64 190  mq_open 240 180  memfd_create 319 279  memfd_secret 447 447
-chmod 90 -1  fchmod 91 52  fchmodat 268 53  chown 92 -1  fchown 93 55  lchown 94 -1  fchownat 260 54
-utime 132 -1  utimes 235 -1  futimesat 261 -1  utimensat 280 88
-setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16"""
-CHANGING = """
-creat 85 -1  openat2 437 437  truncate 76 45  rename 82 -1  renameat 264 38  renameat2 316 276  mkdir 83 -1  mkdirat 258 34  rmdir 84 -1
-unlink 87 -1  unlinkat 263 35  link 86 -1  linkat 265 37  symlink 88 -1  symlinkat 266 36  mknod 133 -1  mknodat 259 33"""
-CLONE, CLONE3, PRLIMIT, OPEN, OPENAT, NEWEST = (
-    (56, 220),
-    (435, 435),
-    (302, 261),
-    (2, -1),
-    (257, 56),
-    452,
-)
-
-
-def filter_code(read_only: bool) -> bytes:
-    """A seccomp filter (b"" on other processors) that forbids the system calls above: no new
-    process (threads may start), no socket, no signal.
-
-    ``read_only``: no change to any file system either.
-    """
-    machine = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine)
-    if machine is None or struct.calcsize("P") != 8:
-        return b""
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    allow, refuse, unknown, kill = (
-        0x7FFF0000,
-        0x50000 | errno.EPERM,
-        0x50000 | errno.ENOSYS,
-        0x80000000,
-    )
-    number, architecture, arguments = 0, 4, (16, 24, 32)  # where the kernel puts them
-    this_architecture = (0xC000003E, 0xC00000B7)[machine]
-    thread, writing = 0x10000, os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-
-    # an instruction is (what, skip this many if so, skip this many if not, with)
-    def when(call, *body):
-        return [(equal, 0, len(body), call), *body] if call >= 0 else []
-
-    code = [
-        (load, 0, 0, architecture),
-        (equal, 1, 0, this_architecture),
-        (give, 0, 0, kill),
-        (load, 0, 0, number),
-    ]
-    table = [
-        int(word)
-        for word in (FORBIDDEN + CHANGING * read_only).split()
-        if word.lstrip("-").isdigit()
-    ]
-    for call in table[machine::2]:
-        code += when(call, (give, 0, 0, refuse))
-    code += when(
-        CLONE[machine],
-        (load, 0, 0, arguments[0]),
-        (any_bit, 1, 0, thread),
-        (give, 0, 0, refuse),
-        (give, 0, 0, allow),
-    )
-    # its own limits only
-    code += when(
-        PRLIMIT[machine],
-        (load, 0, 0, arguments[0]),
-        (equal, 1, 0, 0),
-        (give, 0, 0, refuse),
-        (give, 0, 0, allow),
-    )
-    for calls, flags in ((OPEN, 1), (OPENAT, 2)) if read_only else ():
-        code += when(
-            calls[machine],
-            (load, 0, 0, arguments[flags]),
-            (any_bit, 0, 1, writing),
-            (give, 0, 0, refuse),
-            (give, 0, 0, allow),
-        )
-    # its flags are out of reach; the C library goes back to clone
-    code += when(CLONE3[machine], (give, 0, 0, unknown))
-    # also x86-64's second numbering, from 2**30
-    code += [(at_least, 0, 1, NEWEST), (give, 0, 0, unknown), (give, 0, 0, allow)]
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in code)
-
-
-def seccomp(code: bytes) -> bool:
-    buffer = ctypes.create_string_buffer(code, len(code))
-    return bool(code) and not _libc.prctl(
-        22, 2, struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer)), 0, 0
-    )
-
-
-def limits(memory: int, cpu: int, own_users: bool) -> bool:
-    """Bytes of address space, processor seconds, size and number of files, threads (counted only in
-    a user namespace), no core dump.
-    """
-    wanted = {
-        "AS": memory,
-        "CPU": cpu,
-        "FSIZE": FILE,
-        "NOFILE": 64,
-        "CORE": 0,
-        **({"NPROC": THREADS} if own_users else {}),
-    }
-    held = True
-    for name, value in wanted.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        try:
-            resource.setrlimit(kind, (value, value))
-        except (OSError, ValueError):  # macOS does not limit the address space
-            held = False
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
-    return held
-
+# --- locking up -----------------------------------------------------------------------------------
 
 # Python's audit events: those that end a program, and those that do when they leave its folder or
 # the roots.
-EVENTS = """os.fork os.forkpty os.exec os.system os.posix_spawn os.spawn subprocess.Popen pty.spawn os.kill os.killpg ctypes.dlopen ctypes.dlsym
-socket.connect socket.bind socket.sendto socket.getaddrinfo socket.gethostbyname resource.prlimit
-os.mkdir os.rmdir os.rename os.link os.symlink os.chmod os.chown os.utime os.setxattr os.removexattr shutil.rmtree shutil.move"""
+EVENTS = """os.fork os.forkpty os.exec os.system os.posix_spawn os.spawn subprocess.Popen pty.spawn
+os.kill os.killpg ctypes.dlopen ctypes.dlsym resource.prlimit fcntl.ioctl fcntl.flock
+socket.__new__ socket.connect socket.bind socket.sendto socket.sendmsg socket.getaddrinfo
+socket.gethostbyname os.mkdir os.rmdir os.rename os.link os.symlink os.chmod os.chown os.utime
+os.setxattr os.removexattr shutil.rmtree shutil.move"""
 PATH_EVENTS = "open os.listdir os.scandir os.remove os.truncate"
+CHANGING_EVENTS = "os.remove os.truncate"
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def audit(folder: str, roots: Sequence[str]) -> None:
@@ -323,50 +137,43 @@ def audit(folder: str, roots: Sequence[str]) -> None:
     the line that did it as its error.
     """
     forbidden, paths, changing = (
-        set(EVENTS.split()),
-        set(PATH_EVENTS.split()),
-        {"os.remove", "os.truncate"},
+        frozenset(events.split()) for events in (EVENTS, PATH_EVENTS, CHANGING_EVENTS)
     )
     standard = ("/dev/stdin", "/dev/stdout", "/dev/stderr")
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     # the program can change the modules, not these
-    unix, leave, frame_of = socket.AF_UNIX, os._exit, sys._getframe
+    commands, leave, frame_of, send = layers.FCNTL, os._exit, sys._getframe, _send
     realpath, fsdecode = os.path.realpath, os.fsdecode
 
     def inside(event: str, path, flags: int) -> bool:
         real = realpath(fsdecode(path))
         if real.startswith((folder + "/", "/dev/null")) or real == folder:
             return True
-        changes = event in changing or (event == "open" and flags & writing)
+        changes = event in changing or (event == "open" and flags & WRITING)
         library = any(f"{real}/".startswith(f"{root}/") for root in roots) and not any(
             name in real for name in INSTALLED
         )
         return not changes and (library or real == "/dev/urandom")
 
-    def hook(event: str, given: tuple) -> None:
-        if event in paths:
-            path = "." if given[0] is None else given[0]
-            bad = (
-                not isinstance(path, int)
-                and path not in standard
-                and not inside(event, path, given[-1])
-            )
-        else:
-            bad = event in forbidden or (event == "socket.__new__" and given[1] != unix)
-        if bad:
-            frames, frame = [], frame_of()
-            while frame is not None and len(frames) < 3:
-                if frame.f_code.co_filename == NAME:
-                    frames.insert(0, (frame.f_lineno, frame.f_code.co_name))
-                frame = frame.f_back
-            what = f"{event} of {given[0]!r:.200}" if event in paths else event
-            _send(
-                {
-                    "error": ["PermissionError", f"the sandbox does not allow {what}", frames],
-                    "last": True,
-                }
-            )
-            leave(1)
+    def allowed(event: str, args: tuple) -> bool:
+        if event == "fcntl.fcntl":
+            return args[1] in commands
+        if event not in paths:
+            return event not in forbidden
+        path = "." if args[0] is None else args[0]
+        return isinstance(path, int) or path in standard or inside(event, path, args[-1])
+
+    def hook(event: str, args: tuple) -> None:
+        if allowed(event, args):
+            return
+        frames, frame = [], frame_of()
+        while frame is not None and len(frames) < 3:
+            if frame.f_code.co_filename == NAME:
+                frames.insert(0, (frame.f_lineno, frame.f_code.co_name))
+            frame = frame.f_back
+        what = f"{event} of {args[0]!r:.200}" if event in paths else event
+        words = f"the sandbox does not allow {what}"
+        send({"error": ["PermissionError", words, frames], "last": True})
+        leave(1)
 
     sys.addaudithook(hook)
 
@@ -383,37 +190,34 @@ class Prepared(NamedTuple):
 def prepare() -> Prepared:
     roots = tuple(os.path.realpath(path) for path in sys.path if os.path.isdir(path))
     temporary = os.path.realpath(tempfile.gettempdir())
-    if _libc is None:
+    if layers.libc is None:
         return Prepared(roots, temporary, (), (b"", b""))
-    return Prepared(
-        roots,
-        temporary,
-        tuple(readable(roots)),
-        (filter_code(read_only=False), filter_code(read_only=True)),
-    )
+    filters = layers.filter_code(read_only=False), layers.filter_code(read_only=True)
+    return Prepared(roots, temporary, tuple(layers.readable(roots)), filters)
 
 
-def lock(job: dict, folder: str, layers: list[str], prepared: Prepared) -> list[str]:
-    """Put every layer of this machine, less ``job["without"]``, on this process; those that hold."""
-    wanted = [
-        name for name in ("landlock", "seccomp", "limits", "audit") if name not in job["without"]
-    ]
-    done = list(layers)
-    if _libc is not None:
-        _libc.prctl(38, 1, 0, 0, 0)  # no new privileges: wanted by the next two
-        if "landlock" in wanted and landlock(prepared.paths, folder):
-            done.append("landlock")
+def lock(job: dict, folder: str, present: list[str], prepared: Prepared) -> list[str]:
+    """Put every layer of this machine, less ``job["without"]``, on this process; those that hold,
+    ``present`` among them.
+    """
+    without = job["without"]
+    holding = list(present)
+    if layers.libc is not None:
+        layers.set_process(layers.PR_SET_NO_NEW_PRIVS, 1)
+        if "landlock" not in without:
+            holding += layers.landlock(prepared.paths, folder)
     os.closerange(OUTPUT + 1, 1 << 16)
-    if "limits" in wanted and limits(job["memory"], job["cpu"], "namespaces" in layers):
-        done.append("limits")
-    if _libc is not None:
-        _libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root's powers
-        if "seccomp" in wanted and seccomp(prepared.filters["landlock" not in done]):
-            done.append("seccomp")
-    if "audit" in wanted:
+    if "limits" not in without and layers.limits(
+        job["memory"], job["cpu"], "namespaces" in present
+    ):
+        holding.append("limits")
+    layers.drop_powers()
+    if "seccomp" not in without and layers.seccomp(prepared.filters["landlock" not in holding]):
+        holding.append("seccomp")
+    if "audit" not in without:
         audit(folder, prepared.roots)
-        done.append("audit")
-    return done
+        holding.append("audit")
+    return holding
 
 
 # --- the program's process ------------------------------------------------------------------------
@@ -421,15 +225,43 @@ def lock(job: dict, folder: str, layers: list[str], prepared: Prepared) -> list[
 
 def _send(message: dict) -> None:
     data = json.dumps(message).encode() + b"\n"
-    if len(data) > REPLY:
-        data = (
-            json.dumps(
-                {"error": ["OutputLimit", f"more than {REPLY >> 20} MB of output", []]}
-            ).encode()
-            + b"\n"
-        )
+    if oversized(data):
+        error = ["OutputLimit", f"more than {REPLY >> 20} MB or a million values of output", []]
+        data = json.dumps({"error": error}).encode() + b"\n"
     while data:
         data = data[os.write(CHANNEL, data) :]
+
+
+class _End:
+    """One end of a pipe in a socket's clothes: as much of one as asyncio's event loop uses."""
+
+    def __init__(self, handle: int):
+        self._handle = handle
+
+    def fileno(self) -> int:
+        return self._handle
+
+    def setblocking(self, blocking: bool) -> None:
+        os.set_blocking(self._handle, blocking)
+
+    def recv(self, size: int) -> bytes:
+        return os.read(self._handle, size)
+
+    def send(self, data: bytes) -> int:
+        return os.write(self._handle, data)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+
+def one_way_pair() -> tuple[_End, _End]:
+    """In place of socket.socketpair, since a program gets no socket: the second end writes to the
+    first.
+    """
+    reading, writing = os.pipe()
+    return _End(reading), _End(writing)
 
 
 def _lines(handle: int):
@@ -484,52 +316,54 @@ def _whole(prelude: str, code: CodeType) -> None:
     import atexit
     import threading
 
-    try:
+    with contextlib.suppress(SystemExit):
         _module("__main__", prelude, code)
-    except SystemExit:
-        pass
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
 
 
-def execute(state: dict, job: dict, call: dict, lines) -> dict:
-    """One call, as a reply: {"value", "stdout"} or {"error", "stdout"}."""
+def _fresh_streams(stdin: str):
+    """Standard input and output for one call; the output, to be flushed at its end."""
     for handle, number in ((INPUT, 0), (OUTPUT, 1)):
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, 0)
         os.dup2(handle, number)  # again for each call: open(0) closes what it has read
-    os.pwrite(INPUT, call["stdin"].encode("utf-8", "replace"), 0)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="replace", closefd=False)
-    sys.stdout = sys.__stdout__ = out = open(
-        1, "w", encoding="utf-8", errors="replace", closefd=False
-    )
+    os.pwrite(INPUT, stdin.encode("utf-8", "replace"), 0)
+    text = {"encoding": "utf-8", "errors": "replace", "closefd": False}
+    sys.stdin = sys.__stdin__ = open(0, **text)  # noqa: SIM115 (they stay open for the program)
+    sys.stdout = sys.__stdout__ = open(1, "w", **text)  # noqa: SIM115
+    return sys.stdout
+
+
+def _value(state: dict, job: dict, call: dict, lines):
+    """What the call returns; None for a whole program."""
 
     def ask(*args):
         _send({"ask": pack(args)})
         return unpack(next(lines)["answer"])
 
+    if "code" not in state:
+        state["code"] = compile(job["program"], NAME, "exec", dont_inherit=True)
+    if not call["function"]:
+        return _whole(job["prelude"], state["code"])
+    if "names" not in state:
+        state["names"] = _module("solution", job["prelude"], state["code"])
+    function = _function(state, call["function"])
+    return function(*unpack(call["args"]), *([ask] if call["ask"] else []))
+
+
+def execute(state: dict, job: dict, call: dict, lines) -> dict:
+    """One call, as a reply: {"value", "stdout"} or {"error", "stdout"}."""
+    output = _fresh_streams(call["stdin"])
     reply = {}
     try:
-        state["code"] = state.get("code") or compile(
-            job["program"], NAME, "exec", dont_inherit=True
-        )
-        if not call["function"]:
-            _whole(job["prelude"], state["code"])
-        else:
-            state["names"] = state.get("names") or _module(
-                "solution", job["prelude"], state["code"]
-            )
-            reply["value"] = pack(
-                _function(state, call["function"])(
-                    *unpack(call["args"]), *([ask] if call["ask"] else [])
-                )
-            )
+        reply["value"] = pack(_value(state, job, call, lines))
     except BaseException as error:
         reply["error"] = fault(error)
     # after an error too: what is left would end up in the next call's output
-    for stream in (sys.stdout, out):
+    for stream in (sys.stdout, output):
         try:
             if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
@@ -541,11 +375,10 @@ def execute(state: dict, job: dict, call: dict, lines) -> dict:
     return {**reply, "stdout": os.pread(OUTPUT, size, 0).decode("utf-8", "replace")}
 
 
-def inmate(job: dict, folder: str, layers: list[str], prepared: Prepared, lines) -> None:
+def inmate(job: dict, folder: str, present: list[str], prepared: Prepared, lines) -> None:
     """Lock up, say so, and answer the parent's calls one at a time."""
     os.setsid()
-    if _libc is not None:
-        _libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # die with the warden
+    layers.set_process(layers.PR_SET_PDEATHSIG, signal.SIGKILL)  # die with the warden
     os.chdir(folder)
     # files without a name: a program's output can neither block it nor fill our memory
     for handle in (INPUT, OUTPUT):
@@ -561,11 +394,41 @@ def inmate(job: dict, folder: str, layers: list[str], prepared: Prepared, lines)
     import random
 
     builtins.exit = builtins.quit = sys.exit  # left out by -S
+    socket.socketpair = one_way_pair
     random.seed(0)  # so that grading repeats
-    _send({"layers": lock(job, folder, layers, prepared)})
+    _send({"layers": lock(job, folder, present, prepared)})
     state = {}
     for call in lines:
         _send(execute(state, job, call, lines))
+
+
+# --- from fork to burial --------------------------------------------------------------------------
+
+
+def _wait(leash: int, pid: int) -> None:
+    """Until the parent lets go of the leash (or dies); a program with too many threads ends before,
+    where the system does not count them.
+    """
+    poll = select.poll()
+    poll.register(leash, select.POLLIN)
+    while not poll.poll(WATCH * 1000):
+        if layers.crowded(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _bury(pid: int, present: list[str]) -> int:
+    """End the program and all that it started; its exit status."""
+    os.kill(pid, signal.SIGKILL)  # and with the first of a process namespace, all of it
+    if "namespaces" not in present:
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    deadline = time.monotonic() + BURIAL
+    while time.monotonic() < deadline and (orphans := layers.children()):
+        for orphan in orphans:
+            os.kill(orphan, signal.SIGKILL)
+            os.waitpid(orphan, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def warden(leash: int, channel: int, prepared: Prepared) -> None:
@@ -575,6 +438,7 @@ def warden(leash: int, channel: int, prepared: Prepared) -> None:
     status is told.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    layers.set_process(layers.PR_SET_CHILD_SUBREAPER, 1)
     os.dup2(channel, CHANNEL)
     os.close(channel)
     lines = _lines(CHANNEL)
@@ -582,30 +446,22 @@ def warden(leash: int, channel: int, prepared: Prepared) -> None:
     folder = os.path.join(prepared.temporary, f"workbench-{os.urandom(8).hex()}")
     os.mkdir(folder, 0o700)
     try:
-        layers = namespaces(folder) if "namespaces" not in job["without"] else []
+        present = layers.namespaces(folder) if "namespaces" not in job["without"] else []
         pid = os.fork()
         if pid == 0:
             try:
-                inmate(job, folder, layers, prepared, lines)
+                inmate(job, folder, present, prepared, lines)
             finally:
                 os._exit(1)
         os.close(CHANNEL)
-        os.read(leash, 1)
-        os.kill(pid, signal.SIGKILL)  # and with the first of a process namespace, all of it
-        if "namespaces" not in layers:
-            try:
-                os.killpg(pid, signal.SIGKILL)
-            except OSError:
-                pass
-        status = os.waitpid(pid, 0)[1]
-        if "tmpfs" in layers:
-            _libc.umount2(folder.encode(), 2)
+        _wait(leash, pid)
+        status = _bury(pid, present)
+        if "tmpfs" in present:
+            layers.unmount(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.write(leash, str(os.waitstatus_to_exitcode(status)).encode())
-    except BrokenPipeError:  # nobody asks any more
-        pass
+    with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+        os.write(leash, str(status).encode())
 
 
 def zygote() -> None:
@@ -614,6 +470,8 @@ def zygote() -> None:
     """
     for name in PRELOADED.split():
         __import__(name)
+    for name in [name for name in sys.modules if name.startswith("workbench")]:
+        del sys.modules[name]  # programs have no such package
     for handle in (CHANNEL, INPUT, OUTPUT):
         os.dup2(2, handle)  # keeps the number free
     prepared = prepare()
@@ -631,7 +489,3 @@ def zygote() -> None:
                 os._exit(0)
         for handle in handles:
             os.close(handle)
-
-
-if __name__ == "__main__":
-    zygote()

@@ -1,19 +1,23 @@
 """Run untrusted Python programs: locked down, timed, and compared with nothing that they can see.
 
-    run(program, calls, seconds=4.0, memory_mb=512) -> Outcome            one program, all its calls
-        in one process
-    run_many(programs, calls, seconds=4.0, memory_mb=512) -> [Outcome]    many programs, as many at
-        a time as there are processors
-    Program(source, seconds=4.0, memory_mb=512)                           a call at a time: with
-        Program(source) as p: p.call(Call("f", (1,)))
+    run(program, calls, seconds=4.0, memory_mb=512)        -> Outcome, one process for all calls
+    run_many(programs, calls, seconds=4.0, memory_mb=512)  -> [Outcome], as many programs at a time
+                                                              as there are processors
+    with Program(source) as p: p.call(Call("f", (1,)))     -> Result, call by call
 
 A ``Call`` names a function and its arguments, or gives the whole program its standard input. A
 ``Result`` is the value or output, the error with its lines, or the time-out; who calls compares it
-with what is right. The program never sees that: it can lie about its own values, nothing else.
+with what is right. The program never sees that: it can lie about its own values, nothing else. The
+first time-out of a program ends it.
 
-A server process (``inside.py``) forks a fresh process for every program, which takes a few
-milliseconds, and locks it down before it reads the program; ``protections()`` says with what on
-this machine. Needs a system with ``fork``; everything holds on Linux on x86-64 or ARM64 only.
+A server process (``inside.py``) forks a fresh process for every program, which takes some ten
+milliseconds, and locks it down (``layers.py``) before it reads the program; ``protections()`` says
+with what on this machine, ``report()`` what that leaves open. Needs a system with ``fork``;
+everything holds on Linux on x86-64 or ARM64 only.
+
+Why not bubblewrap or nsjail: both start a fresh interpreter for each program, three times as long
+as the fork here, and both stop where namespaces do; Landlock and the watch on threads, which hold
+in a plain container too, would still be ours.
 """
 
 from __future__ import annotations
@@ -30,21 +34,25 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from workbench.core import WorkbenchError
-from workbench.tasks.sandbox.inside import FILE, REPLY, pack, unpack
+from workbench.tasks.sandbox.inside import REPLY, oversized, pack, unpack
+from workbench.tasks.sandbox.layers import FILE
 
-INSIDE = Path(__file__).with_name("inside.py")
+FOLDER = Path(__file__).parent
 START = 120.0  # seconds that a process may take to be ready, on a machine with much else to do
 
 # What a program could try, and the layers that prevent it: one is enough.
 GUARDS = {
     "use the network": ("namespaces", "seccomp"),
+    "reach other processes' sockets in the file system": ("seccomp",),
     "start processes": ("seccomp",),
     "leave processes behind": ("namespaces", "seccomp"),
-    "signal or trace other processes": ("namespaces", "seccomp"),
+    "signal other processes": ("namespaces", "seccomp", "scopes"),
+    "trace or limit other processes": ("namespaces", "seccomp"),
     "read the memory or environment of other processes": ("namespaces", "landlock"),
     "write outside its temporary folder": ("landlock", "seccomp"),
     "change owners, rights or times of files": ("seccomp",),
@@ -53,11 +61,25 @@ GUARDS = {
     "use up memory or processor time": ("limits",),
 }
 
+# The zygote's interpreter has no installed packages: of this one, it gets two modules without what
+# the packages around them import.
+START_ZYGOTE = """
+import sys, types
+sys.path.remove("")
+for name in ("workbench", "workbench.tasks", "workbench.tasks.sandbox"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [{folder!r}]
+from workbench.tasks.sandbox.inside import zygote
+zygote()
+"""
+
+TYPE, MESSAGE, NAME = 200, 2000, 200  # most characters of an error's type and message, of a name
+
 
 class Call(NamedTuple):
-    """One execution:
+    """One execution: ``function`` of the program on ``args`` (plain values), or, with function "",
+    the whole program.
 
-    ``function`` of the program on ``args`` (plain values), or, with function "", the whole program.
     Both may read ``stdin``.
     """
 
@@ -78,9 +100,10 @@ class Fault(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one call gave: a ``value`` (the whole program:
+    """What one call gave: a ``value`` and ``stdout``, or an ``error``, or it ``timed_out``.
 
-    None) and ``stdout``, unless there is an ``error`` or it ``timed_out``.
+    The value of a whole program is None. Texts can be written anywhere; those within a value are as
+    the program has them, to be compared and shown by ``repr``.
     """
 
     value: Any = None
@@ -119,8 +142,8 @@ def run(
     memory_mb: int = 512,
     prelude: str = "",
 ) -> Outcome:
-    """Every call of one program, in one process; after a time-out or a death the next call gets a
-    fresh one.
+    """Every call of one program, in one process; after a death the next call gets a fresh one,
+    after a time-out there is none.
 
     ``seconds`` is wall clock for each call, ``memory_mb`` address space; ``prelude`` is run before
     the program and counts no lines.
@@ -146,16 +169,9 @@ def run_many(
     """
     if len(programs) != len(calls):
         raise ValueError(f"{len(programs)} programs and {len(calls)} lists of calls")
+    run_one = partial(run, seconds=seconds, memory_mb=memory_mb, prelude=prelude)
     with ThreadPoolExecutor(workers or _processors()) as pool:
-        return list(
-            pool.map(
-                lambda program, own: run(
-                    program, own, seconds=seconds, memory_mb=memory_mb, prelude=prelude
-                ),
-                programs,
-                calls,
-            )
-        )
+        return list(pool.map(run_one, programs, calls))
 
 
 def protections() -> tuple[Protection, ...]:
@@ -164,6 +180,20 @@ def protections() -> tuple[Protection, ...]:
     """
     with Program("") as program:
         return _protections(program.start())
+
+
+def report() -> str:
+    """What holds programs on this machine and what nothing prevents, in a line or two."""
+    try:
+        with Program("") as program:
+            layers = program.start()
+    except WorkbenchError as error:
+        return f"[ no ] running programs: {error}"
+    held = f"running programs: held by {', '.join(layers)}"
+    missing = _missing(_protections(layers))
+    if not missing:
+        return f"[ ok ] {held}"
+    return f"[ no ] {held}\n       nothing here keeps a program from these: {'; '.join(missing)}"
 
 
 class Program:
@@ -192,6 +222,7 @@ class Program:
             "cpu": math.ceil(seconds * max(calls, 1)) + 1,
             "without": list(without),
         }
+        self._over = False  # after its first time-out: it runs no more
         self._leash: socket.socket | None = None
         self._channel: socket.socket | None = None
         self._rest = b""
@@ -216,57 +247,68 @@ class Program:
             raise WorkbenchError(
                 f"the sandbox did not start{self.close() or f' ({error})'}"
             ) from error
-        _warn(_protections(layers))
+        _warn(_missing(_protections(layers)))
         return layers
 
     def call(self, call: Call, answer: Callable[[tuple], Result] | None = None) -> Result:
-        """One call.
+        """One call; after a time-out, none any more: each has timed out at once.
 
         With ``answer`` the function gets one more argument, a function whose calls are answered
-        here.
-
-        The first answer that is not ok is the result.
+        here. The first answer that is not ok is the result.
         """
         if len(call.stdin) * 4 > FILE:
             raise ValueError(f"the standard input has more than {FILE >> 22} million characters")
-        if self._channel is None:
-            self.start()
         message = {
             "function": call.function,
             "args": pack(tuple(call.args)),
             "stdin": call.stdin,
             "ask": answer is not None,
         }
+        if self._over:
+            return Result(timed_out=True)
+        if self._channel is None:
+            self.start()
         begun = time.monotonic()
+        error = None
         try:
-            while True:
-                self._send(message, begun + self.seconds)
-                reply = self._receive(begun + self.seconds)
-                if "ask" not in reply:
-                    break
-                answered = answer(unpack(reply["ask"]))
-                if not answered.ok:
-                    self.close()
-                    return answered
-                message = {"answer": pack(answered.value)}
-            if "last" in reply:  # it tried something forbidden, and is no more
-                self.close()
-            return _result(reply, time.monotonic() - begun)
+            return self._converse(message, answer, begun)
         except TimeoutError:
             self.close()
-            return Result(timed_out=True, seconds=time.monotonic() - begun)
+            self._over = True
         except (OSError, EOFError):
-            return Result(
-                error=Fault("ProcessDied", f"the program's process ended{self.close()}"),
-                seconds=time.monotonic() - begun,
-            )
+            error = Fault("ProcessDied", f"the program's process ended{self.close()}")
         # it wrote something else into the channel
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ):
             self.close()
-            return Result(
-                error=Fault("BadReply", "the program's process sent something that is no result"),
-                seconds=time.monotonic() - begun,
-            )
+            error = Fault("BadReply", "the program's process sent something that is no result")
+        seconds = time.monotonic() - begun
+        return Result(error=error, timed_out=error is None, seconds=seconds)
+
+    def _converse(
+        self, message: dict, answer: Callable[[tuple], Result] | None, begun: float
+    ) -> Result:
+        """Ask, answer what is asked back, until there is a result."""
+        deadline = begun + self.seconds
+        while True:
+            self._send(message, deadline)
+            reply = self._receive(deadline)
+            if "ask" not in reply:
+                break
+            answered = answer(unpack(reply["ask"]))
+            if not answered.ok:
+                self.close()
+                return answered
+            message = {"answer": pack(answered.value)}
+        if "last" in reply:  # it tried something forbidden, and is no more
+            self.close()
+        return _result(reply, time.monotonic() - begun)
 
     def close(self) -> str:
         """End the process and wait until it and its folder are gone; how it had ended, in words (""
@@ -304,6 +346,8 @@ class Program:
             if size > REPLY + (1 << 20):
                 raise ValueError("the reply is too long")
         line, _, self._rest = b"".join(parts).partition(b"\n")
+        if oversized(line):
+            raise ValueError("the reply is too large")
         return json.loads(line)
 
 
@@ -342,15 +386,10 @@ class _Zygote:
     def _start(self) -> None:
         # Not -I: that would ignore the hash seed, and with it grading would not repeat. Nothing
         # else is inherited either way.
-        source = (
-            f"import sys; sys.path.remove(''); exec(compile(open({str(INSIDE)!r}).read(), "
-            "'inside.py', 'exec'))"
-        )
-        env = {
-            "PYTHONHASHSEED": "0",
-            "PYTHONUTF8": "1",
-            **{name: os.environ[name] for name in ("TMPDIR",) if name in os.environ},
-        }
+        env = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+        if "TMPDIR" in os.environ:
+            env["TMPDIR"] = os.environ["TMPDIR"]
+        source = START_ZYGOTE.format(folder=str(FOLDER))
         self._socket, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
@@ -371,21 +410,26 @@ if hasattr(os, "register_at_fork"):
 _warned = False
 
 
-def _result(reply: dict, seconds: float) -> Result:
-    """Raises ValueError, TypeError or KeyError for a reply that is none."""
-    stdout, error = reply.get("stdout", ""), None
-    if "error" in reply:
-        kind, message, frames = reply["error"]
-        error = Fault(kind, message, tuple((int(line), name) for line, name in frames[-3:]))
-    if not all(
-        isinstance(text, str)
-        for text in (
-            stdout,
-            *(error[:2] if error else ()),
-            *(name for _, name in (error.frames if error else ())),
-        )
-    ):
+def _clean(text: str, longest: int = REPLY) -> str:
+    """Text of a program's making as text that can be written anywhere: half a character (of a
+    surrogate pair) becomes "?". Raises TypeError for what is no text.
+    """
+    if not isinstance(text, str):
         raise TypeError("not text")
+    return text[:longest].encode("utf-8", "replace").decode()
+
+
+def _result(reply: dict, seconds: float) -> Result:
+    """The one way for what a program says, and cleaned on it.
+
+    Raises ValueError, TypeError, LookupError or ArithmeticError for a reply that is none.
+    """
+    error = None
+    if "error" in reply:
+        kind, message, trace = reply["error"]
+        frames = tuple((int(line), _clean(name, NAME)) for line, name in trace[-3:])
+        error = Fault(_clean(kind, TYPE), _clean(message, MESSAGE), frames)
+    stdout = _clean(reply.get("stdout", ""))
     return Result(unpack(reply.get("value")), stdout, error, False, seconds)
 
 
@@ -394,24 +438,22 @@ def _processors() -> int:
 
 
 def _protections(layers: Sequence[str]) -> tuple[Protection, ...]:
-    held = {
-        *layers,
-        *(
-            ("seccomp without landlock",)
-            if "seccomp" in layers and "landlock" not in layers
-            else ()
-        ),
-    }
+    held = set(layers)
+    if "seccomp" in held and "landlock" not in held:
+        held.add("seccomp without landlock")
     return tuple(
         Protection(against, tuple(layer for layer in by if layer in held))
         for against, by in GUARDS.items()
     )
 
 
-def _warn(found: tuple[Protection, ...]) -> None:
+def _missing(protections: Sequence[Protection]) -> list[str]:
+    return [protection.against for protection in protections if not protection.by]
+
+
+def _warn(missing: list[str]) -> None:
     """Say once what nothing prevents here."""
     global _warned
-    missing = [protection.against for protection in found if not protection.by]
     if missing and not _warned:
         _warned = True
         warnings.warn(

@@ -25,6 +25,9 @@ SECONDS = 5.0
 SLACK = 6.0  # times as long on the wall's clock; then it is killed whatever it is doing
 START = 120.0  # seconds that a process may take to be ready, on a machine with much else to do
 
+# of the environment, for where libraries are; what else is there (tokens, keys) stays here
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "TMPDIR", "SYSTEMROOT")
+
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
@@ -97,7 +100,8 @@ class Pool:
             f"import sys; sys.path[:] = {sys.path!r}; from workbench.tasks.verify.worker "
             f"import main; main({self.kind!r})"
         )
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         # A session of its own: Ctrl-C is for the parent, which ends its workers by closing their
         # standard input.
         worker = subprocess.Popen(

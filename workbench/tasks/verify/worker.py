@@ -1,9 +1,10 @@
 """The inside of ``pool.Pool``: a process that reads jobs, a JSON object a line, and answers each
 with a line.
 
-reasoning-gym's scorers hand a model's text to sympy's ``parse_expr``, which evaluates it as Python.
-So where the system has seccomp (Linux on x86-64 or ARM64), the process can start nothing, reach no
-network and write no file before it reads its first job; what it says is a number.
+Some of reasoning-gym's scorers evaluate a model's text as Python; ``expressions.py`` lets only inert
+text reach those. Should more get through, then where the system has seccomp (Linux on x86-64 or
+ARM64) the process can start nothing, reach no network, signal nobody and write no file before it
+reads its first job; what it says is a number, with its job's own.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def math_jobs() -> Callable[[dict], dict]:
 
 
 def gym_jobs() -> Callable[[dict], dict]:
-    """{dataset, options, entry, answer} -> {score}.
+    """{id, dataset, options, entry, answer} -> {id, score}.
 
     ``options`` and ``entry`` are pickled by the parent.
     """
@@ -70,7 +71,7 @@ def gym_jobs() -> Callable[[dict], dict]:
         score = float(
             made[key].score_answer(asked["answer"], pickle.loads(base64.b64decode(asked["entry"])))
         )
-        return {"score": score if math.isfinite(score) else 0.0}
+        return {"id": asked["id"], "score": score if math.isfinite(score) else 0.0}
 
     return job
 
@@ -86,7 +87,7 @@ def lock() -> None:
         import resource
     except ImportError:  # Windows
         return
-    from workbench.tasks.sandbox.inside import _libc, filter_code, seccomp
+    from workbench.tasks.sandbox.layers import filter_code, seccomp
 
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     try:
@@ -96,9 +97,7 @@ def lock() -> None:
         )
     except (OSError, ValueError):  # macOS does not limit the address space
         pass
-    if _libc is not None:
-        _libc.prctl(38, 1, 0, 0, 0)  # no new privileges: wanted by the next
-        seccomp(filter_code(read_only=True))
+    seccomp(filter_code(read_only=True))
 
 
 def timers(processor: float, wall: float) -> None:
