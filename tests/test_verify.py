@@ -61,8 +61,8 @@ def test_the_answer_is_found(text, answer):
         (r"\frac{1}{3}", "0.333", False),
         ("18", "18 dollars", True),
         ("18", "18 eggs per day", True),
-        ("5", "5 million", None),
-        ("5", "5 or 6", None),
+        ("5", "5 million", False),
+        ("5", "5 or 6", False),
         (r"10 \text{ inches}", "10", True),
         ("10 cm", "10 inches", False),
         (r"90^\circ", "90", True),
@@ -77,10 +77,10 @@ def test_the_answer_is_found(text, answer):
         ("7", "", False),
         ("2", "2" * 3000, False),
         ("52_8", "52_9", False),
-        ("52_8", "52_{8}", None),
+        ("52_8", "52_{8}", True),
         ("p - q", "-q + p", None),
-        ("5", "x=5", None),
-        (r"50\%", "0.5", None),
+        ("5", "x=5", True),
+        (r"50\%", "0.5", True),
         ("3 4", "34", None),
         ("1/0", "0", None),
         ("18", "36/2 + 0", None),
@@ -113,7 +113,8 @@ def test_what_takes_no_algebra(gold, given, same):
     ],
 )
 def test_what_takes_algebra(gold, given, same):
-    assert compare(gold, given) == (same, "math-verify")
+    verdict = compare(gold, given)
+    assert verdict.same == same and verdict.how in ("exact", "math-verify")
 
 
 HOSTILE = {
@@ -252,7 +253,7 @@ def test_without_math_verify_numbers_and_words_are_graded_and_the_rest_is_said_o
     )
     check_gold("r", "18"), check_gold("r", "blue whale")
     with pytest.warns(UserWarning, match="math-verify is not installed"):
-        assert compare("18", "x=18") == (False, "no math-verify")
+        assert compare("18", "9+9") == (False, "no math-verify")
     with pytest.raises(
         WorkbenchError, match="r has the answer 'x\\^2', which only math-verify can compare"
     ):

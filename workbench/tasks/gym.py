@@ -31,8 +31,9 @@ from workbench.options import with_options
 from workbench.tasks import prompts
 from workbench.tasks.loading import INSTALL, SPLITS, split_of
 from workbench.tasks.verify import final_answer
-from workbench.tasks.verify.answers import TAIL, is_number
+from workbench.tasks.verify.answers import is_number
 from workbench.tasks.verify.pool import SECONDS, Pool
+from workbench.tasks.verify.statements import TAIL
 
 ALONE = "\nGive only the final answer."
 ASK = '\nEnd with a line that begins with "Answer:" and gives only the final answer.'

@@ -43,7 +43,8 @@ from workbench.tasks.loading import (
     split_of,
 )
 from workbench.tasks.verify import check_gold, grade
-from workbench.tasks.verify.answers import exact, last_box
+from workbench.tasks.verify.answers import exact
+from workbench.tasks.verify.statements import last_box
 
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
