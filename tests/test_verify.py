@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -154,13 +155,17 @@ def test_hostile_text_is_graded_wrong_soon(text, tmp_path, monkeypatch):
     assert time.process_time() - started < 3 and not list(tmp_path.iterdir())
 
 
+# an integral that sympy looks for in vain
+HANGS = {"gold": "x", "given": r"\int \sqrt{x^7+\sin x} dx"}
+
+
 @algebra
 def test_a_hung_comparison_is_killed_and_the_pool_goes_on():
     pool = Pool("math")
     assert pool.ask({"gold": "1/2", "given": "0.5"}) == {"same": True}
     [first] = pool._idle
     started = time.monotonic()
-    assert pool.ask({"gold": "18", "given": "10^{10^{10}}"}, seconds=0.5) is None
+    assert pool.ask(HANGS, seconds=0.5) is None
     # that very process is dead
     assert time.monotonic() - started < 60 and first.poll() is not None and not pool._idle
     assert pool.ask({"gold": "1/2", "given": "0.5"}) == {"same": True}
@@ -171,6 +176,45 @@ def test_a_hung_comparison_is_killed_and_the_pool_goes_on():
     [last] = pool._idle
     pool.close()
     assert last.poll() is not None
+
+
+@algebra
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_others_kill_is_asked_again_and_then_an_error(monkeypatch, sign):
+    pool = Pool("math")
+    monkeypatch.setattr(verify, "_math", pool)
+    exchange, victims = Pool._exchange, []
+
+    def killed_first(worker, job):
+        if len(victims) < deaths:
+            victims.append(worker)
+            worker.send_signal(sign)
+        return exchange(worker, job)
+
+    monkeypatch.setattr(Pool, "_exchange", staticmethod(killed_first))
+    compare.cache_clear()
+    deaths = 1
+    assert grade("x+1", r"\boxed{1+x}").correct and len(victims) == 1
+    deaths = 3
+    with pytest.raises(WorkbenchError, match="was killed from outside, 2 times"):
+        grade("x+2", r"\boxed{2+x}")
+    deaths = 0
+    assert grade("x+2", r"\boxed{2+x}").correct  # nothing wrong was remembered
+    pool.close()
+
+
+@algebra
+def test_a_job_that_breaks_its_process_is_no_error(monkeypatch):
+    pool = Pool("math")
+    exchange = Pool._exchange
+
+    def crashes(worker, job):
+        worker.send_signal(signal.SIGSEGV)
+        return exchange(worker, job)
+
+    monkeypatch.setattr(Pool, "_exchange", staticmethod(crashes))
+    assert pool.ask({"gold": "x", "given": "y"}) == {"error": "SIGSEGV"}
+    pool.close()
 
 
 @algebra

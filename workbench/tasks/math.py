@@ -232,7 +232,7 @@ class Math(prompts.FreeText):
         return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        return grade(problem.answer, text)
+        return grade(problem.answer, text, stated_only="\\boxed" in problem.messages[-1]["content"])
 
 
 def _first(record: dict, names: tuple[str, ...]) -> Any:

@@ -48,13 +48,15 @@ class _Algebra:
     """Asks a process about pairs of formulas, and remembers ``how`` it went."""
 
     how = "exact"
+    left = 200  # of a list's values against another's
 
     def __call__(self, gold: str, given: str) -> bool:
         if not find_spec("math_verify"):
             self.how = "no math-verify"
             return False
-        if self.how == "killed":  # one is enough
+        if self.how == "killed" or not self.left:  # one is enough
             return False
+        self.left -= 1
         reply = _math.ask({"gold": gold, "given": given})
         self.how = "killed" if reply is None else "math-verify"
         return bool(reply and reply.get("same"))

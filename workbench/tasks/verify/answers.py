@@ -26,7 +26,8 @@ from workbench.tasks.verify.quantities import (
 from workbench.tasks.verify.units import words
 
 LONGEST = 2000  # characters of an answer that are worth reading
-MOST_VALUES = 50  # of one answer that are compared with each other
+MOST_VALUES = 30  # of one answer that are compared with each other
+DEEPEST = 20  # forms inside each other
 
 Algebra = Callable[[str, str], bool]
 
@@ -81,7 +82,8 @@ _REJECTED_LAST = re.compile(
     r"[\s,;(]+(?:and |but )?(?:not|rather than|instead of|never)\b.*", re.IGNORECASE
 )
 _EXPLANATION = re.compile(
-    r"(?:[\s,;(]+(?:because|since|which|where|as|due to|given that|by the|that is,|namely|given by)"
+    r"(?:[\s,;(]+(?:because|since|which|where|as|due to|given that|by the|that is,"
+    r"|it follows|namely|given by)"
     r"|[,;]\s*(?:i think|i believe|so that|when|obtained|found|after|by|using|from|for)"
     r"|\s+[-\u2014]+\s+(?=[a-zA-Z]{2}))(?![a-zA-Z]).*|\s*\u2014.*",
     re.IGNORECASE,
@@ -101,7 +103,8 @@ def core(answer: str) -> str:
         before = answer
         answer = _REJECTED_FIRST.sub("", answer, count=1) if _NEGATED.match(answer) else answer
         answer = answer[match.end() :] if (match := _LEADING.match(answer)) else answer
-    answer = answer.lstrip(" *_`\"',;:").rstrip(" *_`\"'.,;:")
+    answer = answer.strip(" *_`\"',;:")
+    answer = answer if answer.endswith("..") else answer.rstrip(".")
     return "" if _NEGATED.match(answer) else answer
 
 
@@ -242,8 +245,15 @@ class _Comparison:
     def __init__(self, algebra: Algebra, is_text: bool):
         self.algebra = algebra
         self.is_text = is_text
+        self.depth = 0
 
     def same(self, gold: str, given: str) -> bool:
+        self.depth += 1  # brackets in brackets: nobody's answer is so deep
+        verdict = self.depth <= DEEPEST and self._decide(gold, given)
+        self.depth -= 1
+        return verdict
+
+    def _decide(self, gold: str, given: str) -> bool:
         gold, given = _MEMBER.sub("", gold), _MEMBER.sub("", given)
         if not given or _tight(gold) == _tight(given):
             return bool(given)

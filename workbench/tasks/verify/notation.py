@@ -38,11 +38,12 @@ _CHARACTERS = str.maketrans({sign: new for signs, new in _SIGNS.items() for sign
 _RULES = [
     (re.compile(pattern), new)
     for pattern, new in (
+        (r"(\d*\.\d*?)(\d)\2\2+(?:\.\.\.|…|\\l?dots)", r"\1\\overline{\2}"),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\(?:left|right|middle)(?![a-zA-Z])\.?", ""),
         (r"\\(?:displaystyle|textstyle|boldsymbol|[Bb]igg?[lrm]?|limits)(?![a-zA-Z])", ""),
         # thousands
-        (r"(?<![\d.]\d{3})(?<=\d)(?:\{,\}|\{\\,\}|,?\\[!,;: ]|[ \u2009']|\\ )(?=\d{3}(?!\d))", ""),
+        (r"(?<![\d.]\d{3})(?<=\d)(?:\{,\}|\{\\,\}|,?\\[!,;: ]|[ ~\u2009'])(?=\d{3}(?!\d))", ""),
         (r"(?<![\d.,])(\d{1,3})\.(\d{3})\.(\d{3})(?![\d.])", r"\1\2\3"),
         (
             r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox"
@@ -102,4 +103,5 @@ def notation(answer: str) -> str:
         answer = answer.replace("$", " ")
     answer = answer.replace("¤", "$").replace("US$", "$")
     answer = _BARE_FRACTION.sub(r"\1{\2}{\3}", answer)
-    return " ".join(answer.split()).strip("*_`\"' ").rstrip(".,;: ")
+    answer = " ".join(answer.split()).strip("*_`\"' ").rstrip("\\,;: ")
+    return answer if answer.endswith("..") else answer.rstrip(".")

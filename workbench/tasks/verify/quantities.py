@@ -12,9 +12,31 @@ from typing import NamedTuple
 
 from workbench.tasks.verify.units import Unit, read_unit
 
+LONGEST_UNIT = 60  # characters
 LARGEST_EXPONENT = 5000  # of a number that is written out
 APPROXIMATE = Fraction(1, 10**6)  # how far a decimal may be from a number that has no last digit
 
+_SCALES = {
+    "hundred": Fraction(100),
+    "thousand": Fraction(1000),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
+    "dozen": Fraction(12),
+    "half": Fraction(1, 2),
+    "halve": Fraction(1, 2),
+    "third": Fraction(1, 3),
+    "quarter": Fraction(1, 4),
+    "fourth": Fraction(1, 4),
+    "fifth": Fraction(1, 5),
+    "sixth": Fraction(1, 6),
+    "seventh": Fraction(1, 7),
+    "eighth": Fraction(1, 8),
+    "ninth": Fraction(1, 9),
+    "tenth": Fraction(1, 10),
+    "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000),
+}
 _FRACTION = r"\\frac\{\s*(?P<over>[+-]?\d+)\s*\}\{\s*(?P<under>[+-]?\d+)\s*\}"
 _QUANTITY = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<money>[$€£¥₹]?)\s*(?P<sign2>-?)"
@@ -25,18 +47,10 @@ _QUANTITY = re.compile(
     r"(?:\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d+)\s*\}?|[eE](?P<exponent>[+-]?\d+))?|"
     + _FRACTION
     + r"|10\s*\^\s*\{?\s*(?P<ten>[+-]?\d+)\s*\}?)"
-    r"(?P<scale> (?:hundred|thousand|million|billion|trillion|dozen)\b)?(?P<tail>.*)",
+    r"(?:[ -](?P<scale>" + "|".join(_SCALES) + r")s?\b)?(?P<tail>.*)",
     re.DOTALL,
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-_SCALES = {
-    "hundred": 100,
-    "thousand": 1000,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "dozen": 12,
-}
 _ONES = re.findall(
     r"\w+",
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
@@ -50,7 +64,9 @@ NUMBER_WORDS |= {
     for ten in _TENS
     for number, one in enumerate(_ONES[:10])
 }
-_NUMBER_WORD = re.compile(r"([a-z]+(?:-[a-z]+)?)(?= |$)", re.IGNORECASE)
+_NUMBER_WORD = re.compile(
+    "(" + "|".join(sorted(NUMBER_WORDS, key=len, reverse=True)) + r")(?![a-zA-Z])", re.IGNORECASE
+)
 
 
 class Quantity(NamedTuple):
@@ -65,7 +81,7 @@ def quantity(answer: str) -> Quantity | None:
     """An answer in ``notation`` as a number with its unit; None where it is more than that."""
     answer = join_thousands(answer)
     word = _NUMBER_WORD.match(answer)
-    if word and word[1].lower() in NUMBER_WORDS:
+    if word:
         answer = str(NUMBER_WORDS[word[1].lower()]) + answer[word.end() :]
     match = _QUANTITY.fullmatch(answer)
     if not match or (match["money"] and match["sign"] and match["sign2"]):
@@ -76,7 +92,7 @@ def quantity(answer: str) -> Quantity | None:
         return None
     if value is None:
         return None
-    value *= _SCALES.get((match["scale"] or "").strip(), 1)
+    value *= _SCALES.get(match["scale"], 1)
     unit = _unit(match["money"], match["tail"], abs(value) <= 1)
     if unit is None:
         return None
@@ -92,7 +108,8 @@ def join_thousands(answer: str) -> str:
 def without_unit(answer: str) -> tuple[str, Unit]:
     """A formula or a number without the unit that stands behind it."""
     for blank in re.finditer(r"(?<=[^\s*/+=-]) (?=[a-z$€£¥₹])", answer):
-        unit = read_unit(answer[blank.end() :], False)
+        tail = answer[blank.end() :]
+        unit = read_unit(tail, False) if len(tail) <= LONGEST_UNIT else None
         if unit and unit.dimensions:
             return answer[: blank.start()], unit
     if answer[:1] in "$€£¥₹" and len(answer) > 1:

@@ -14,7 +14,7 @@ TAIL = 100_000  # the answer is looked for in this many last characters
 NEAR = 80  # characters between two answers that belong together
 MOST = 10  # answers that are given together
 
-_NUMBER = re.compile(r"(?<![\w.-])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _MARKED = re.compile(
     r"(?:####|<answer>|\b(?:[Aa]nswer|ANSWER)s?\**"
     r"(?:(?P<negated>[ \t]+(?:is|are|was|can|could)(?:n['\u2019]t|not|[ \t]+not)\b(?:[ \t]+be\b)?)"
@@ -42,7 +42,20 @@ _BETWEEN = re.compile(
     r"|[a-z]|[Aa]nswers?|[Ff]inal|the|is)\b|####)*",
     re.IGNORECASE,
 )
-_OR_BEFORE = re.compile(r"(-?[\d.,/]*\d)[\s$\\)]*\bor\b[\s$\\(a-z=]{0,12}$", re.IGNORECASE)
+_OR_BEFORE = re.compile(r"(-?[\d.,/]*\d)[\s$\\),]*\bor\b[\s$\\(a-z=]{0,12}$", re.IGNORECASE)
+_AND_BEFORE = re.compile(
+    r"(-?[\d.,/]*\d)[\s$\\),]*\b(?:or|and|to)\b[\s$\\(a-z=]{0,12}$", re.IGNORECASE
+)
+# What makes a number a part of a formula or of a word, or only a bound.
+_BOUND_BEFORE = re.compile(
+    r"(?:[a-zA-Z^_{\\+/\xd7\xb7\u2264\u2265]|(?<!\*)\*\s*|(?<![<>])[<>]\s*"
+    r"|\b(?:(?:more|less|greater|fewer|other) than|at (?:least|most)|between|over|under|below"
+    r"|above|up to|twice|half of)\s+)$",
+    re.IGNORECASE,
+)
+_BOUND_AFTER = re.compile(r"-?[a-zA-Z]|\s*[!^}]|%\w")
+_CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
 _OR_AFTER = re.compile(
     r"[\s$\\)\]},.;*]*\(?(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|unless|and or)\b"
     r"[^.\n\d]{0,60}|and\s+[$\\(]*)(-?\d[\d.,/]*)",
@@ -139,16 +152,25 @@ def _abbreviates(said: str, stop: re.Match) -> bool:
 
 
 def _last_number(text: str) -> list[str]:
-    """The last number, where it stands by itself and is no rejected or second one."""
+    """The last number, or the last line where it is nothing but numbers and signs.
+
+    A number inside a formula, one of two, a rejected one, and one that is only a bound are none.
+    """
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
         return []
     last = numbers[-1]
-    before = text[max(0, last.start() - NEAR) : last.start()]
-    glued = re.match(r"-?[a-zA-Z]", text[last.end() : last.end() + 2])
-    if glued or _DENIED.search(before) or _OPEN_BOX.search(before):
+    line_start = text.rfind("\n", 0, last.start()) + 1
+    line = _CALCULATOR.sub("", text[line_start:].partition("\n")[0][-LONGEST:]).rpartition("=")[2]
+    before = text[max(line_start, last.start() - NEAR) : last.start()]
+    after = text[last.end() : last.end() + 9]
+    if _DENIED.search(before) or _OPEN_BOX.search(before) or re.match(r"[*$)]*\?", after):
         return []
-    alternative = _OR_BEFORE.search(before)
+    if not re.search("[a-zA-Z]", _COMMAND.sub("", line)):
+        return [line.strip(" $*.")]
+    if _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(after):
+        return []
+    alternative = _AND_BEFORE.search(before)
     return [last[0], *([alternative[1]] if alternative else [])]
 
 

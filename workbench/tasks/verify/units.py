@@ -68,6 +68,7 @@ _SPELLED_OUT = (
     (re.compile(r"\bper\s*cent\b|\bpercentage points?\b"), "percent"),
     (re.compile(r"\b(?:sq|square)\.?\s+([a-z]+)"), r"\1^2"),
     (re.compile(r"\b(?:cu|cubic)\.?\s+([a-z]+)"), r"\1^3"),
+    (re.compile(r"(?<![a-z])([kcmd]?m)([23])(?!\w)"), r"\1^\2"),
     (re.compile(r"([a-z]) squared\b"), r"\1^2"),
     (re.compile(r"([a-z]) cubed\b"), r"\1^3"),
     (re.compile(r"\bpounds sterling\b"), "gbp"),
@@ -80,7 +81,7 @@ _SPELLED_OUT = (
         "",
     ),
 )
-_TOKEN = re.compile(r"([^\W\d_]+|[%°$€£¥₹¢])\.?(?:\s*\^?\s*\{?(-?\d)\}?)?|([/*])|[\s-]+")
+_TOKEN = re.compile(r"([^\W\d_]+|[%°$€£¥₹¢])\.?(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?|([/*])|[\s-]+")
 # These make another number of it, or no number at all.
 _CHANGES = words(
     "half halves third thirds quarter quarters fourths fifths sixths sevenths eighths ninths "
@@ -118,7 +119,7 @@ def read_unit(tail: str, counts_one: bool) -> Unit | None:
 
     ``counts_one``: the number is no more than one, so that one names things in the singular.
     """
-    tail = tail.lower().strip(" .")
+    tail = tail.lower().strip()
     for pattern, short in _SPELLED_OUT:
         tail = pattern.sub(short, tail)
     powers: Counter[str] = Counter()
