@@ -4,6 +4,7 @@ writes can hang or break the comparison.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -285,7 +286,7 @@ def test_unreadable_gold_names_its_record():
     for gold in ("18", "1,000", r"\frac{1}{2}", "blue whale", "\u6771", r"x \in [1,2]", "p - q"):
         check_gold("file, line 1", gold)
     for gold in ("}{", r"\frac{}{}", "[", "x" * 3000 + "^2", "?!"):
-        with pytest.raises(WorkbenchError, match="^file, line 7 has the answer .* cannot be read"):
+        with pytest.raises(WorkbenchError, match=r"^file, line 7 has the answer .* cannot be read"):
             check_gold("file, line 7", gold)
 
 
@@ -306,10 +307,10 @@ def test_without_math_verify_numbers_and_words_are_graded_and_the_rest_is_said_o
 
 
 def test_a_process_that_does_not_start_is_one_sentence(monkeypatch):
-    with pytest.raises(WorkbenchError, match="did not start: KeyError: 'no such kind'$"):
+    with pytest.raises(WorkbenchError, match=r"did not start: KeyError: 'no such kind'$"):
         Pool("no such kind").ask({})
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(WorkbenchError, match="did not start: exit status 1$"):
+    with pytest.raises(WorkbenchError, match=r"did not start: exit status 1$"):
         Pool("math").ask({})
 
 
@@ -346,5 +347,5 @@ def test_math500_answers_are_readable_and_equal_themselves_but_not_each_other():
     for gold in golds:
         check_gold("math500", gold)
     assert all(compare(gold, gold) == (True, "exact") for gold in golds)
-    assert not [(a, b) for a, b in zip(golds, golds[1:]) if compare(a, b).same]
+    assert not [(a, b) for a, b in itertools.pairwise(golds) if compare(a, b).same]
     assert all(grade(row["answer"], row["solution"]).correct for row in lines("math500_100.jsonl"))

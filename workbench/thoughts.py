@@ -82,5 +82,6 @@ def _final_channel(text: str) -> str:
     messages = []
     for channel in _CHANNEL.finditer(text):
         if channel[1] == "final":
-            messages.append(_MESSAGE_ENDS.split(text[channel.end() :], maxsplit=1)[0])
+            end = _MESSAGE_ENDS.search(text, channel.end())
+            messages.append(text[channel.end() : end.start() if end else None])
     return "\n".join(messages)

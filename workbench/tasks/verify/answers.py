@@ -277,19 +277,19 @@ class _Comparison:
         return _letters(given) <= _letters(gold) and self.algebra(gold, given)
 
     def choices(self, gold: str, given: str) -> bool | None:
-        wanted, chosen = _CHOICE.fullmatch(gold), _GIVEN_CHOICE.fullmatch(given)
-        if not wanted or not chosen:
+        right, chosen = _CHOICE.fullmatch(gold), _GIVEN_CHOICE.fullmatch(given)
+        if not right or not chosen:
             return None
         if _OTHER_CHOICE.search(chosen[2] or chosen[4] or ""):
             return False
         letter = chosen[1] or chosen[3]
-        in_brackets = wanted[1] or chosen[1]
-        return (letter.upper() if in_brackets else letter) == (wanted[1] or wanted[2])
+        in_brackets = right[1] or chosen[1]
+        return (letter.upper() if in_brackets else letter) == (right[1] or right[2])
 
     def bases(self, gold: str, given: str) -> bool | None:
-        wanted, number = _in_base(gold), _in_base(given)
-        if wanted:
-            return wanted == number
+        gold_number, number = _in_base(gold), _in_base(given)
+        if gold_number:
+            return gold_number == number
         if not number or quantity(gold) is None:
             return None
         digits, base = number
@@ -299,14 +299,15 @@ class _Comparison:
         if not _RELATION.search(gold + given) or max(len(split(gold)), len(split(given))) > 1:
             return None
         left, right = interval(gold), interval(given)
-        if left and right:
-            return left[0] == right[0] and self.lists(left[1], right[1])
-        if left or right:
-            left_side, right_side = left[1] if left else gold, right[1] if right else given
-            return bool(values(left_side).brackets == values(right_side).brackets) and self.same(
-                left_side, right_side
-            )
-        return None
+        if not left and not right:
+            return None
+        if left and right and left[0] != right[0]:
+            return False
+        left_side = left[1] if left else gold
+        right_side = right[1] if right else given
+        if values(left_side).brackets != values(right_side).brackets:
+            return False
+        return self.same(left_side, right_side)
 
     def lists(self, gold: str, given: str) -> bool | None:
         left, right = values(gold), values(given)
@@ -314,7 +315,8 @@ class _Comparison:
             if right.brackets:
                 return False
             if len(right.parts) > 1:
-                return all(self.same(gold, part) for part in right.parts[:MOST_VALUES])
+                few = len(right.parts) <= MOST_VALUES
+                return few and all(self.same(gold, part) for part in right.parts)
             if left.parts + right.parts == [gold, given]:
                 return None
             return self.same(left.parts[0], right.parts[0])
@@ -332,8 +334,8 @@ class _Comparison:
 
     def _matches(self, gold: list[str], given: list[str]) -> bool:
         """Each of ``gold`` has one of ``given`` to itself, in any order."""
-        for wanted in gold:
-            place = next((i for i, part in enumerate(given) if self.same(wanted, part)), None)
+        for value in gold:
+            place = next((i for i, part in enumerate(given) if self.same(value, part)), None)
             if place is None:
                 return False
             given.pop(place)
@@ -378,7 +380,10 @@ class _Comparison:
         formula, unit = without_unit(given)
         if (gold_formula, formula) == (gold, given):
             return None
-        return gold_unit.agrees(unit) and self.same(gold_formula, formula)
+        both = gold_unit.dimensions and unit.dimensions
+        if not gold_unit.agrees(unit) or (both and gold_unit.factor != unit.factor):
+            return False
+        return self.same(gold_formula, formula)
 
     def words(self, gold: str, given: str) -> bool | None:
         if not self.is_text and not is_text(gold):
