@@ -4,8 +4,10 @@ writes can hang or break the comparison.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -61,8 +63,8 @@ def test_the_answer_is_found(text, answer):
         (r"\frac{1}{3}", "0.333", False),
         ("18", "18 dollars", True),
         ("18", "18 eggs per day", True),
-        ("5", "5 million", None),
-        ("5", "5 or 6", None),
+        ("5", "5 million", False),
+        ("5", "5 or 6", False),
         (r"10 \text{ inches}", "10", True),
         ("10 cm", "10 inches", False),
         (r"90^\circ", "90", True),
@@ -77,10 +79,10 @@ def test_the_answer_is_found(text, answer):
         ("7", "", False),
         ("2", "2" * 3000, False),
         ("52_8", "52_9", False),
-        ("52_8", "52_{8}", None),
+        ("52_8", "52_{8}", True),
         ("p - q", "-q + p", None),
-        ("5", "x=5", None),
-        (r"50\%", "0.5", None),
+        ("5", "x=5", True),
+        (r"50\%", "0.5", True),
         ("3 4", "34", None),
         ("1/0", "0", None),
         ("18", "36/2 + 0", None),
@@ -113,7 +115,8 @@ def test_what_takes_no_algebra(gold, given, same):
     ],
 )
 def test_what_takes_algebra(gold, given, same):
-    assert compare(gold, given) == (same, "math-verify")
+    verdict = compare(gold, given)
+    assert verdict.same == same and verdict.how in ("exact", "math-verify")
 
 
 HOSTILE = {
@@ -153,13 +156,17 @@ def test_hostile_text_is_graded_wrong_soon(text, tmp_path, monkeypatch):
     assert time.process_time() - started < 3 and not list(tmp_path.iterdir())
 
 
+# an integral that sympy looks for in vain
+HANGS = {"gold": "x", "given": r"\int \sqrt{x^7+\sin x} dx"}
+
+
 @algebra
 def test_a_hung_comparison_is_killed_and_the_pool_goes_on():
     pool = Pool("math")
     assert pool.ask({"gold": "1/2", "given": "0.5"}) == {"same": True}
     [first] = pool._idle
     started = time.monotonic()
-    assert pool.ask({"gold": "18", "given": "10^{10^{10}}"}, seconds=0.5) is None
+    assert pool.ask(HANGS, seconds=0.5) is None
     # that very process is dead
     assert time.monotonic() - started < 60 and first.poll() is not None and not pool._idle
     assert pool.ask({"gold": "1/2", "given": "0.5"}) == {"same": True}
@@ -170,6 +177,45 @@ def test_a_hung_comparison_is_killed_and_the_pool_goes_on():
     [last] = pool._idle
     pool.close()
     assert last.poll() is not None
+
+
+@algebra
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_others_kill_is_asked_again_and_then_an_error(monkeypatch, sign):
+    pool = Pool("math")
+    monkeypatch.setattr(verify, "_math", pool)
+    exchange, victims = Pool._exchange, []
+
+    def killed_first(worker, job):
+        if len(victims) < deaths:
+            victims.append(worker)
+            worker.send_signal(sign)
+        return exchange(worker, job)
+
+    monkeypatch.setattr(Pool, "_exchange", staticmethod(killed_first))
+    compare.cache_clear()
+    deaths = 1
+    assert grade("x+1", r"\boxed{1+x}").correct and len(victims) == 1
+    deaths = 3
+    with pytest.raises(WorkbenchError, match="was killed from outside, 2 times"):
+        grade("x+2", r"\boxed{2+x}")
+    deaths = 0
+    assert grade("x+2", r"\boxed{2+x}").correct  # nothing wrong was remembered
+    pool.close()
+
+
+@algebra
+def test_a_job_that_breaks_its_process_is_no_error(monkeypatch):
+    pool = Pool("math")
+    exchange = Pool._exchange
+
+    def crashes(worker, job):
+        worker.send_signal(signal.SIGSEGV)
+        return exchange(worker, job)
+
+    monkeypatch.setattr(Pool, "_exchange", staticmethod(crashes))
+    assert pool.ask({"gold": "x", "given": "y"}) == {"error": "SIGSEGV"}
+    pool.close()
 
 
 @algebra
@@ -240,7 +286,7 @@ def test_unreadable_gold_names_its_record():
     for gold in ("18", "1,000", r"\frac{1}{2}", "blue whale", "\u6771", r"x \in [1,2]", "p - q"):
         check_gold("file, line 1", gold)
     for gold in ("}{", r"\frac{}{}", "[", "x" * 3000 + "^2", "?!"):
-        with pytest.raises(WorkbenchError, match="^file, line 7 has the answer .* cannot be read"):
+        with pytest.raises(WorkbenchError, match=r"^file, line 7 has the answer .* cannot be read"):
             check_gold("file, line 7", gold)
 
 
@@ -252,7 +298,7 @@ def test_without_math_verify_numbers_and_words_are_graded_and_the_rest_is_said_o
     )
     check_gold("r", "18"), check_gold("r", "blue whale")
     with pytest.warns(UserWarning, match="math-verify is not installed"):
-        assert compare("18", "x=18") == (False, "no math-verify")
+        assert compare("18", "9+9") == (False, "no math-verify")
     with pytest.raises(
         WorkbenchError, match="r has the answer 'x\\^2', which only math-verify can compare"
     ):
@@ -261,10 +307,10 @@ def test_without_math_verify_numbers_and_words_are_graded_and_the_rest_is_said_o
 
 
 def test_a_process_that_does_not_start_is_one_sentence(monkeypatch):
-    with pytest.raises(WorkbenchError, match="did not start: KeyError: 'no such kind'$"):
+    with pytest.raises(WorkbenchError, match=r"did not start: KeyError: 'no such kind'$"):
         Pool("no such kind").ask({})
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(WorkbenchError, match="did not start: exit status 1$"):
+    with pytest.raises(WorkbenchError, match=r"did not start: exit status 1$"):
         Pool("math").ask({})
 
 
@@ -301,5 +347,5 @@ def test_math500_answers_are_readable_and_equal_themselves_but_not_each_other():
     for gold in golds:
         check_gold("math500", gold)
     assert all(compare(gold, gold) == (True, "exact") for gold in golds)
-    assert not [(a, b) for a, b in zip(golds, golds[1:]) if compare(a, b).same]
+    assert not [(a, b) for a, b in itertools.pairwise(golds) if compare(a, b).same]
     assert all(grade(row["answer"], row["solution"]).correct for row in lines("math500_100.jsonl"))

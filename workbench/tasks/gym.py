@@ -33,9 +33,10 @@ from workbench.tasks.base import FreeText, draw_generated
 from workbench.tasks.loading import INSTALL
 from workbench.tasks.prompts import chat
 from workbench.tasks.verify import final_answer
-from workbench.tasks.verify.answers import TAIL, is_number
+from workbench.tasks.verify.answers import is_number
 from workbench.tasks.verify.expressions import check_scorer, inert
 from workbench.tasks.verify.pool import SECONDS, Pool
+from workbench.tasks.verify.statements import TAIL
 
 ALONE = "\nGive only the final answer."
 ASK = '\nEnd with a line that begins with "Answer:" and gives only the final answer.'

@@ -38,7 +38,8 @@ from workbench.tasks.base import SPLITS, FreeText, check_dials, check_split, dra
 from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, check_text, has_text, read
 from workbench.tasks.prompts import chat
 from workbench.tasks.verify import check_gold, grade
-from workbench.tasks.verify.answers import exact, last_box
+from workbench.tasks.verify.answers import exact
+from workbench.tasks.verify.statements import last_box
 
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
@@ -206,7 +207,7 @@ class Math(FreeText):
         return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        return grade(problem.answer, text)
+        return grade(problem.answer, text, stated_only="\\boxed" in problem.messages[-1]["content"])
 
 
 def _after_hashes(answer: str, solutions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:

@@ -3,8 +3,8 @@
 Every task whose answer is a number, a formula or words grades with this and nothing else.
 
     final_answer(text)    the answer that a solution ends with
-    compare(gold, given)  exactly where that decides; else by math-verify in a process that is
-                          killed after a time limit
+    compare(gold, given)  exactly where that decides; else by algebra in a process that is killed
+                          after a time limit
     grade(gold, text)     both, as a Verdict
 
 math-verify is optional at run time. Numbers and words need none. Where only it could tell, an
@@ -21,8 +21,12 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from workbench.core import Verdict, WorkbenchError
-from workbench.tasks.verify.answers import LONGEST, exact, final_answer, is_number, is_text
+from workbench.tasks.verify.answers import LONGEST, is_number, is_text, same, values
+from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.pool import SECONDS, Pool
+from workbench.tasks.verify.statements import final_answer, final_answers
+
+__all__ = ["check_gold", "compare", "final_answer", "final_answers", "grade"]
 
 NEEDED = "math-verify is not installed (pip install -e '.[data]')"
 
@@ -40,37 +44,51 @@ class Comparison(NamedTuple):
     how: str
 
 
+class _Algebra:
+    """Asks a process about pairs of formulas, and remembers ``how`` it went."""
+
+    how = "exact"
+    left = 200  # of a list's values against another's
+
+    def __call__(self, gold: str, given: str) -> bool:
+        if not find_spec("math_verify"):
+            self.how = "no math-verify"
+            return False
+        if self.how == "killed" or not self.left:  # one is enough
+            return False
+        self.left -= 1
+        reply = _math.ask({"gold": gold, "given": given})
+        self.how = "killed" if reply is None else "math-verify"
+        return bool(reply and reply.get("same"))
+
+
 @functools.lru_cache(maxsize=1 << 14)  # the rollouts of a group give the same few answers
 def compare(gold: str, given: str) -> Comparison:
     """Is ``given`` the same answer as ``gold``?
 
-    Never raises for anything that a model can write.
+    Never raises for anything that a model can write. Raises WorkbenchError when the process that
+    should tell is killed from outside, twice; then nothing is remembered.
     """
-    known = exact(gold, given)
-    if known is not None:
-        return Comparison(known, "exact")
-    if not find_spec("math_verify"):
+    algebra = _Algebra()
+    verdict = same(gold, given, algebra)
+    if algebra.how == "no math-verify":
         warnings.warn(
             f"some answers are not written as the solution has them, and count as wrong: {NEEDED}",
             stacklevel=2,
         )
-        return Comparison(False, "no math-verify")
-    reply = _math.ask({"gold": gold, "given": given})
-    return (
-        Comparison(False, "killed")
-        if reply is None
-        else Comparison(reply.get("same", False), "math-verify")
-    )
+    return Comparison(verdict, algebra.how)
 
 
-def grade(gold: str, text: str) -> Verdict:
+def grade(gold: str, text: str, stated_only: bool = False) -> Verdict:
     """Reward 1 where the text's final answer is ``gold``.
 
-    ``parts``: a comparison that was killed is counted there.
+    ``stated_only``: for prompts that ask for a box; the last number of a text that states no answer
+    is not taken for one. ``parts``: a comparison that was killed is counted there.
     """
-    given = final_answer(text)
-    if not given:
+    answers = final_answers(text, stated_only)
+    if not answers:
         return Verdict(0.0, False, "There is no final answer.")
+    given = " or ".join(reversed(answers))
     same, how = compare(gold, given)
     if same:
         return Verdict(1.0, True)
@@ -90,13 +108,16 @@ def check_gold(where: str, gold: str) -> None:
     """Raises WorkbenchError, naming the record, for a gold answer that nothing could be compared
     with.
     """
-    if is_number(gold) or is_text(gold):
+    if is_text(gold):
         return
-    if not find_spec("math_verify"):
+    parts = values(notation(gold)).parts if len(gold) <= LONGEST else []
+    formulas = [part for part in parts if not (is_number(part) or is_text(part))]
+    if formulas and not find_spec("math_verify"):
         raise WorkbenchError(
             f"{where} has the answer {gold!r}, which only math-verify can compare: {NEEDED}"
         )
-    if len(gold) > LONGEST or not (_math.ask({"gold": gold}) or {}).get("read"):
+    read = [bool((_math.ask({"gold": formula}) or {}).get("read")) for formula in formulas]
+    if not parts or not all(read):
         raise WorkbenchError(
             f"{where} has the answer {gold[:200]!r}, which cannot be read as a number, a "
             "formula or words"

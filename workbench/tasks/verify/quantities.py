@@ -1,0 +1,178 @@
+"""Numbers with their units, read and compared exactly.
+
+The one approximation: a decimal may stand for a fraction without a last digit, such as .333333 for
+1/3, to one part in a million of it.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+from workbench.tasks.verify.units import Unit, read_unit
+
+LONGEST_UNIT = 60  # characters
+LARGEST_EXPONENT = 5000  # of a number that is written out
+APPROXIMATE = Fraction(1, 10**6)  # how far a decimal may be from a number that has no last digit
+
+_SCALES = {
+    "hundred": Fraction(100),
+    "thousand": Fraction(1000),
+    "million": Fraction(10**6),
+    "billion": Fraction(10**9),
+    "trillion": Fraction(10**12),
+    "dozen": Fraction(12),
+    "half": Fraction(1, 2),
+    "halve": Fraction(1, 2),
+    "third": Fraction(1, 3),
+    "quarter": Fraction(1, 4),
+    "fourth": Fraction(1, 4),
+    "fifth": Fraction(1, 5),
+    "sixth": Fraction(1, 6),
+    "seventh": Fraction(1, 7),
+    "eighth": Fraction(1, 8),
+    "ninth": Fraction(1, 9),
+    "tenth": Fraction(1, 10),
+    "hundredth": Fraction(1, 100),
+    "thousandth": Fraction(1, 1000),
+}
+_FRACTION = r"\\frac\{\s*(?P<over>[+-]?\d+)\s*\}\{\s*(?P<under>[+-]?\d+)\s*\}"
+_QUANTITY = re.compile(
+    r"(?P<sign>[+-]?)\s*(?P<money>[$€£¥₹]?)\s*(?P<sign2>-?)"
+    r"(?:(?P<whole>\d+)\s*" + _FRACTION.replace("over", "part").replace("under", "parts") + "|"
+    r"(?P<mixed>\d+) (?P<top>\d+)/(?P<bottom>\d+)|"
+    r"(?P<digits>\d*\.\d*)\\(?:overline|bar)\s*\{(?P<repeating>\d+)\}|"
+    r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(?P<divisor>\d+))?"
+    r"(?:\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d+)\s*\}?|[eE](?P<exponent>[+-]?\d+))?|"
+    + _FRACTION
+    + r"|10\s*\^\s*\{?\s*(?P<ten>[+-]?\d+)\s*\}?)"
+    r"(?:[ -](?P<scale>" + "|".join(_SCALES) + r")s?\b)?(?P<tail>.*)",
+    re.DOTALL,
+)
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_ONES = re.findall(
+    r"\w+",
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen",
+)
+_TENS = re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety")
+NUMBER_WORDS = {word: number for number, word in enumerate(_ONES)}
+NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS, 2)}
+NUMBER_WORDS |= {
+    f"{ten}-{one}": NUMBER_WORDS[ten] + number
+    for ten in _TENS
+    for number, one in enumerate(_ONES[:10])
+}
+_NUMBER_WORD = re.compile(
+    "(" + "|".join(sorted(NUMBER_WORDS, key=len, reverse=True)) + r")(?![a-zA-Z])", re.IGNORECASE
+)
+
+
+class Quantity(NamedTuple):
+    """``decimal``: written with a point, so that it may stand for a number with more digits."""
+
+    value: Fraction
+    unit: Unit
+    decimal: bool = False
+
+
+def quantity(answer: str) -> Quantity | None:
+    """An answer in ``notation`` as a number with its unit; None where it is more than that."""
+    answer = join_thousands(answer)
+    word = _NUMBER_WORD.match(answer)
+    if word:
+        answer = str(NUMBER_WORDS[word[1].lower()]) + answer[word.end() :]
+    match = _QUANTITY.fullmatch(answer)
+    if not match or (match["money"] and match["sign"] and match["sign2"]):
+        return None
+    try:
+        value = _value(match)
+    except (ValueError, ZeroDivisionError):  # more digits than Python reads, 1/0
+        return None
+    if value is None:
+        return None
+    value *= _SCALES.get(match["scale"], 1)
+    unit = _unit(match["money"], match["tail"], abs(value) <= 1)
+    if unit is None:
+        return None
+    negative = "-" in match["sign"] + match["sign2"]
+    return Quantity(-value if negative else value, unit, "." in (match["number"] or ""))
+
+
+def join_thousands(answer: str) -> str:
+    """1,234,567 without its commas."""
+    return _THOUSANDS.sub(lambda digits: digits[0].replace(",", ""), answer)
+
+
+def without_unit(answer: str) -> tuple[str, Unit]:
+    """A formula or a number without the unit that stands behind it."""
+    for blank in re.finditer(r"(?<=[^\s*/+=-]) (?=[a-z$€£¥₹])", answer):
+        tail = answer[blank.end() :]
+        unit = read_unit(tail, False) if len(tail) <= LONGEST_UNIT else None
+        if unit and unit.dimensions:
+            return answer[: blank.start()], unit
+    if answer[:1] in "$€£¥₹" and len(answer) > 1:
+        return answer[1:].strip(), read_unit(answer[0], False) or Unit()
+    return answer, Unit()
+
+
+def _value(match: re.Match) -> Fraction | None:
+    if match["whole"]:
+        return int(match["whole"]) + Fraction(int(match["part"]), int(match["parts"]))
+    if match["mixed"]:
+        return int(match["mixed"]) + Fraction(int(match["top"]), int(match["bottom"]))
+    if match["over"]:
+        return Fraction(int(match["over"]), int(match["under"]))
+    if match["repeating"]:
+        start, block = match["digits"], match["repeating"]
+        places = len(start.partition(".")[2])
+        period = Fraction(int(block), 10**places * (10 ** len(block) - 1))
+        return (Fraction(start + "0") if places or start != "." else Fraction(0)) + period
+    power = int(match["power"] or match["exponent"] or match["ten"] or 0)
+    if abs(power) > LARGEST_EXPONENT:
+        return None
+    value = Fraction(match["number"] or 1) / int(match["divisor"] or 1)
+    return value * Fraction(10) ** power
+
+
+def _unit(money: str, tail: str, counts_one: bool) -> Unit | None:
+    glued = bool(tail) and tail[0].isalpha()
+    tail = tail.strip(" -")
+    if tail.startswith("(") and tail.endswith(")"):
+        tail = tail[1:-1]
+    unit = read_unit(f"{money} {tail}" if money else tail, counts_one)
+    # 5m and 12xy are products
+    if unit is None or (glued and (unit.words or len(re.match("[a-z]+", tail, re.I)[0]) == 1)):
+        return None
+    # "$5 dollars" is one dollar, not a square one
+    if money and any(power == 2 for _, power in unit.dimensions):
+        return read_unit(money, True)
+    return unit
+
+
+def equal_quantities(gold: Quantity, given: Quantity) -> bool:
+    if not gold.unit.agrees(given.unit):
+        return False
+    left, right = gold.value * gold.unit.factor, given.value * given.unit.factor
+    percent = frozenset([("percent", 1)])
+    units = (gold.unit.dimensions, given.unit.dimensions)
+    if not all(units):
+        left, right = gold.value, given.value
+        if percent in units:
+            share, bare = (left, right) if units[0] == percent else (right, left)
+            # the sign is left out where the question asks for per cent, but not of .5
+            return share == 100 * bare or (share == bare and abs(bare) > 1)
+    return left == right or _rounded(left, right, gold.decimal, given.decimal)
+
+
+def _rounded(gold: Fraction, given: Fraction, gold_decimal: bool, given_decimal: bool) -> bool:
+    """Is one of them a decimal that stands for the other, which has no last digit?"""
+    endless = given if gold_decimal else gold
+    rest = endless.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    if gold_decimal == given_decimal or rest == 1:
+        return False
+    return abs(gold - given) <= APPROXIMATE * abs(gold)
