@@ -150,8 +150,11 @@ class TAPO(Method):
         by_problem: dict[str, list] = {group.problem.id: [] for group in groups}
         for construction in constructions:
             by_problem[construction.pair.problem.id].append(construction)
-        wrong_too = self.negatives and not self.sft
-        return [extend(group, by_problem[group.problem.id], wrong_too) for group in groups]
+        return [extend(group, by_problem[group.problem.id], self.takes_wrong) for group in groups]
+
+    @property
+    def takes_wrong(self) -> bool:
+        return self.negatives and not self.sft
 
     def credit(self, groups, learner) -> list[Credit]:
         rollouts = [rollout for group in groups for rollout in split(group)[0]]
