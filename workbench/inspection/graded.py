@@ -14,8 +14,8 @@ from pathlib import Path
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.model.policy import Policy
 from workbench.tasks import loading
+from workbench.tasks.base import chat
 from workbench.tasks.loading import Row, has_text
-from workbench.tasks.prompts import chat
 from workbench.tasks.verify import final_answer
 
 

@@ -190,7 +190,7 @@ class Arithmetic(base.Reprompts):
         solution = solve(expression)
         problem = Problem(
             expression,
-            prompts.chat(expression),
+            base.chat(expression),
             solution.rsplit(ANSWER, 1)[1],
             (solve(expression, self.style),),
             {"split": split_of(expression), "steps": self.steps, "largest": self.largest},

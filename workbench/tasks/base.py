@@ -118,6 +118,12 @@ def line_span(text: str, index: int) -> Step:
 # --- prompts --------------------------------------------------------------------------------------
 
 
+def chat(question: str, system: str = "") -> tuple[Message, ...]:
+    """The plain prompt of a question, under a system message if there is one."""
+    user = {"role": "user", "content": question}
+    return ({"role": "system", "content": system}, user) if system else (user,)
+
+
 class Reprompts:
     """A task that shows solutions, attempts and feedback as SDPO does."""
 

@@ -31,9 +31,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Step, Verdict, WorkbenchError
-from workbench.tasks.base import Reprompts, check_dials, check_split, draw, split_of
+from workbench.tasks.base import Reprompts, chat, check_dials, check_split, draw, split_of
 from workbench.tasks.loading import Row, read
-from workbench.tasks.prompts import chat
 from workbench.tasks.sandbox.outside import Call, Program, Result
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to

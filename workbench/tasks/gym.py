@@ -29,9 +29,8 @@ from typing import Any
 
 from workbench.core import Problem, Verdict, WorkbenchError, coordinates
 from workbench.options import with_options
-from workbench.tasks.base import FreeText, draw_generated
+from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
-from workbench.tasks.prompts import chat
 from workbench.tasks.verify import final_answer
 from workbench.tasks.verify.answers import is_number
 from workbench.tasks.verify.expressions import check_scorer, inert

@@ -34,9 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core import Message, Problem, Verdict, WorkbenchError
-from workbench.tasks.base import SPLITS, FreeText, check_dials, check_split, draw, split_of
+from workbench.tasks.base import SPLITS, FreeText, chat, check_dials, check_split, draw, split_of
 from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, check_text, has_text, read
-from workbench.tasks.prompts import chat
 from workbench.tasks.verify import check_gold, grade
 from workbench.tasks.verify.answers import exact
 from workbench.tasks.verify.statements import last_box

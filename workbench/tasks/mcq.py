@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks.base import FreeText, check_dials, draw, split_of
+from workbench.tasks.base import FreeText, chat, check_dials, draw, split_of
 from workbench.tasks.loading import Row, has_text, read
-from workbench.tasks.prompts import chat
 
 # one split, test; the id and the columns are those that SDPO's own code reads
 SETS = {"sciknoweval": "hicai-zju/SciKnowEval"}

@@ -22,7 +22,7 @@ from random import Random
 from typing import NamedTuple
 
 from workbench.core import Problem, Step, Verdict, WorkbenchError, coordinates
-from workbench.tasks import base, prompts
+from workbench.tasks import base
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.base import line_span, lines
 from workbench.tasks.code import Test, feedback
@@ -147,7 +147,7 @@ class Programs(base.Reprompts):
     def problem(self, question: str) -> Problem:
         solution = "\n".join(right_lines(question))
         split = split_of(question)
-        return Problem(question, prompts.chat(question), "", (solution,), {"split": split})
+        return Problem(question, base.chat(question), "", (solution,), {"split": split})
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split`` (train, validation, test), the same for the same

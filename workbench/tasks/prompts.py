@@ -57,12 +57,6 @@ _SYNTHESIS = re.compile(
 )
 
 
-def chat(question: str, system: str = "") -> tuple[Message, ...]:
-    """The plain prompt of a question, under a system message if there is one."""
-    user = {"role": "user", "content": question}
-    return ({"role": "system", "content": system}, user) if system else (user,)
-
-
 def _append(problem: Problem, extra: str) -> tuple[Message, ...]:
     *before, last = problem.messages
     return (*before, {**last, "content": last["content"] + extra})

@@ -25,9 +25,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks.base import FreeText, check_dials, draw, split_of
+from workbench.tasks.base import FreeText, chat, check_dials, draw, split_of
 from workbench.tasks.loading import Row, has_text, read
-from workbench.tasks.prompts import chat
 
 LONGEST = 100_000  # characters of an attempt that are read
 _DECODER = json.JSONDecoder()
