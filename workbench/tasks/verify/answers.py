@@ -69,7 +69,8 @@ def is_number(answer: str) -> bool:
 _LEADING = re.compile(
     r"(?:is|are|equals?|equal to|exactly|therefore|thus|then|hence|simply|just|indeed|clearly|now"
     r"|approximately|about|around|roughly|probably|maybe|perhaps|possibly|likely|either|both"
-    r"|the|an|(?:the )?(?:final |correct )?answers?(?: is| are)?|it'?s|it is|that is|i\.e\."
+    r"|the|an|there (?:is|are)"
+    r"|(?:the )?(?:final |correct )?answers?(?: is| are)?|it'?s|it is|that is|i\.e\."
     r"|option|choice|letter|\\approx|[=:≈])(?![a-zA-Z])[\s:,]*",
     re.IGNORECASE,
 )
