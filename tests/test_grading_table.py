@@ -975,6 +975,16 @@ TABLE = r"""
 - 4 ¦ k=4, m=5
 + 4 ¦ \text{There are } 4 \text{ solutions}
 
+# second values in what looks like an explanation
++ 5 ¦ 5, because 2 + 3 = 5
++ 5 ¦ 5 as 2 + 3 = 5
+- 5 ¦ 5 as well as 6
+- 5 ¦ 5, as well as 6
+- 5 ¦ 5, which could also be 6
+- 5 ¦ 5 (which may be 6)
+- 5 ¦ 5, since it is 5 or 6
+- 5 ¦ text:The answer is 5, where it might be 6.
+
 # thoughts
 + 4 ¦ text:<think>2+2, \boxed{5}?</think>The answer is 4.
 + 4 ¦ text:First I add, \boxed{5}.⏎</think>⏎The answer is 4.
