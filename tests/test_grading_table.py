@@ -940,6 +940,51 @@ TABLE = r"""
 - 18 ¦ text:less than 18
 - 18 ¦ text:at least 18
 
+# as models write
+- 2\sqrt{3} \text{ m} ¦ 2\sqrt{3} \text{ cm}
++ 2\sqrt{3} \text{ m} ¦ 2\sqrt{3} \text{ m}
++ 2\sqrt{3} \text{ m} ¦ \sqrt{12} \text{ meters}
++ x+y<3 ¦ y+x<3
+- x+y<3 ¦ x+y>3
++ \frac{a}{b} ¦ a/b
++ 12:30 ¦ 12:30
+- 12:30 ¦ 12:31
++ 3:4 ¦ 3 : 4
+- 3:4 ¦ 4:3
++ 5 ¦ \textbf{5}
++ 1 ¦ 1.0
++ 16\pi ¦ 16 \pi \mathrm{~cm}^{3}
++ 16 ¦ 16 \mathrm{~cm}^{3}
++ 16 ¦ 16\mathrm{cm}
++ 16 ¦ 16 \, \text{cm}^{2}
++ 16 ¦ 16 \text{ sq. units}
+- 1.5 ¦ 1,5
++ \frac{5}{3} ¦ 1\frac{2}{3}
++ \frac{5}{3} ¦ 5\div3
++ 1{,}234{,}567 ¦ 1234567
++ \$1,234.56 ¦ 1234.56
++ (3,5) ¦ (3,\,5)
++ x = 3 ¦ x=3.
++ \text{(A)} ¦ \boxed{A}
++ 5 ¦ \text{\$5}
++ 32_{10} ¦ 32_{10}
++ 0.75 ¦ 3/4
++ 2,3 ¦ 2\text{ and }3
++ 2,3 ¦ 2, \text{and } 3
++ k=4 ¦ 4
+- 4 ¦ k=4, m=5
++ 4 ¦ \text{There are } 4 \text{ solutions}
+
+# second values in what looks like an explanation
++ 5 ¦ 5, because 2 + 3 = 5
++ 5 ¦ 5 as 2 + 3 = 5
+- 5 ¦ 5 as well as 6
+- 5 ¦ 5, as well as 6
+- 5 ¦ 5, which could also be 6
+- 5 ¦ 5 (which may be 6)
+- 5 ¦ 5, since it is 5 or 6
+- 5 ¦ text:The answer is 5, where it might be 6.
+
 # thoughts
 + 4 ¦ text:<think>2+2, \boxed{5}?</think>The answer is 4.
 + 4 ¦ text:First I add, \boxed{5}.⏎</think>⏎The answer is 4.

@@ -69,7 +69,8 @@ def is_number(answer: str) -> bool:
 _LEADING = re.compile(
     r"(?:is|are|equals?|equal to|exactly|therefore|thus|then|hence|simply|just|indeed|clearly|now"
     r"|approximately|about|around|roughly|probably|maybe|perhaps|possibly|likely|either|both"
-    r"|the|an|(?:the )?(?:final |correct )?answers?(?: is| are)?|it'?s|it is|that is|i\.e\."
+    r"|the|an|there (?:is|are)"
+    r"|(?:the )?(?:final |correct )?answers?(?: is| are)?|it'?s|it is|that is|i\.e\."
     r"|option|choice|letter|\\approx|[=:≈])(?![a-zA-Z])[\s:,]*",
     re.IGNORECASE,
 )
@@ -82,11 +83,14 @@ _REJECTED_LAST = re.compile(
     r"[\s,;(]+(?:and |but )?(?:not|rather than|instead of|never)\b.*", re.IGNORECASE
 )
 _EXPLANATION = re.compile(
-    r"(?:[\s,;(]+(?:because|since|which|where|as|due to|given that|by the|that is,"
+    r"(?:[\s,;(]+(?:because|since|which|where|as(?! well)|due to|given that|by the|that is,"
     r"|it follows|namely|given by)"
     r"|[,;]\s*(?:i think|i believe|so that|when|obtained|found|after|by|using|from|for)"
     r"|\s+[-\u2014]+\s+(?=[a-zA-Z]{2}))(?![a-zA-Z]).*|\s*\u2014.*",
     re.IGNORECASE,
+)
+_SECOND_VALUE = re.compile(
+    r"\b(?:or|maybe|perhaps|possibly|alternatively|could|might|may|as well)\b[^.]*\d", re.IGNORECASE
 )
 _NEGATED = re.compile(r"(?:not|n't|never|neither|nor|none of)\b", re.IGNORECASE)
 
@@ -95,6 +99,9 @@ def core(answer: str) -> str:
     """What is claimed: without "approximately", "because ..." and the values that it rejects ("not
     4 but 5"); "" where it only rejects.
     """
+    explanation = _EXPLANATION.search(answer)
+    if explanation and _SECOND_VALUE.search(explanation[0]):
+        return ""
     for cut in (_REJECTED_LAST, _EXPLANATION):
         rest = cut.sub("", answer, count=1).strip(" ,;")
         answer = rest if rest and not _NEGATED.match(answer) else answer

@@ -7,82 +7,83 @@ import re
 
 ROW = "\xb6"  # between the rows of a matrix
 _DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-_SIGNS = {
-    "\u2212\u2013\u2012\ufe63\uff0d": "-",
-    "\xa0\u2002\u2003\u2009\u200a\u202f\u2007": "\u2009",
-    "×·⋅∗": "*",
-    "÷": "/",
-    "≈": r"\approx ",
-    "π": r"\pi ",
-    "∞": r"\infty ",
-    "√": r"\sqrt ",
-    "∅": r"\emptyset ",
-    "θ": r"\theta ",
-    "α": r"\alpha ",
-    "β": r"\beta ",
-    "λ": r"\lambda ",
-    "½": r" \frac{1}{2}",
-    "¼": r" \frac{1}{4}",
-    "¾": r" \frac{3}{4}",
-    "⅓": r" \frac{1}{3}",
-    "⅔": r" \frac{2}{3}",
-    "\u2061\u200b\u2062\ufeff": "",
-    "’‘′": "'",
-    "“”": '"',
-    "º": "°",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-}
-_CHARACTERS = str.maketrans({sign: new for signs, new in _SIGNS.items() for sign in signs})
 
-_RULES = [
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (r"(\d*\.\d*?)(\d)\2\2+(?:\.\.\.|…|\\l?dots)", r"\1\\overline{\2}"),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\(?:left|right|middle)(?![a-zA-Z])\.?", ""),
-        (r"\\(?:displaystyle|textstyle|boldsymbol|[Bb]igg?[lrm]?|limits)(?![a-zA-Z])", ""),
-        # thousands
-        (r"(?<![\d.]\d{3})(?<=\d)(?:\{,\}|\{\\,\}|,?\\[!,;: ]|[ ~\u2009'])(?=\d{3}(?!\d))", ""),
-        (r"(?<![\d.,])(\d{1,3})\.(\d{3})\.(\d{3})(?![\d.])", r"\1\2\3"),
-        (
-            r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mathsf|mbox|hbox"
-            r"|operatorname\*?|emph|bf|rm)\s*\{([^{}]*)\}",
-            r" \1 ",
-        ),
-        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree|\\circ(?=\s*$)", "°"),
-        (r"\\(?:leqslant|leqq|leq|le)(?![a-zA-Z])|<=|≤", "≤"),
-        (r"\\(?:geqslant|geqq|geq|ge)(?![a-zA-Z])|>=|≥", "≥"),
-        (r"\\(?:neq|ne)(?![a-zA-Z])|!=|≠", r"\\neq "),
-        (r"\\lt(?![a-zA-Z])", "<"),
-        (r"\\gt(?![a-zA-Z])", ">"),
-        (r"∪|\bU\b(?=\s*[(\[])", r"\\cup "),
-        (r"\\in(?![a-zA-Z])", "∈"),
-        (r"\\pm(?![a-zA-Z])|\+/-|\+-", "±"),
-        (r"\\mp(?![a-zA-Z])", "∓"),
-        (r"\\(?:cdot|times|ast)(?![a-zA-Z])", "*"),
-        (r"\\div(?![a-zA-Z])", "/"),
-        (r"\\(?:lvert|rvert|vert)(?![a-zA-Z])", "|"),
-        (r"\\(?:langle|lparen)(?![a-zA-Z])", "("),
-        (r"\\(?:rangle|rparen)(?![a-zA-Z])", ")"),
-        (r"\\(?:lbrace|\{)", r"\\{"),
-        (r"\\(?:rbrace|\})", r"\\}"),
-        (r"\\(?:varnothing|emptyset)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset"),
-        (r"(?<![a-zA-Z\\])[Ii]nfinity\b", r"\\infty "),
-        (r"(?<![a-zA-Z\\])pi(?![a-zA-Z])", r"\\pi "),
-        (r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\*\*", "^"),
-        (r"(?<=\d)\s*x\s*(?=10\s*\^)", "*"),
-        (r"\\(?:quad|qquad|hspace\{[^{}]*\}|phantom\{[^{}]*\})|\\[!,;:> ]|~|\u2009", " "),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\{[^{}]*\})\s*(\w)", r"\1{\2}"),
-        (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
-        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\%", "%"),
-        (r"\\([#&])", r"\1"),
-    )
-]
+
+def rules(text: str) -> list[tuple[str, str]]:
+    """(what, new) of each line ``what ⇒ new``; ␣ is a blank."""
+    pairs = [line.partition(" ⇒") for line in text.strip().splitlines()]
+    return [(what, new[1:].replace("␣", " ")) for what, _, new in pairs]
+
+
+_SIGNS = """
+−–‒﹣－ ⇒ -
+\u00a0\u2002\u2003\u2009\u200a\u202f\u2007 ⇒ \u2009
+×·⋅∗ ⇒ *
+÷ ⇒ /
+≈ ⇒ \\approx␣
+π ⇒ \\pi␣
+∞ ⇒ \\infty␣
+√ ⇒ \\sqrt␣
+∅ ⇒ \\emptyset␣
+θ ⇒ \\theta␣
+α ⇒ \\alpha␣
+β ⇒ \\beta␣
+λ ⇒ \\lambda␣
+½ ⇒ ␣\\frac{1}{2}
+¼ ⇒ ␣\\frac{1}{4}
+¾ ⇒ ␣\\frac{3}{4}
+⅓ ⇒ ␣\\frac{1}{3}
+⅔ ⇒ ␣\\frac{2}{3}
+\u2061\u200b\u2062\ufeff ⇒
+’‘′ ⇒ '
+“” ⇒ "
+º ⇒ °
+⟨ ⇒ \\langle␣
+⟩ ⇒ \\rangle␣
+"""
+_CHARACTERS = str.maketrans({sign: new for signs, new in rules(_SIGNS) for sign in signs})
+
+_RULES = r"""
+(\d*\.\d*?)(\d)\2\2+(?:\.\.\.|…|\\l?dots) ⇒ \1\\overline{\2}
+\\[dtc]frac ⇒ \\frac
+\\(?:left|right|middle)(?![a-zA-Z])\.? ⇒
+\\(?:displaystyle|textstyle|boldsymbol|[Bb]igg?[lrm]?|limits)(?![a-zA-Z]) ⇒
+(?<![\d.]\d{3})(?<=\d)(?:\{,\}|\{\\,\}|,?\\[!,;: ]|[ ~\u2009'])(?=\d{3}(?!\d)) ⇒
+(?<![\d.,])(\d{1,3})\.(\d{3})\.(\d{3})(?![\d.]) ⇒ \1\2\3
+\\(?:(?:text|math)(?:bf|it|rm|sf|normal)?|[mh]box|operatorname\*?|emph|bf|rm)\s*\{([^{}]*)\} ⇒ ␣\1␣
+\^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree|\\circ(?=\s*$) ⇒ °
+\\(?:leqslant|leqq|leq|le)(?![a-zA-Z])|<=|≤ ⇒ ≤
+\\(?:geqslant|geqq|geq|ge)(?![a-zA-Z])|>=|≥ ⇒ ≥
+\\(?:neq|ne)(?![a-zA-Z])|!=|≠ ⇒ \\neq␣
+\\lt(?![a-zA-Z]) ⇒ <
+\\gt(?![a-zA-Z]) ⇒ >
+∪|\bU\b(?=\s*[(\[]) ⇒ \\cup␣
+\\in(?![a-zA-Z]) ⇒ ∈
+\\pm(?![a-zA-Z])|\+/-|\+- ⇒ ±
+\\mp(?![a-zA-Z]) ⇒ ∓
+\\(?:cdot|times|ast)(?![a-zA-Z]) ⇒ *
+\\div(?![a-zA-Z]) ⇒ /
+\\(?:lvert|rvert|vert)(?![a-zA-Z]) ⇒ |
+\\(?:langle|lparen)(?![a-zA-Z]) ⇒ (
+\\(?:rangle|rparen)(?![a-zA-Z]) ⇒ )
+\\(?:lbrace|\{) ⇒ \\{
+\\(?:rbrace|\}) ⇒ \\}
+\\(?:varnothing|emptyset)(?![a-zA-Z])|\\\{\s*\\\} ⇒ \\emptyset
+(?<![a-zA-Z\\])[Ii]nfinity\b ⇒ \\infty␣
+(?<![a-zA-Z\\])pi(?![a-zA-Z]) ⇒ \\pi␣
+(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\) ⇒ \\sqrt{\1}
+\*\* ⇒ ^
+(?<=\d)\s*x\s*(?=10\s*\^) ⇒ *
+\\(?:quad|qquad|hspace\{[^{}]*\}|phantom\{[^{}]*\})|\\[!,;:> ]|~|\u2009 ⇒ ␣
+\\frac\s*(\d)\s*(\d) ⇒ \\frac{\1}{\2}
+\\frac\s*(\d)\s*\{ ⇒ \\frac{\1}{
+(\\frac\{[^{}]*\})\s*(\w) ⇒ \1{\2}
+\\sqrt\s*(\w) ⇒ \\sqrt{\1}
+\\sqrt\s*\(([^()]*)\) ⇒ \\sqrt{\1}
+\\% ⇒ %
+\\([#&]) ⇒ \1
+"""
+_REWRITES = [(re.compile(pattern), new) for pattern, new in rules(_RULES)]
 _BARE_FRACTION = re.compile(r"(\\frac)\s*(?:\{\s*([^{}]*?)\s*\})\s*(?:\{\s*([^{}]*?)\s*\})")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
 
@@ -94,7 +95,7 @@ def notation(answer: str) -> str:
     answer = re.sub(r"\\\\(?:\[[^\]]*\])?", ROW, answer)
     answer = _SUPERSCRIPT.sub(lambda digits: f"^{{{digits[0].translate(_DIGITS)}}}", answer)
     answer = answer.translate(_CHARACTERS)
-    for pattern, new in _RULES:
+    for pattern, new in _REWRITES:
         answer = pattern.sub(new, answer)
     answer = re.sub(r"(?<!\\)\\[()\[\]]", " ", answer)
     # \$ is money; $ too where it has no other to close it

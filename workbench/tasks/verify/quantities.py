@@ -10,33 +10,38 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from workbench.tasks.verify.notation import rules
 from workbench.tasks.verify.units import Unit, read_unit
 
 LONGEST_UNIT = 60  # characters
 LARGEST_EXPONENT = 5000  # of a number that is written out
 APPROXIMATE = Fraction(1, 10**6)  # how far a decimal may be from a number that has no last digit
 
-_SCALES = {
-    "hundred": Fraction(100),
-    "thousand": Fraction(1000),
-    "million": Fraction(10**6),
-    "billion": Fraction(10**9),
-    "trillion": Fraction(10**12),
-    "dozen": Fraction(12),
-    "half": Fraction(1, 2),
-    "halve": Fraction(1, 2),
-    "third": Fraction(1, 3),
-    "quarter": Fraction(1, 4),
-    "fourth": Fraction(1, 4),
-    "fifth": Fraction(1, 5),
-    "sixth": Fraction(1, 6),
-    "seventh": Fraction(1, 7),
-    "eighth": Fraction(1, 8),
-    "ninth": Fraction(1, 9),
-    "tenth": Fraction(1, 10),
-    "hundredth": Fraction(1, 100),
-    "thousandth": Fraction(1, 1000),
-}
+_SCALES = dict(
+    rules(
+        """
+hundred ⇒ 100
+thousand ⇒ 1000
+million ⇒ 1000000
+billion ⇒ 1000000000
+trillion ⇒ 1000000000000
+dozen ⇒ 12
+half ⇒ 1/2
+halve ⇒ 1/2
+third ⇒ 1/3
+quarter ⇒ 1/4
+fourth ⇒ 1/4
+fifth ⇒ 1/5
+sixth ⇒ 1/6
+seventh ⇒ 1/7
+eighth ⇒ 1/8
+ninth ⇒ 1/9
+tenth ⇒ 1/10
+hundredth ⇒ 1/100
+thousandth ⇒ 1/1000
+"""
+    )
+)
 _FRACTION = r"\\frac\{\s*(?P<over>[+-]?\d+)\s*\}\{\s*(?P<under>[+-]?\d+)\s*\}"
 _QUANTITY = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<money>[$€£¥₹]?)\s*(?P<sign2>-?)"
@@ -92,7 +97,7 @@ def quantity(answer: str) -> Quantity | None:
         return None
     if value is None:
         return None
-    value *= _SCALES.get(match["scale"], 1)
+    value *= Fraction(_SCALES.get(match["scale"], 1))
     unit = _unit(match["money"], match["tail"], abs(value) <= 1)
     if unit is None:
         return None

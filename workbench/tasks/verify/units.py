@@ -7,42 +7,43 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-# Per dimension: the names of each unit, and how many of the dimension's first unit it is.
-_TABLE = {
-    "length": "m meter metre 1; km kilometer kilometre 1000; cm centimeter centimetre 1/100; "
-    "mm millimeter millimetre 1/1000; in inch inche 127/5000; ft foot feet 381/1250; "
-    "yd yard 1143/1250; mi mile 201168/125; nm nanometer 1/1000000000; μm micrometer 1/1000000",
-    "mass": "g gram gramme 1; kg kilogram kilo 1000; mg milligram 1/1000; tonne 1000000; "
-    "lb pound 45359237/100000; oz ounce 45359237/1600000; ton 45359237/50",
-    "time": "s sec second 1; ms millisecond 1/1000; min minute 60; h hr hour 3600; day 86400; "
-    "week 604800",
-    "years": "month 1; yr year 12; decade 120; century centurie 1200",
-    "volume": "l liter litre 1; ml milliliter millilitre 1/1000; cl centiliter 1/100",
-    "capacity": "gal gallon 1; qt quart 1/4; pt pint 1/8; cup 1/16; tablespoon tbsp 1/256; "
-    "teaspoon tsp 1/768",
-    "dollar": "$ dollar usd buck 1; ¢ cent 1/100",
-    "euro": "€ euro eur 1",
-    "sterling": "£ gbp 1",
-    "yen": "¥ yen jpy 1",
-    "rupee": "₹ rupee inr 1",
-    "angle": "° degree deg 1",
-    "radian": "radian rad 1",
-    "celsius": "celsius 1",
-    "fahrenheit": "fahrenheit 1",
-    "kelvin": "kelvin 1",
-    "percent": "% percent percentage pct 1",
-    "force": "newton 1",
-    "energy": "joule 1; kj kilojoule 1000; kwh 3600000",
-    "calories": "calorie cal 1; kcal kilocalorie 1000",
-    "power": "watt 1; kw kilowatt 1000",
-    "voltage": "volt 1",
-    "current": "ampere amp 1",
-    "frequency": "hz hertz 1; khz kilohertz 1000; mhz megahertz 1000000",
-    "pressure": "pascal 1; kpa kilopascal 1000",
-    "amount": "mol mole 1",
-    "data": "byte 1; kb kilobyte 1000; mb megabyte 1000000; gb gigabyte 1000000000",
-    "unit": "unit 1",
-}
+from workbench.tasks.verify.notation import rules
+
+# Of a dimension: the names of each unit, and how many of the dimension's first unit it is.
+_TABLE = """
+length: m meter metre 1; km kilometer kilometre 1000; cm centimeter centimetre 1/100
+length: mm millimeter millimetre 1/1000; in inch inche 127/5000; ft foot feet 381/1250
+length: yd yard 1143/1250; mi mile 201168/125; nm nanometer 1/1000000000; μm micrometer 1/1000000
+mass: g gram gramme 1; kg kilogram kilo 1000; mg milligram 1/1000; tonne 1000000
+mass: lb pound 45359237/100000; oz ounce 45359237/1600000; ton 45359237/50
+time: s sec second 1; ms millisecond 1/1000; min minute 60; h hr hour 3600; day 86400; week 604800
+years: month 1; yr year 12; decade 120; century centurie 1200
+volume: l liter litre 1; ml milliliter millilitre 1/1000; cl centiliter 1/100
+capacity: gal gallon 1; qt quart 1/4; pt pint 1/8; cup 1/16; tablespoon tbsp 1/256
+capacity: teaspoon tsp 1/768
+dollar: $ dollar usd buck 1; ¢ cent 1/100
+euro: € euro eur 1
+sterling: £ gbp 1
+yen: ¥ yen jpy 1
+rupee: ₹ rupee inr 1
+angle: ° degree deg 1
+radian: radian rad 1
+celsius: celsius 1
+fahrenheit: fahrenheit 1
+kelvin: kelvin 1
+percent: % percent percentage pct 1
+force: newton 1
+energy: joule 1; kj kilojoule 1000; kwh 3600000
+calories: calorie cal 1; kcal kilocalorie 1000
+power: watt 1; kw kilowatt 1000
+voltage: volt 1
+current: ampere amp 1
+frequency: hz hertz 1; khz kilohertz 1000; mhz megahertz 1000000
+pressure: pascal 1; kpa kilopascal 1000
+amount: mol mole 1
+data: byte 1; kb kilobyte 1000; mb megabyte 1000000; gb gigabyte 1000000000
+unit: unit 1
+"""
 CURRENCY = frozenset(["dollar", "euro", "sterling", "yen", "rupee"])
 
 
@@ -52,7 +53,8 @@ def words(text: str) -> frozenset[str]:
 
 def _names() -> dict[str, tuple[str, Fraction]]:
     names = {}
-    for dimension, units in _TABLE.items():
+    for line in _TABLE.strip().splitlines():
+        dimension, _, units = line.partition(": ")
         for unit in units.split("; "):
             *spellings, factor = unit.split()
             names.update(dict.fromkeys(spellings, (dimension, Fraction(factor))))
@@ -60,27 +62,23 @@ def _names() -> dict[str, tuple[str, Fraction]]:
 
 
 _UNITS = _names()
-_SPELLED_OUT = (
-    (re.compile(r"\bmph\b"), "mile/h"),
-    (re.compile(r"\b(?:kph|kmh)\b"), "km/h"),
-    (re.compile(r"(?:°|\bdegrees?)\s*(?:c|celsius)\b"), "celsius"),
-    (re.compile(r"(?:°|\bdegrees?)\s*(?:f|fahrenheit)\b"), "fahrenheit"),
-    (re.compile(r"\bper\s*cent\b|\bpercentage points?\b"), "percent"),
-    (re.compile(r"\b(?:sq|square)\.?\s+([a-z]+)"), r"\1^2"),
-    (re.compile(r"\b(?:cu|cubic)\.?\s+([a-z]+)"), r"\1^3"),
-    (re.compile(r"(?<![a-z])([kcmd]?m)([23])(?!\w)"), r"\1^\2"),
-    (re.compile(r"([a-z]) squared\b"), r"\1^2"),
-    (re.compile(r"([a-z]) cubed\b"), r"\1^3"),
-    (re.compile(r"\bpounds sterling\b"), "gbp"),
-    (re.compile(r"\bper\b|\ban?\s+(?=[a-z]{2})|\bfor (?:each|every)\b"), "/"),
-    (
-        re.compile(
-            r"\b(?:in total|in all|altogether|total|left|remaining|each|apiece|exactly|long|tall"
-            r"|wide|high|deep|old|away|apart|more|now|worth of|the)\b"
-        ),
-        "",
-    ),
-)
+_SPELLED_OUT = r"""
+\bmph\b ⇒ mile/h
+\b(?:kph|kmh)\b ⇒ km/h
+(?:°|\bdegrees?)\s*(?:c|celsius)\b ⇒ celsius
+(?:°|\bdegrees?)\s*(?:f|fahrenheit)\b ⇒ fahrenheit
+\bper\s*cent\b|\bpercentage points?\b ⇒ percent
+\b(?:sq|square)\.?\s+([a-z]+) ⇒ \1^2
+\b(?:cu|cubic)\.?\s+([a-z]+) ⇒ \1^3
+(?<![a-z])([kcmd]?m)([23])(?!\w) ⇒ \1^\2
+([a-z]) squared\b ⇒ \1^2
+([a-z]) cubed\b ⇒ \1^3
+\bpounds sterling\b ⇒ gbp
+\bper\b|\ban?\s+(?=[a-z]{2})|\bfor (?:each|every)\b ⇒ /
+\b(?:in total|in all|altogether|total|left|remaining|each|apiece|exactly|long)\b ⇒
+\b(?:tall|wide|high|deep|old|away|apart|more|now|worth of|the)\b ⇒
+"""
+_SPELLING = [(re.compile(pattern), new) for pattern, new in rules(_SPELLED_OUT)]
 _TOKEN = re.compile(r"([^\W\d_]+|[%°$€£¥₹¢])\.?(?:\s*\^\s*\{?\s*(-?\d)\s*\}?)?|([/*])|[\s-]+")
 # These make another number of it, or no number at all.
 _CHANGES = words(
@@ -120,7 +118,7 @@ def read_unit(tail: str, counts_one: bool) -> Unit | None:
     ``counts_one``: the number is no more than one, so that one names things in the singular.
     """
     tail = tail.lower().strip()
-    for pattern, short in _SPELLED_OUT:
+    for pattern, short in _SPELLING:
         tail = pattern.sub(short, tail)
     powers: Counter[str] = Counter()
     factor, sign, end = Fraction(1), 1, 0
