@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "workbench"
 # Each may import only from those before it.
 ORDER = (
-    *("paths", "core", "losses", "options", "spans", "records"),
+    *("paths", "core", "losses", "options", "spans", "thoughts", "records"),
     *("model", "tasks", "rollouts", "methods", "evaluation", "training"),
     *("inspection", "corrections", "viz", "studies", "app"),
 )
@@ -31,7 +31,7 @@ STUDENT = {
     "training",
 }
 FUNCTION, FILE = 40, 350  # code lines
-STATEMENTS, STUDENT_STATEMENTS = 8000, 3200
+STATEMENTS, STUDENT_STATEMENTS = 10200, 3350
 
 
 def modules(package: Path) -> dict[str, ast.Module]:

@@ -30,7 +30,10 @@ QUESTIONS = "".join(
 @pytest.fixture
 def files(tmp_path):
     """What the words of a test's command line stand for."""
-    question = lambda **more: json.dumps({"question": "1+1", "answer": "2", **more})  # noqa: E731
+
+    def question(**more):
+        return json.dumps({"question": "1+1", "answer": "2", **more})
+
     texts = {
         "good": QUESTIONS,
         "empty": "",

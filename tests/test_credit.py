@@ -77,7 +77,9 @@ def test_few_are_picked_the_shared_ones_and_one_addition():
 
 
 def test_a_column_for_each_method_with_every_token(found):
-    decode = lambda token: toys.tiny_policy().tokenizer.decode([token])  # noqa: E731
+    def decode(token):
+        return toys.tiny_policy().tokenizer.decode([token])
+
     kept = comparable_rollouts({name: found[name] for name in ("SFT", "TRAPO")})
     narrow = credit_columns(
         {name: (way.group, way.credit) for name, way in kept.items()}, decode, width=12

@@ -30,7 +30,10 @@ def chunked(request, monkeypatch):
 
 def draw(n=7, d=5, e=4, v=11, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    make = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64) * 1.5  # noqa: E731
+
+    def make(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64) * 1.5
+
     return (
         make(n, d),
         make(v, d),
@@ -50,7 +53,10 @@ def of(pi, q, a, target=0, **how):
 def textbook(log_p, log_q, a):
     """From probabilities, one category a column."""
     p, q = log_p.exp(), log_q.exp()
-    kl = lambda x, y: (x * (x / y).log()).sum(-1)  # noqa: E731
+
+    def kl(x, y):
+        return (x * (x / y).log()).sum(-1)
+
     m = (1 - a) * p + a * q
     return kl(p, q) if a == 1 else kl(q, p) if a == 0 else (1 - a) * kl(p, m) + a * kl(q, m)
 

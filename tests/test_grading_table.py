@@ -4,7 +4,8 @@ A row is ``+ gold ¦ given`` (the same answer) or ``- gold ¦ given`` (another o
 stands in the text's \boxed{...}; after ``text:`` it is the whole text, with ⏎ for a line break.
 """
 
-# ruff: noqa: E501, RUF001  (rows are not wrapped, and some are about signs that look alike)
+# ruff: noqa: E501  (rows are not wrapped)
+
 from __future__ import annotations
 
 import time

@@ -131,7 +131,10 @@ def test_cut_by_hand(tiny_policy):
     # one token a character, "Answer " one: lines of 10, 11, 10 tokens with their breaks, then 4 and
     # the end: 36
     assert len(expert.completion_ids) == 36
-    at = lambda ratio, reach=0.3: prefix_length(expert, tiny_policy.decode, ratio, reach)  # noqa: E731
+
+    def at(ratio, reach=0.3):
+        return prefix_length(expert, tiny_policy.decode, ratio, reach)
+
     assert at(0.0) == 0 and at(1.0) == 36
     assert at(0.2) == 10  # 7 tokens, on to the end of line 1; within .5 * 36 = 18
     assert at(0.5) == 21  # 18, on to the end of line 2; within 28.8

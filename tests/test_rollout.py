@@ -240,5 +240,8 @@ def test_temperature_changes_the_draw_and_not_the_recorded_logprobs():
     hot, cold = (generate(policy, PROMPTS, SEEDS, max_new=12, temperature=t) for t in (1.5, 0.3))
     assert_agrees(policy, PROMPTS, hot)
     assert_agrees(policy, PROMPTS, cold)
-    mean = lambda groups: np.mean([x for group in groups for s in group for x in s.logprobs])  # noqa: E731
+
+    def mean(groups):
+        return np.mean([x for group in groups for s in group for x in s.logprobs])
+
     assert mean(cold) > mean(hot)

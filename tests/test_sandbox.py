@@ -4,6 +4,7 @@ nothing of them is left, and nothing hangs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -133,7 +134,8 @@ def f(n):
     with open("notes", "w") as file:
         file.write("x" * n)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        return sum(pool.map(lambda i: len(open("notes").read()), range(3))) + asyncio.run(later(Point(n)))
+        sizes = pool.map(lambda i: len(open("notes").read()), range(3))
+        return sum(sizes) + asyncio.run(later(Point(n)))
 async def later(point):
     return int(fractions.Fraction(point.x))
 """
@@ -482,7 +484,8 @@ class I(int):
 class L(list):
     __iter__ = lambda self: iter([42])
 def f(x):
-    return [S('no'), I(7), L([1]), Counter('aab'), namedtuple('P', 'x y')(1, 2), {1, 2}, frozenset((3,)), True, float('inf')]
+    return [S('no'), I(7), L([1]), Counter('aab'), namedtuple('P', 'x y')(1, 2), {1, 2},
+            frozenset((3,)), True, float('inf')]
 """
     got = value(source, 1).value
     assert got == [
@@ -556,10 +559,8 @@ def processes_in(folder: str) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
+            with contextlib.suppress(OSError):
                 found += [int(entry.name)] if os.readlink(entry / "cwd").startswith(folder) else []
-            except OSError:
-                pass
     return found
 
 
@@ -622,7 +623,8 @@ def test_a_fork_bomb_is_over_when_its_time_is(without):
 def test_a_program_dies_with_the_process_that_started_it():
     script = """
 from workbench.tasks.sandbox.outside import Call, Program
-program = Program('import os\\ndef f(): return os.getcwd()\\ndef g():\\n    while True: pass', seconds=600)
+source = 'import os\\ndef f(): return os.getcwd()\\ndef g():\\n    while True: pass'
+program = Program(source, seconds=600)
 print(program.call(Call('f')).value, flush=True)
 program.call(Call('g'))
 """

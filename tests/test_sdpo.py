@@ -875,7 +875,10 @@ def trl(student, teacher, old, sampler, mask, a, k, cap):
 def test_value_and_gradient_equal_other_implementations(oracle, a, k):
     generator = torch.Generator().manual_seed(7)
     lengths, v = [4, 7, 1, 5], 23
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     shift_old, shift_sampler = 0.6 * draw(4, 7), 0.6 * draw(4, 7)
     batch, _ = given(lengths, kl=[1, 1, 0, 1])
     student, teacher = 1.5 * draw(4, 7, v), 1.5 * draw(4, 7, v)
@@ -1000,7 +1003,9 @@ def test_the_adapters_product_follows_at_the_rate_of_the_ema():
             if "lora_A" in n
         ]
 
-    norm = lambda parts: float(sum(p.square().sum() for p in parts)) ** 0.5  # noqa: E731
+    def norm(parts):
+        return float(sum(p.square().sum() for p in parts)) ** 0.5
+
     exact = [torch.zeros_like(p) for p in products("default")]  # B = 0 at the start
     for step in range(8):
         update(

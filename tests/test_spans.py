@@ -71,7 +71,10 @@ def test_steps_are_those_of_the_arithmetic_checker():
 )
 def test_tokens_begin_where_their_characters_begin(text):
     tok = byte_level()
-    decode = lambda ids: tok.decode(list(ids), skip_special_tokens=False)  # noqa: E731
+
+    def decode(ids):
+        return tok.decode(list(ids), skip_special_tokens=False)
+
     encoding = tok.encode(text)
     # The tokenizer's own offsets: a token of a part of a character begins where the character does.
     assert token_starts(decode, encoding.ids) == [start for start, _ in encoding.offsets]

@@ -768,7 +768,10 @@ def test_cold_start_lessons_and_training(tiny_policy, monkeypatch, tmp_path):
         made.problems("validation", 3, 0) == ARITHMETIC.problems("validation", 3, 0)
         and len(made.problems("train", 8, 0)) == 8
     )
-    count = lambda text: len(tiny_policy.completion_ids(text))  # noqa: E731
+
+    def count(text):
+        return len(tiny_policy.completion_ids(text))
+
     written = (
         2 * count(RIGHT)
         + 4 * count(WRONG)

@@ -28,9 +28,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 def pass_at_k_bootstrap(n: int, correct: int, k: int) -> float:
     """The chance that one of k draws *with replacement* from n samples is right.
 
-    1 - (1 - c/n)^k, c of them correct. What bootstrapped pass@k (verl, and with it SCOPE's code) comes to when it is
-    drawn often enough. Below the unbiased ``pass_at_k`` wherever 0 < c < n and k > 1: a draw may
-    repeat.
+    1 - (1 - c/n)^k, c of them correct. What bootstrapped pass@k (verl, and with it SCOPE's code)
+    comes to when it is drawn often enough. Below the unbiased ``pass_at_k`` wherever 0 < c < n and
+    k > 1: a draw may repeat.
     """
     if k < 1 or n < 1:
         raise ValueError(f"pass@{k} from {n} samples is not defined")

@@ -28,6 +28,7 @@ import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
 from workbench.losses import clipped, k3, standardize
+from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
 
 
@@ -46,12 +47,7 @@ class GRPO(Method):
             raise WorkbenchError(
                 f"GRPO compares the rollouts of a group: k must be 2 or more, not {self.k}"
             )
-        if self.scale not in ("std", "none") or self.aggregate not in (
-            "token",
-            "sequence",
-            "constant",
-        ):
-            raise WorkbenchError("GRPO takes scale=std|none and aggregate=token|sequence|constant")
+        check_choices(self)
         if not (
             0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1
         ):

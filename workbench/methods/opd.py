@@ -38,6 +38,7 @@ from workbench.core import Batch, Credit, Distil, Loss, Method, Rollout, Scores,
 from workbench.losses import ratio
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
+from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
 
 
@@ -50,16 +51,9 @@ class OPD(Method):
     top_k: int = 100  # tokens compared one by one, in logit form; 0: all
 
     def __post_init__(self):
-        if (
-            self.k < 1
-            or self.top_k < 0
-            or self.teacher not in ("expert", "reference")
-            or self.form not in ("token", "logit")
-        ):
-            raise WorkbenchError(
-                "OPD takes k of 1 or more, teacher=expert|reference, form=token|logit and "
-                "top_k of 0 or more"
-            )
+        check_choices(self)
+        if self.k < 1 or self.top_k < 0:
+            raise WorkbenchError("OPD takes k of 1 or more, and top_k of 0 or more")
 
     @property
     def needs_expert(self) -> bool:

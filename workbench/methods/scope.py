@@ -56,6 +56,7 @@ from workbench.core import (
 from workbench.losses import ratio
 from workbench.methods.opd import require_teacher, teacher_logprobs
 from workbench.model.batch import rescore
+from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
 
 POWERS = {"high": 1.0, "low": -1.0, "uniform": 0.0}
@@ -73,20 +74,11 @@ class SCOPE(Method):
     teacher: Literal["expert", "reference"] = "expert"
 
     def __post_init__(self):
-        if (
-            self.k < 1
-            or not self.tau > 0
-            or self.normalise not in ("code", "paper")
-            or self.teacher not in ("expert", "reference")
-        ):
-            raise WorkbenchError(
-                "SCOPE takes k of 1 or more, tau above 0, normalise=code|paper and "
-                "teacher=expert|reference"
-            )
-        if {self.correct, self.wrong} - {*POWERS, "off"} or self.correct == self.wrong == "off":
-            raise WorkbenchError(
-                "SCOPE takes correct and wrong of high|low|uniform|off, and not both off"
-            )
+        check_choices(self)
+        if self.k < 1 or not self.tau > 0:
+            raise WorkbenchError("SCOPE takes k of 1 or more, and tau above 0")
+        if self.correct == self.wrong == "off":
+            raise WorkbenchError("SCOPE takes correct and wrong of which one is not off")
 
     @property
     def needs_expert(self) -> bool:

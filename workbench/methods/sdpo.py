@@ -49,10 +49,9 @@ OPSD is SDPO(teacher="frozen", demonstration="reference").
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
@@ -70,8 +69,10 @@ from workbench.core import (
     coordinates,
 )
 from workbench.methods.grpo import GRPO
+from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks.prompts import reprompt
+from workbench.thoughts import said_aloud
 
 Form = Literal["logit", "token", "sequence"]
 Teacher = Literal["ema", "mixed", "frozen", "live"]
@@ -80,7 +81,6 @@ Feedback = Literal["fallback", "always", "never"]
 Aggregate = Literal["token", "sequence"]
 WEIGHTS = {"ema": "teacher", "mixed": "mixed", "frozen": "reference", "live": "policy"}
 BASELINE = GRPO(scale="none", eps_lo=0.2, eps_hi=0.28)  # the paper's GRPO
-THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,7 @@ class SDPO(Method):
     teacher_prompt_growth = 1  # the demonstration
 
     def __post_init__(self):
-        for name, kind in (
-            ("form", Form),
-            ("teacher", Teacher),
-            ("demonstration", Demonstration),
-            ("feedback", Feedback),
-            ("aggregate", Aggregate),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise WorkbenchError(
-                    f"SDPO takes {name}={'|'.join(get_args(kind))}, not {getattr(self, name)}"
-                )
+        check_choices(self)
         if not (self.k >= 1 and self.top_k >= 0 and self.cap > 0 and self.advantage_clip > 0):
             raise WorkbenchError(
                 "SDPO takes k of 1 or more, top_k of 0 or more, and cap and advantage_clip above 0"
@@ -147,7 +137,7 @@ class SDPO(Method):
         texts = self._demonstrations(group, i)
         group_texts = [r.text for r in group.rollouts]
         draw = Random(coordinates("demonstration", group.problem.id, i, *group_texts))
-        demonstration = _unless_blank(THOUGHT.sub("", draw.choice(texts))) if texts else ""
+        demonstration = _unless_blank(said_aloud(draw.choice(texts))) if texts else ""
         if self.feedback == "always" or (self.feedback == "fallback" and not demonstration):
             return demonstration, _unless_blank(rollout.verdict.feedback)
         return demonstration, ""

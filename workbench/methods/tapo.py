@@ -57,8 +57,8 @@ import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
 from workbench.methods.grpo import GRPO
+from workbench.options import check_choices
 from workbench.rollouts.reconstructions import (
-    PREFIXES,
     construct,
     copied,
     eligible,
@@ -111,8 +111,7 @@ class TAPO(Method):
 
     def __post_init__(self):
         _ = self.grpo  # its own checks
-        if self.prefix not in PREFIXES:
-            raise WorkbenchError(f"TAPO takes prefix={'|'.join(PREFIXES)}")
+        check_choices(self)
         if self.beta:
             raise WorkbenchError("TAPO has no KL term: beta must be 0")
         if min(self.n_pos, self.n_neg, self.m_max) < 1 or self.lam < 0:

@@ -58,6 +58,7 @@ from workbench.core import (
 )
 from workbench.losses import ratio, shaped, trsft
 from workbench.model.policy import Policy
+from workbench.options import check_choices
 from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout, prefix_length
 
 
@@ -96,15 +97,7 @@ class TRAPO(Method):
     takes_wrong = False
 
     def __post_init__(self):
-        if (
-            self.preset not in PRESETS
-            or self.prefix not in ("trsft", "sft", "luffy", "none")
-            or self.shared not in ("once", "every")
-        ):
-            raise WorkbenchError(
-                "TRAPO takes preset=paper|released-code, prefix=trsft|sft|luffy|none and "
-                "shared=once|every"
-            )
+        check_choices(self)
         if not (
             0 <= self.alpha <= 1 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1
         ):

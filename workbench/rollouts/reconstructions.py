@@ -33,6 +33,7 @@ from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
 from workbench.spans import common_prefix, shared_steps, split_steps, step_texts
 from workbench.tasks.prompts import LEAKS, TAGS, parse_synthesis
+from workbench.thoughts import said_aloud
 
 REASONS = ("truncated", "unparsed", "injected", "long")
 PREFIXES = ("free", "masked", "spliced", "none")
@@ -190,7 +191,7 @@ def _read(
 ) -> Construction:
     """Parse, check, tokenise as a reply to the plain prompt, grade."""
     drop = partial(Construction, pair, output, written)
-    said = output.rpartition("</think>")[2]  # a reasoning model's thoughts are not the output
+    said = said_aloud(output)
     parsed = ("", said.strip("\n")) if whole and said.strip() else parse_synthesis(said)
     if dropped or parsed is None:
         return drop(dropped=dropped or "unparsed")

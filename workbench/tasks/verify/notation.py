@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001  (signs that look like others are what this file is about)
 """One way of writing for the many that mean the same: LaTeX, plain text and Unicode."""
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The inside of ``pool.Pool``: a process that reads jobs, a JSON object a line, and answers each
-with a line.
+"""The inside of ``pool.Pool``: a process that reads jobs and answers each, a JSON object a line.
 
-Some of reasoning-gym's scorers evaluate a model's text as Python; ``expressions.py`` lets only inert
-text reach those. Should more get through, then where the system has seccomp (Linux on x86-64 or
-ARM64) the process can start nothing, reach no network, signal nobody and write no file before it
+Some of reasoning-gym's scorers evaluate a model's text as Python; ``expressions.py`` lets only
+inert text reach those. Should more get through, then where the system has seccomp (Linux on x86-64
+or ARM64) the process can start nothing, reach no network, signal nobody and write no file before it
 reads its first job; what it says is a number, with its job's own.
 """
 
