@@ -14,10 +14,11 @@ import tiny
 import torch
 import toys
 
+from workbench import methods
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.inspection import readings
 from workbench.inspection.readings import inspect_group, token_stats
-from workbench.methods import find, names, sdpo
+from workbench.methods import find, sdpo
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
@@ -214,7 +215,7 @@ def recorded(policy) -> dict[str, Group]:
     }
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list(methods.METHODS))
 def test_every_method_paints_every_recorded_group_or_says_what_it_needs(name, tiny_policy):
     method, learner = find(name)(), Learner(tiny_policy, expert=toys.tiny_policy(seed=1))
     for kind, group in recorded(tiny_policy).items():

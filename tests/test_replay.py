@@ -214,7 +214,7 @@ def test_corrections_of_another_tokenizer_are_refused(path, tiny_policy):
 
 def replace_tokenizer(policy):
     from test_graded import chat
-    from test_steps import byte_level
+    from test_spans import byte_level
 
     return type(policy)(None, chat(byte_level()), "other")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.methods import find, names
+from workbench import methods
+from workbench.methods import find
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.records import read_run
@@ -67,7 +68,7 @@ def test_it_is_the_model_that_it_says(task):
     assert "Paris" in policy.decode(sample.ids) and policy.base.num_parameters() == 134_515_008
 
 
-@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize("method", list(methods.METHODS))
 def test_every_method_takes_a_step(method, task, tmp_path):
     """One step of LoRA each: finite numbers, sampler and trainer agree in fp32, and the adapter
     loads in plain transformers with equal logits.

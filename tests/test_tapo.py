@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import toys
-from workbench.tasks.file import File
 
 from workbench.core import Group, Rollout, Scores, Verdict, WorkbenchError
 from workbench.methods import find
@@ -33,6 +32,7 @@ from workbench.rollouts.reconstructions import (
 )
 from workbench.rollouts.sampling import Sample
 from workbench.tasks.arithmetic import Arithmetic
+from workbench.tasks.base import FreeText
 from workbench.tasks.prompts import synthesis as short_form
 from workbench.training.cold_start import ColdStartConfig, cold_start, lessons
 from workbench.training.run import TrainConfig
@@ -570,7 +570,7 @@ def test_spliced_prefix_is_the_wrong_rollout_verbatim_through_its_first_error(ti
 
 def test_failure_point_without_the_tasks_truth_is_the_first_step_that_differs(tiny_policy):
     pair = pairs(arithmetic_group(tiny_policy), 1, (0,))[0]
-    assert WRONG[: reconstructions.failure_point(File("f", ()), pair)] == "17+5=22\n22-9=12\n"
+    assert WRONG[: reconstructions.failure_point(FreeText(), pair)] == "17+5=22\n22-9=12\n"
 
 
 def test_copied_and_overlap_by_hand(tiny_policy, script):
@@ -598,7 +598,7 @@ def test_the_prompt_for_real_models_names_the_role_the_goals_and_the_format():
             {"role": "user", "content": "What is 2+2?"},
         ),
     )
-    system, user = File("f", ()).synthesis(problem, "It is 5.", "It is 4.")
+    system, user = FreeText().synthesis(problem, "It is 5.", "It is 4.")
     assert system["content"] == "Be brief." and user["role"] == "user"
     places = [
         user["content"].index(words)
@@ -614,7 +614,7 @@ def test_the_prompt_for_real_models_names_the_role_the_goals_and_the_format():
         )
     ]
     assert places == sorted(places)
-    assert "It is 4." not in File("f", ()).synthesis(problem, "It is 5.", "")[1]["content"]
+    assert "It is 4." not in FreeText().synthesis(problem, "It is 5.", "")[1]["content"]
 
 
 # ---- the whole step

@@ -75,8 +75,9 @@ def check_choices(instance: Any) -> None:
 
     Raises WorkbenchError, naming the choices, for the first field that does not.
     """
-    for name, hint in get_type_hints(type(instance)).items():
-        value = getattr(instance, name, None)
+    hints = get_type_hints(type(instance))
+    for field in fields(instance):
+        name, hint, value = field.name, hints[field.name], getattr(instance, field.name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             choices = "|".join(map(str, get_args(hint)))
             raise WorkbenchError(f"{type(instance).__name__} takes {name}={choices}, not {value}")

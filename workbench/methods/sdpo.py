@@ -137,7 +137,7 @@ class SDPO(Method):
         texts = self._demonstrations(group, i)
         group_texts = [r.text for r in group.rollouts]
         draw = Random(coordinates("demonstration", group.problem.id, i, *group_texts))
-        demonstration = _unless_blank(said_aloud(draw.choice(texts))) if texts else ""
+        demonstration = _without_thoughts(draw.choice(texts)) if texts else ""
         if self.feedback == "always" or (self.feedback == "fallback" and not demonstration):
             return demonstration, _unless_blank(rollout.verdict.feedback)
         return demonstration, ""
@@ -276,6 +276,11 @@ class SDPO(Method):
             "masked": masked / len(credits),
             "copied": sum(copied) / max(len(copied), 1),
         }
+
+
+def _without_thoughts(text: str) -> str:
+    said = said_aloud(text)
+    return _unless_blank(said if said == text else said.lstrip())
 
 
 def _unless_blank(text: str) -> str:

@@ -27,8 +27,6 @@ from workbench.core import WorkbenchError
 from workbench.paths import RECORDS, ROOT
 from workbench.records import dumps
 from workbench.studies.arms import GRID, QUICK, Arm
-from workbench.studies.cell import FULL, SMALL, run_cell
-from workbench.studies.tuning import tune, tuning_runs, untried, write_tuning
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -96,6 +94,8 @@ def study(
 
 def tune_all(workers: int, work: Path) -> None:
     """Every method at every rate; what was tried already is kept."""
+    from workbench.studies.tuning import tuning_runs, untried, write_tuning
+
     runs = tuning_runs()
     jobs = [["--tune-one", name, rate, "--work", str(work)] for name, rate in untried(runs)]
 
@@ -167,6 +167,10 @@ def main(args: argparse.Namespace) -> None:
 
 def _worker() -> None:
     """One job of ``in_processes``: what it prints last is read by the parent."""
+    # torch takes a second to import: the help does not wait for it
+    from workbench.studies.cell import FULL, SMALL, run_cell
+    from workbench.studies.tuning import tune
+
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parser.add_argument("--cell")

@@ -91,15 +91,16 @@ def fit(
     seems to collapse.
     """
     out = Path(out)
-    config = {
-        "method": type(method).__name__,
-        "options": asdict(method),
-        "plan": asdict(plan),
-        **(config or {}),
-    }
+    _refuse_idle_ranks(plan)
+    settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
+    config = settings | (config or {})
     start = first_step(out, learner, config, resume)
+    first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
     exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
-    _refuse_what_cannot_be(method, learner, task, plan, exams, start, config, out)
+    _refuse_too_long(learner.policy, task, first if method.samples else ())
+    for exam in exams.values():
+        _refuse_too_long(learner.policy, exam.task, exam.problems)
+    _agree(learner, out, config, start, (first, *(exam.problems for exam in exams.values())))
     log = _Log(out, config, start, method, writers)
     with _bar(method, plan, start, progress) as bar:
         for step in range(start, plan.steps):
@@ -234,34 +235,23 @@ def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):
 # ---- what is refused, and what is said when memory runs out
 
 
-def _refuse_what_cannot_be(
-    method: Method,
-    learner: Learner,
-    task: Task,
-    plan: TrainConfig,
-    exams: Mapping[str, Exam],
-    start: int,
-    config: dict,
-    out: Path,
-) -> None:
-    """Before anything is written: what would fail in the first steps, or in some ranks only."""
+def _refuse_idle_ranks(plan: TrainConfig) -> None:
     if plan.prompts < distributed.size():
         raise WorkbenchError(
             f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
             "step: start fewer, or set prompts higher"
         )
-    first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
-    if method.samples:
-        _refuse_too_long(learner.policy, task, first)
-    for exam in exams.values():
-        _refuse_too_long(learner.policy, exam.task, exam.problems)
+
+
+def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequence) -> None:
+    """All processes make the same run."""
     distributed.agree(
         lambda: {
             "settings": dumps(config),
             "run folders": str(out),
             "checkpoints": start,
             "weights": learner.fingerprint(),
-            "problems": repr((first, [exam.problems for exam in exams.values()])),
+            "problems": repr(problems),
         }
     )
 
