@@ -12,6 +12,7 @@ from importlib import metadata, util
 from workbench.app.arguments import add, named, positive, switch
 from workbench.core import WorkbenchError
 from workbench.paths import ORGANISM
+from workbench.tasks.sandbox import outside
 
 # what a user can do with which packages
 PARTS = {
@@ -115,6 +116,7 @@ def report() -> str:
         "",
         *(_part(name, packages) for name, packages in PARTS.items()),
         _embedded_models(),
+        outside.report(),
     ]
     return "\n".join(lines)
 

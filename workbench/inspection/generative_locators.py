@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from random import Random
 from typing import NamedTuple
@@ -55,62 +56,47 @@ class ValueDrop:
     name: str = "value drop"
 
     def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        found = []
-        for case, (rates, cost) in zip(cases, self.values(cases)):
-            values = [rate.value for rate in rates] + [0.0]
-            falls = [(values[s] - values[s + 1], s) for s in range(len(rates))]
-            found.append(
-                best_of_steps(
-                    (
-                        Candidate(s, case.layout.first_token(s), fall)
-                        for fall, s in sorted(falls, key=lambda f: -f[0])
-                        if fall > 0
-                    ),
-                    cost,
-                )
-            )
-        return found
+        return [
+            best_of_steps(self._falls(case, rates), cost)
+            for case, (rates, cost) in zip(cases, self.values(cases))
+        ]
+
+    @staticmethod
+    def _falls(case: Case, rates: Sequence[Rate]) -> list[Candidate]:
+        """The steps after which success is rarer, the largest fall first."""
+        values = [*(rate.value for rate in rates), 0.0]
+        candidates = []
+        for step in range(len(rates)):
+            fall = values[step] - values[step + 1]
+            if fall > 0:
+                candidates.append(Candidate(step, case.layout.first_token(step), fall))
+        return sorted(candidates, key=lambda candidate: -candidate.score)
 
     def values(self, cases: Sequence[Case]) -> list[tuple[list[Rate], int]]:
-        """For each case, the success rate before each of its steps, and the tokens generated to
-        measure them.
-        """
-        prefixes = [
-            [
-                case.rollout.completion_ids[: case.layout.first_token(step.index)]
-                for step in case.layout.steps
-            ]
-            for case in cases
-        ]
-        places = [(case, prefix) for case, row in zip(cases, prefixes) for prefix in row]
-        prompts = [case.rollout.prompt_ids + prefix for case, prefix in places]
-        seeds = [
-            [
-                coordinates(self.seed, "value", case.inspection.group.problem.id, prefix, j)
-                for j in range(self.samples)
-            ]
-            for case, prefix in places
-        ]
-        made = iter(generate(self.policy, prompts, seeds, max_new=self.task.max_new))
-        return [
-            self._rates(case, [(prefix, next(made)) for prefix in row])
-            for case, row in zip(cases, prefixes)
-        ]
+        """For each case the success rate before each of its steps, and the tokens it took."""
+        prefixes, prompts, seeds = [], [], []
+        for case in cases:
+            ids, problem = case.rollout.completion_ids, case.inspection.group.problem
+            starts = [case.layout.first_token(step.index) for step in case.layout.steps]
+            prefixes.append([ids[:start] for start in starts])
+            for prefix in prefixes[-1]:
+                where = (self.seed, "value", problem.id, prefix)
+                prompts.append(case.rollout.prompt_ids + prefix)
+                seeds.append([coordinates(*where, j) for j in range(self.samples)])
+        written = iter(generate(self.policy, prompts, seeds, max_new=self.task.max_new))
+        results = []
+        for case, row in zip(cases, prefixes):
+            tails = [next(written) for _ in row]
+            cost = sum(len(tail.ids) for samples in tails for tail in samples)
+            results.append((list(map(partial(self._rate, case), row, tails)), cost))
+        return results
 
-    def _rates(
-        self, case: Case, continued: Sequence[tuple[tuple[int, ...], Sequence[Sample]]]
-    ) -> tuple[list[Rate], int]:
-        problem = case.inspection.group.problem
-        right = [
-            sum(
-                self.task.grade(problem, self.policy.decode(prefix + s.ids)).correct
-                for s in samples
-            )
-            for prefix, samples in continued
-        ]
-        return [Rate.of(n, self.samples) for n in right], sum(
-            len(s.ids) for _, samples in continued for s in samples
-        )
+    def _rate(self, case: Case, prefix: tuple[int, ...], tails: Sequence[Sample]) -> Rate:
+        right = 0
+        for tail in tails:
+            text = self.policy.decode(prefix + tail.ids)
+            right += self.task.grade(case.inspection.group.problem, text).correct
+        return Rate.of(right, self.samples)
 
 
 @dataclass(frozen=True)
@@ -134,38 +120,35 @@ class OwnDiagnosis:
                 f"the locator {self.name!r} needs a task with a synthesis prompt, and "
                 f"{self.task.name} has none"
             )
-        rights = [[sibling.text for sibling in case.siblings()] for case in cases]
-        asked = [i for i, texts in enumerate(rights) if texts]
-        prompts, seeds = [], []
-        for i in asked:
-            where = (self.seed, "diagnosis", cases[i].inspection.group.problem.id, cases[i].index)
-            right = Random(coordinates(*where)).choice(rights[i])
-            prompts.append(
-                self.policy.prompt_ids(
-                    self.task.synthesis(
-                        cases[i].inspection.group.problem, cases[i].layout.text, right
-                    )
-                )
-            )
+        prompts: dict[int, tuple[int, ...]] = {}
+        seeds = []
+        for place, case in enumerate(cases):
+            right = [sibling.text for sibling in case.siblings()]
+            if not right:
+                continue
+            problem = case.inspection.group.problem
+            where = (self.seed, "diagnosis", problem.id, case.index)
+            solution = Random(coordinates(*where)).choice(right)
+            messages = self.task.synthesis(problem, case.layout.text, solution)
+            prompts[place] = self.policy.prompt_ids(messages)
             seeds.append([coordinates(*where, "sample")])
-        written = (
-            generate(self.policy, prompts, seeds, max_new=2 * self.task.max_new) if asked else []
-        )
-        found = dict(zip(asked, written))
-        return [
-            self._read(case, found[i][0]) if i in found else Finding()
-            for i, case in enumerate(cases)
-        ]
+        findings = [Finding()] * len(cases)
+        if prompts:
+            max_new = 2 * self.task.max_new
+            written = generate(self.policy, list(prompts.values()), seeds, max_new=max_new)
+            for place, [sample] in zip(prompts, written):
+                findings[place] = self._read(cases[place], sample)
+        return findings
 
     def _read(self, case: Case, sample: Sample) -> Finding:
         parsed = parse_synthesis(self.policy.decode(sample.ids))
-        copied = (
-            case.layout.text[: common_prefix(case.layout.text, parsed[1])].rstrip()
-            if parsed
-            else ""
-        )
+        cost = len(sample.ids)
+        if not parsed:
+            return Finding(cost=cost)
+        text = case.layout.text
+        copied = text[: common_prefix(text, parsed[1])].rstrip()
         if not copied:
-            return Finding(cost=len(sample.ids))
+            return Finding(cost=cost)
         step = case.layout.step_at(len(copied) - 1)
         sure = exp(sum(sample.logprobs) / len(sample.logprobs))
-        return Finding((Candidate(step, case.layout.first_token(step), sure),), len(sample.ids))
+        return Finding((Candidate(step, case.layout.first_token(step), sure),), cost)

@@ -18,6 +18,7 @@ the model's context).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,9 +69,10 @@ class Construction:
 
 def split(group: Group) -> tuple[tuple[Rollout, ...], tuple[Rollout, ...]]:
     """G_orig and G_ref: the rollouts that the policy wrote alone, and all others."""
-    alone = tuple(r for r in group.rollouts if r.origin == "policy")
-    others = tuple(r for r in group.rollouts if r.origin != "policy")
-    return alone, others
+    alone, others = [], []
+    for rollout in group.rollouts:
+        (alone if rollout.origin == "policy" else others).append(rollout)
+    return tuple(alone), tuple(others)
 
 
 def eligible(group: Group, n_pos: int = 2, n_neg: int = 4) -> bool:
@@ -238,13 +240,13 @@ def extend(group: Group, constructions: Sequence[Construction], wrong_too: bool 
     usable = [each.rollout for each in constructions if each.rollout is not None]
     reconstructions = [r for r in usable if wrong_too or r.verdict.correct]
     written = sum(each.written for each in constructions)
-    notes = {
-        "pairs": len(constructions),
-        # y_ref itself is counted as a rollout
-        "generated": written - sum(len(r.completion_ids) for r in reconstructions),
-    }
-    for reason in REASONS:
-        notes[f"dropped_{reason}"] = sum(each.dropped == reason for each in constructions)
+    notes = dict.fromkeys((f"dropped_{reason}" for reason in REASONS), 0)
+    for each in constructions:
+        if each.dropped:
+            notes[f"dropped_{each.dropped}"] += 1
+    notes["pairs"] = len(constructions)
+    # y_ref itself is counted as a rollout
+    notes["generated"] = written - sum(len(r.completion_ids) for r in reconstructions)
     rollouts = group.rollouts + tuple(reconstructions)
     return replace(group, rollouts=rollouts, notes={**group.notes, **notes})
 
@@ -312,27 +314,30 @@ def measure(groups: Sequence[Group], n_pos: int, n_neg: int) -> dict[str, float]
                  nothing to measure.
     composed     corrections composed by hand that joined a G_ref.
     """
-    by_policy, rewards_equal = [], []
-    composed = 0
+    columns = defaultdict(list)
+    tried = dropped = composed = 0
     for group in groups:
+        tried += group.notes.get("pairs", 0)
+        dropped += sum(group.notes.get(f"dropped_{reason}", 0) for reason in REASONS)
+        columns["eligible"].append(eligible(group, n_pos, n_neg))
         reconstructions = split(group)[1]
-        by_policy += [(r, group) for r in reconstructions if not r.borrowed]
-        composed += sum(bool(r.borrowed) for r in reconstructions)
         if len(reconstructions) > 1:
-            rewards_equal.append(len({r.verdict.reward for r in reconstructions}) == 1)
-    tried = sum(group.notes.get("pairs", 0) for group in groups)
-    dropped = sum(g.notes.get(f"dropped_{why}", 0) for g in groups for why in REASONS)
-    lengths = [copied(r, group) for r, group in by_policy]
-    shares = [n / len(r.completion_ids) for n, (r, _) in zip(lengths, by_policy)]
+            rewards = {rollout.verdict.reward for rollout in reconstructions}
+            columns["ref_equal"].append(len(rewards) == 1)
+        for rollout in reconstructions:
+            if rollout.borrowed:
+                composed += 1
+                continue
+            length = copied(rollout, group)
+            columns["ref_correct"].append(rollout.verdict.correct)
+            columns["copied"].append(length)
+            columns["copied_share"].append(length / len(rollout.completion_ids))
+            columns["overlap"].append(overlap(rollout, group))
+    names = ("eligible", "ref_correct", "ref_equal", "copied", "copied_share", "overlap")
     return {
-        "eligible": _mean([eligible(group, n_pos, n_neg) for group in groups]),
+        **{name: _mean(columns[name]) for name in names},
         "parse_rate": 1 - dropped / tried if tried else float("nan"),
-        "corrections": float(len(by_policy)),
-        "ref_correct": _mean([r.verdict.correct for r, _ in by_policy]),
-        "ref_equal": _mean(rewards_equal),
-        "copied": _mean(lengths),
-        "copied_share": _mean(shares),
-        "overlap": _mean([overlap(r, group) for r, group in by_policy]),
+        "corrections": float(len(columns["copied"])),
         "composed": float(composed),
     }
 
