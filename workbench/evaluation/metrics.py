@@ -59,9 +59,13 @@ class Evaluation:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Evaluation:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
         samples = len(groups[0].rollouts)
-        right = [sum(r.verdict.correct for r in group.rollouts) for group in groups]
+        right, lengths, finished = [], [], []
+        for group in groups:
+            right.append(sum(rollout.verdict.correct for rollout in group.rollouts))
+            for rollout in group.rollouts:
+                lengths.append(len(rollout.completion_ids))
+                finished.append(rollout.finished)
         rates = [count / samples for count in right]
         low, high = bootstrap(rates)
         ks = [k for k in (1, 2, 4, 8, 16, 32) if k <= samples]
@@ -76,8 +80,8 @@ class Evaluation:
             low=low,
             high=high,
             pass_at=mean_over_problems(pass_at_k),
-            length=float(np.mean([len(r.completion_ids) for r in rollouts])),
-            finished=float(np.mean([r.finished for r in rollouts])),
+            length=float(np.mean(lengths)),
+            finished=float(np.mean(finished)),
             per_problem=tuple(rates),
             bootstrap_pass_at=mean_over_problems(pass_at_k_bootstrap),
         )

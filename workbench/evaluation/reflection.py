@@ -140,25 +140,31 @@ def boundary(*models: Sequence[Group]) -> set[str]:
 
     ``models``: a list of groups for each.
     """
-    return set.intersection(
-        *(
-            {g.problem.id for g in groups if len({r.verdict.correct for r in g.rollouts}) == 2}
-            for groups in models
-        )
-    )
+    return set.intersection(*map(_varying, models))
+
+
+def _varying(groups: Sequence[Group]) -> set[str]:
+    """The ids of the problems that are solved sometimes and not always."""
+    problems = set()
+    for group in groups:
+        if 0 < _right(group) < len(group.rollouts):
+            problems.add(group.problem.id)
+    return problems
+
+
+def _right(group: Group) -> int:
+    return sum(rollout.verdict.correct for rollout in group.rollouts)
 
 
 def measure(
     groups: Sequence[Group], judge: Judge, problems: set[str] | None = None
 ) -> dict[str, Rate]:
     """The RATES over these groups; ``problems`` keeps the boundary ones."""
-    return rates(
-        [
-            (*counts(group, judge), len(group.rollouts))
-            for group in groups
-            if problems is None or group.problem.id in problems
-        ]
-    )
+    table = []
+    for group in groups:
+        if problems is None or group.problem.id in problems:
+            table.append((*counts(group, judge), len(group.rollouts)))
+    return rates(table)
 
 
 def counts(group: Group, judge: Judge) -> tuple[int, ...]:
@@ -196,8 +202,11 @@ def plant(policy: Policy, task: Task, groups: Sequence[Group]) -> list[Planted]:
     To compare models plant the same ones in each. Raises WorkbenchError where the task knows no
     first error.
     """
-    beginnings = (_wrong_beginning(policy, task, group) for group in groups)
-    planted = [beginning for beginning in beginnings if beginning is not None]
+    planted = []
+    for group in groups:
+        beginning = _wrong_beginning(policy, task, group)
+        if beginning is not None:
+            planted.append(beginning)
     if not planted:
         raise WorkbenchError(
             f"no wrong attempt of these groups has a first error that the task {task.name} can name"
@@ -234,10 +243,11 @@ def recover(
 
 
 def recovery(groups: Sequence[Group]) -> Rate:
-    return Rate.of(
-        [sum(r.verdict.correct for r in g.rollouts) for g in groups],
-        [len(g.rollouts) for g in groups],
-    )
+    right, samples = [], []
+    for group in groups:
+        right.append(_right(group))
+        samples.append(len(group.rollouts))
+    return Rate.of(right, samples)
 
 
 def compare(
@@ -296,4 +306,6 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(by_model, default=asdict, indent=1))
         return
     for name, row in by_model.items():
-        print(name, *(f"  {key:11}{rate}" for key, rate in row.items()), sep="\n")
+        print(name)
+        for key, rate in row.items():
+            print(f"  {key:11}{rate}")

@@ -36,8 +36,10 @@ Differs from the paper:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
@@ -102,7 +104,7 @@ class SCOPE(Method):
 
     def right_path(self, groups: Sequence[Group], learner) -> list[list[Credit]]:
         """Each group's right answers, imitated: nll = w_i."""
-        members = [[r for r in group.rollouts if r.verdict.correct] for group in groups]
+        members = _graded(groups, correct=True)
         if self.correct == "off":
             return _without_credit(members)
         student = _by_group(rescore(learner.policy, _all(members)), members)
@@ -118,7 +120,7 @@ class SCOPE(Method):
 
     def wrong_path(self, groups: Sequence[Group], learner) -> list[list[Credit]]:
         """Each group's wrong answers that the teacher could score, distilled: pg = w_i Delta_t."""
-        members = [[r for r in group.rollouts if not r.verdict.correct] for group in groups]
+        members = _graded(groups, correct=False)
         if self.wrong == "off":
             return _without_credit(members)
         student = _by_group(rescore(learner.policy, _all(members)), members)
@@ -166,31 +168,38 @@ class SCOPE(Method):
         metrics = {"teacher_failed": float(rollouts - len(credits))}
         places = places_of(credits, groups)
         for name, correct in (("right", True), ("wrong", False)):
-            subsets: list[list[Credit]] = [[] for _ in groups]
+            subsets: dict[int, list[Credit]] = defaultdict(list)
             for credit, (i, _) in zip(credits, places):
                 if credit.weight and credit.rollout.verdict.correct == correct:
                     subsets[i].append(credit)
-            subsets = [subset for subset in subsets if subset]
-            if subsets:
-                perplexities = [c.notes["perplexity"] for subset in subsets for c in subset]
-                sizes = [effective_size([c.weight for c in s]) / len(s) for s in subsets]
+            perplexities, sizes = [], []
+            for _, subset in sorted(subsets.items()):
+                shares = [credit.weight for credit in subset]
+                perplexities += [credit.notes["perplexity"] for credit in subset]
+                sizes.append(effective_size(shares) / len(shares))
+            if sizes:
                 metrics[f"perplexity_{name}"] = float(np.mean(perplexities))
                 metrics[f"ess_{name}"] = float(np.mean(sizes))
         return metrics
 
 
+def _graded(groups: Sequence[Group], correct: bool) -> list[list[Rollout]]:
+    """Each group's right rollouts, or its wrong ones."""
+    return [[r for r in group.rollouts if r.verdict.correct == correct] for group in groups]
+
+
 def _all(members: Sequence[Sequence[Rollout]]) -> list[Rollout]:
-    return [rollout for rollouts in members for rollout in rollouts]
+    return list(chain.from_iterable(members))
 
 
 def _by_group(values: Sequence, members: Sequence[Sequence[Rollout]]) -> list[list]:
     """Values for the rollouts of all groups, group by group."""
     stream = iter(values)
-    return [[next(stream) for _ in rollouts] for rollouts in members]
+    return [list(islice(stream, len(rollouts))) for rollouts in members]
 
 
 def _without_credit(members: Sequence[Sequence[Rollout]]) -> list[list[Credit]]:
-    return [[Credit.of(rollout) for rollout in rollouts] for rollouts in members]
+    return [list(map(Credit.of, rollouts)) for rollouts in members]
 
 
 def perplexity(logp: np.ndarray) -> float:

@@ -79,7 +79,7 @@ class Study:
                 "a study takes questions, seeds and candidates of 1 or more, and below "
                 "between 0 and 1"
             )
-        if any(n < K or n % K for n in (self.budget, self.samples)):
+        if min(self.budget, self.samples) < K or self.budget % K or self.samples % K:
             raise WorkbenchError(
                 f"budget and samples are multiples of the {K} attempts of a step, not "
                 f"{self.budget} and {self.samples}"
@@ -125,9 +125,8 @@ def run(
                 learner.load_state(start)
                 where = [(study.seed, i) for i in seeds]
                 attempts = spend(method, learner, task, problem, study.budget, where)
-                record["cells"] += [
-                    _cell(problem, method, i, verdicts) for i, verdicts in zip(seeds, attempts)
-                ]
+                for i, verdicts in zip(seeds, attempts):
+                    record["cells"].append(_cell(problem, method, i, verdicts))
                 write_atomic(out, dumps(record, indent=1))
                 bar.update(len(seeds))
     return record
@@ -253,12 +252,11 @@ def curves(record: Mapping) -> dict[str, np.ndarray]:
         )
     by_method = {}
     for method in config["methods"]:
-        rows = [
-            _discovery(cells[method, question, seed], config["budget"])
-            for question, seed in itertools.product(questions, range(config["seeds"]))
-        ]
-        shape = (len(questions), config["seeds"], config["budget"])
-        by_method[method] = np.array(rows, float).reshape(shape)
+        values = np.zeros((len(questions), config["seeds"], config["budget"]))
+        for i, question in enumerate(questions):
+            for seed in range(config["seeds"]):
+                values[i, seed] = _discovery(cells[method, question, seed], config["budget"])
+        by_method[method] = values
     return by_method
 
 
@@ -287,8 +285,10 @@ def verdict(by_method: Mapping[str, np.ndarray], k: int) -> list[str]:
     Paired cells, 90 % interval.
     """
     sentences = []
-    for name in [name for name in by_method if name != "sdpo"]:
-        differences = by_method["sdpo"][..., k - 1] - by_method[name][..., k - 1]
+    for name, values in by_method.items():
+        if name == "sdpo":
+            continue
+        differences = by_method["sdpo"][..., k - 1] - values[..., k - 1]
         mean, low, high = np.round(bootstrap_nested(differences), 2) + 0.0  # no -0.00
         outcome = "cannot be told apart from"
         if low > 0:
@@ -315,7 +315,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the record, JSON")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    amounts = {field.name: field.default for field in fields(Study) if field.name != "methods"}
+    amounts = asdict(Study())
+    del amounts["methods"]
     add_flags(parser, lr=3e-4, **amounts)
 
 

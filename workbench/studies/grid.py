@@ -39,13 +39,11 @@ def missing(
     """
     cells = []
     for seed in range(max((arm.seeds for arm in arms), default=0)):
-        if seeds is None or seed in seeds:
-            cells += [(arm, seed) for arm in arms if seed < arm.seeds]
-    return [
-        (arm, seed)
-        for arm, seed in cells
-        if not (records / arm.cell(seed) / "evaluation.json").is_file()
-    ]
+        for arm in arms:
+            wanted = seed < arm.seeds and (seeds is None or seed in seeds)
+            if wanted and not (records / arm.cell(seed) / "evaluation.json").is_file():
+                cells.append((arm, seed))
+    return cells
 
 
 def in_processes(
@@ -72,7 +70,7 @@ def in_processes(
         return ""
 
     with ThreadPoolExecutor(workers) as pool:
-        return [failure for failure in pool.map(one, jobs) if failure]
+        return list(filter(None, pool.map(one, jobs)))
 
 
 def study(
@@ -151,10 +149,10 @@ def main(args: argparse.Namespace) -> None:
         raise WorkbenchError(
             "a quick study is not to be mixed with the committed records: name a folder with --out"
         )
-    unknown = sorted(set(args.only or ()) - {arm.name for arm in arms})
+    there = [arm.name for arm in arms]
+    unknown = sorted(set(args.only or ()).difference(there))
     if unknown:
-        there = _names([arm.name for arm in arms])
-        raise WorkbenchError(f"there is no arm {', '.join(unknown)}; there are {there}")
+        raise WorkbenchError(f"there is no arm {', '.join(unknown)}; there are {_names(there)}")
     if args.only:
         arms = [arm for arm in arms if arm.name in args.only]
     if args.models:

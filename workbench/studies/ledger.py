@@ -17,6 +17,7 @@ compared.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,8 +63,10 @@ def _evaluation(path: Path, changed: int) -> dict:
 def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
     """The seeds of which every one of ``arms`` has a record."""
     cells = _records(root).keys()
-    seeds = sorted({seed for _, _, seed in cells})
-    return [seed for seed in seeds if all((arm, model, seed) in cells for arm in arms)]
+    seeds = {seed for _, _, seed in cells}
+    for arm in arms:
+        seeds &= {seed for name, size, seed in cells if (name, size) == (arm, model)}
+    return sorted(seeds)
 
 
 # ---- tables and curves
@@ -88,14 +91,17 @@ def _cell(record: Mapping) -> dict:
     row["updates"] = len(metrics)
     row["tokens"] = float(metrics.generated.sum()) if len(metrics) else 0.0
     row["seconds"] = record["seconds"]
-    row |= {name: record["test"][name] for name in ("avg", "low", "high", "length")}
-    row |= {f"pass@{k}": value for k, value in record["test"]["pass_at"].items()}
+    for name in ("avg", "low", "high", "length"):
+        row[name] = record["test"][name]
+    for k, value in record["test"]["pass_at"].items():
+        row[f"pass@{k}"] = value
     row["distinct"] = record["distinct"]
     row["reading"] = _last(metrics, "final_eval_reading")
     if "skills" in record:  # of the arithmetic task
         row["harder"] = record["harder"]["avg"]
         row["recovery"] = record["recovery"]["value"]
-        row |= {name: value for name, (value, *_) in record["skills"].items()}
+        for name, (value, *_) in record["skills"].items():
+            row[name] = value
     return row
 
 
@@ -140,8 +146,8 @@ def curves(
     for arm in dict.fromkeys(arms):
         for (name, size, seed), record in _records(root).items():
             if (name, size) == (arm, model) and len(record["metrics"]):
-                curve = _curve(record["metrics"], watched)
-                rows += [(arm, seed, *point) for point in curve]
+                for point in _curve(record["metrics"], watched):
+                    rows.append((arm, seed, *point))
     return pd.DataFrame(rows, columns=CURVE)
 
 
@@ -155,10 +161,8 @@ def _curve(metrics: pd.DataFrame, watched: str) -> list[tuple[int, float, float]
     first = int(metrics.step.min())  # below 0: the updates of a cold start
     # Of a run in two stages the last evaluation of the first is the first of the second.
     points = evaluations(metrics).drop_duplicates("updates", keep="last").sort_values("updates")
-    return [
-        (int(updates), spent[int(updates) - first], avg)
-        for updates, avg in zip(points.updates, points.avg)
-    ]
+    updates = points.updates.to_numpy(int)
+    return list(zip(updates.tolist(), spent[updates - first], points.avg))
 
 
 def reaches(
@@ -271,17 +275,18 @@ def reflection_rates(
     arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
     if seeds is None:
         seeds = shared_seeds(arms, model, root)
-    counts: dict[str, list] = {arm: [] for arm in arms}
+    counts, recovered = defaultdict(list), defaultdict(list)
     for seed in seeds:
         cells = {arm: records[arm, model, seed] for arm in arms}
         for arm, record in cells.items():
+            recovered[arm].append(record["recovery"]["value"])
             for problem, row in record["counts"].items():
                 if not boundary or all(_varies(cell, problem) for cell in cells.values()):
                     counts[arm].append((*row, record["test"]["samples"]))
     rows = {}
     for arm in arms:
-        recovery = [records[arm, model, seed]["recovery"]["value"] for seed in seeds]
-        rows[arm] = rates(counts[arm]) | {"recovery": float(np.mean(recovery or [np.nan]))}
+        recovery = float(np.mean(recovered[arm] or [np.nan]))
+        rows[arm] = rates(counts[arm]) | {"recovery": recovery}
     return pd.DataFrame.from_dict(rows, orient="index").drop(columns="right", errors="ignore")
 
 

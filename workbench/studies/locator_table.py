@@ -103,8 +103,9 @@ def measure(
         "chance": (Chance(seed), plain),
         "divergence from the nearest correct sibling": (Divergence(), plain),
     }
-    runs |= {f"{name}, teacher reads a sibling": (x, plain) for name, x in both.items()}
-    runs |= {f"{name}, teacher reads the feedback*": (x, informed) for name, x in both.items()}
+    for what, read in (("a sibling", plain), ("the feedback*", informed)):
+        for name, drop in both.items():
+            runs[f"{name}, teacher reads {what}"] = (drop, read)
     runs["own diagnosis (TAPO)"] = (OwnDiagnosis(policy, task, seed), plain)
     runs[f"value drop, {samples} samples a step"] = (ValueDrop(policy, task, samples, seed), plain)
     locators = {}

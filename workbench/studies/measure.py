@@ -91,8 +91,12 @@ def distinct(groups: Sequence[Group]) -> float:
     """Mean number of different texts among the right answers to a problem, over the problems that
     have one.
     """
-    texts = [{r.text for r in group.rollouts if r.verdict.correct} for group in groups]
-    return float(np.mean([len(right) for right in texts if right] or [0.0]))
+    numbers = []
+    for group in groups:
+        texts = {r.text for r in group.rollouts if r.verdict.correct}
+        if texts:
+            numbers.append(len(texts))
+    return float(np.mean(numbers or [0.0]))
 
 
 # ---- skills
@@ -127,50 +131,70 @@ def skills(
 
     A policy that is always right has no wrong attempt to read: those lists are then [NaN].
     """
-    problems = [group.problem for group in groups]
-    solutions = [_right_text(group) for group in groups]
-    cases = [
-        Wrong(group.problem, next(r for r in group.rollouts if not r.verdict.correct), solution)
-        for group, solution in zip(groups, solutions)
-        if not all(r.verdict.correct for r in group.rollouts)
-    ]
+    problems, solved, cases = [], [], []
+    for group in groups:
+        solution = _right_text(group)
+        problems.append(group.problem)
+        solved.append(task.reprompt(group.problem, solution=solution))
+        wrong = _first(group, correct=False)
+        if wrong is not None:
+            cases.append(Wrong(group.problem, wrong, solution))
+    marked, hinted, to_rewrite = [], [], []
+    for problem, wrong, solution in cases:
+        feedback = wrong.verdict.feedback
+        marked.append(task.reprompt(problem, attempt=wrong.text, feedback=feedback))
+        hinted.append(task.reprompt(problem, feedback=feedback))
+        to_rewrite.append(task.synthesis(problem, wrong.text, solution))
     tried = [case.problem for case in cases]
 
     def ask(name: str, prompts: list, max_new: int = task.max_new) -> list[str]:
         return answers(policy, prompts, max_new, ("measure", name, seed))
 
-    solved = [task.reprompt(p, solution=text) for p, text in zip(problems, solutions)]
-    marked = [
-        task.reprompt(problem, attempt=wrong.text, feedback=wrong.verdict.feedback)
-        for problem, wrong, _ in cases
-    ]
-    hinted = [task.reprompt(p, feedback=wrong.verdict.feedback) for p, wrong, _ in cases]
-    to_rewrite = [task.synthesis(p, wrong.text, solution) for p, wrong, solution in cases]
     results = {
         "reference": correct(task, problems, ask("reference", solved)),
         "feedback": correct(task, tried, ask("feedback", marked)),
         "feedback_alone": correct(task, tried, ask("alone", hinted)),
     }
-    outputs = [parse_synthesis(text) for text in ask("synthesis", to_rewrite, 2 * task.max_new)]
-    mended = [output[1] if output else "" for output in outputs]
-    copied = [_copied(p, wrong.text, text) for (p, wrong, _), text in zip(cases, mended)]
-    results["parses"] = [float(output is not None) for output in outputs]
-    results["copies"] = [float(through) for through, _ in copied]
-    results["departs"] = [float(there) for _, there in copied]
-    results["mends"] = correct(task, tried, mended)
+    results |= _rewritten(task, cases, ask("synthesis", to_rewrite, 2 * task.max_new))
     return {name: values or [NOTHING] for name, values in results.items()}
+
+
+def _rewritten(
+    task: Arithmetic, cases: Sequence[Wrong], texts: Sequence[str]
+) -> dict[str, list[float]]:
+    """parses, copies, departs and mends of the outputs to the synthesis prompt."""
+    parses, copies, departs, mends = [], [], [], []
+    for (problem, wrong, _), text in zip(cases, texts):
+        output = parse_synthesis(text)
+        mended = output[1] if output else ""
+        through, there = _copied(problem, wrong.text, mended)
+        parses.append(float(output is not None))
+        copies.append(float(through))
+        departs.append(float(there))
+        mends.append(float(task.grade(problem, mended).correct))
+    return {"parses": parses, "copies": copies, "departs": departs, "mends": mends}
+
+
+def _first(group: Group, correct: bool) -> Rollout | None:
+    """The first rollout that is right, or the first that is wrong."""
+    for rollout in group.rollouts:
+        if rollout.verdict.correct == correct:
+            return rollout
+    return None
 
 
 def _right_text(group: Group) -> str:
     """A right rollout where there is one, else the expert's solution."""
-    texts = (rollout.text for rollout in group.rollouts if rollout.verdict.correct)
-    return next(texts, group.problem.solutions[0])
+    right = _first(group, correct=True)
+    return group.problem.solutions[0] if right is None else right.text
 
 
 def answers(policy: Policy, prompts: list, max_new: int, where: tuple) -> list[str]:
     """One sample for each prompt, at temperature 1."""
-    ids = [policy.prompt_ids(prompt) for prompt in prompts]
-    seeds = [[coordinates(*where, i)] for i in range(len(prompts))]
+    ids, seeds = [], []
+    for i, prompt in enumerate(prompts):
+        ids.append(policy.prompt_ids(prompt))
+        seeds.append([coordinates(*where, i)])
     return [policy.decode(row[0].ids) for row in generate(policy, ids, seeds, max_new=max_new)]
 
 

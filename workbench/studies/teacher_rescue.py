@@ -155,8 +155,10 @@ def teacher_prefix_completion(
         continued = continue_from(teacher, task, prefixes)
         rescued.append([np.mean([r.verdict.correct for r in rollouts]) for rollouts in continued])
     scores = rescore(teacher, [rollout for _, rollout, _ in wrong])
-    perplexities = [perplexity(logp) for logp, _ in scores]
-    mistakes = [first_mistake(task, problem, Spans(r, teacher.decode)) for problem, r, _ in wrong]
+    perplexities, mistakes = [], []
+    for (problem, rollout, _), (logp, _) in zip(wrong, scores):
+        perplexities.append(perplexity(logp))
+        mistakes.append(first_mistake(task, problem, Spans(rollout, teacher.decode)))
     return Paths(tuple(ratios), np.array(perplexities), np.array(rescued).T, np.array(mistakes))
 
 
