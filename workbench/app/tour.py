@@ -74,10 +74,8 @@ def tour(
     say = partial(print, flush=True)
     say(f"1/3  {model} on {problems} held-out problems, {samples} samples each")
     before = sampled("before")
-    say(
-        f"2/3  GRPO: {steps} updates of {plan.prompts} problems x {k} rollouts; "
-        f"the run is in {folder}"
-    )
+    size = f"{steps} updates of {plan.prompts} problems x {k} rollouts"
+    say(f"2/3  GRPO: {size}; the run is in {folder}")
     config = {"model": model, "task": task.name, "optimiser": asdict(learner.settings)}
     fit(method, learner, task, plan, folder, config=config, progress=progress)
     say("3/3  the same problems again")
