@@ -264,7 +264,7 @@ class Task(toys.FirstCharacter):
 @all_methods
 @pytest.mark.filterwarnings("ignore:TAPO does little more than GRPO here")
 def test_what_a_step_records_is_what_the_viewer_draws(method):
-    """The painting of ``update`` and the layer of ``inspect_group`` are one number, when the group
+    """The credit of ``update`` and the layer of ``inspect_group`` are one number, when the group
     is the whole batch: a fresh one, one with prefixes and an expert's trace, one with corrections.
     """
     task = Task(toys.HALF, max_new=3)
@@ -276,5 +276,5 @@ def test_what_a_step_records_is_what_the_viewer_draws(method):
         drawn = inspect_group(learner_of(), record.groups[0], task, {"m": method}).layers[
             "m credit"
         ]
-        for painted, row in zip(record.credit[0], drawn, strict=True):
-            np.testing.assert_allclose(painted, row, atol=2e-5)
+        for realised, row in zip(record.credit[0], drawn, strict=True):
+            np.testing.assert_allclose(realised, row, atol=2e-5)

@@ -1,4 +1,4 @@
-"""Two processes make the run of one: the same rollouts, metrics, painting and parameters; and what
+"""Two processes make the run of one: the same rollouts, metrics, credit and parameters; and what
 cannot be shared is refused.
 
 Run as a script this file is the program of the processes: a function of ``PROGRAMS`` by name, and a

@@ -1,4 +1,4 @@
-"""Who writes the tokens, on a CUDA GPU: vLLM, a second engine behind ``rollout.generate``, for a
+"""Who writes the tokens, on a CUDA GPU: vLLM, a second engine behind ``sampling.generate``, for a
 policy with LoRA adapters.
 
     learner.policy.engine = VLLM(learner.policy)        or: workbench train METHOD --lora 16 --vllm
@@ -12,7 +12,7 @@ reference is the base with none.
 
 vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So
 ``Policy.trains_in_fp32`` is false, and every update weighs the policy gradient by min(pi_trainer /
-pi_sampler, 2) (training/run.py); ``gap_mean`` and ``gap_max`` show how far apart the two are.
+pi_sampler, 2) (training/update.py); ``gap_mean`` and ``gap_max`` show how far apart the two are.
 
 What it cannot promise: a sample draws from its own seed whatever runs beside it, but the last bits
 of its logits depend on that, and where one token tips, all after it differ. A run made twice,
@@ -141,7 +141,7 @@ class VLLM:
         budgets: Sequence[int],
         temperature: float,
     ) -> list[list[Sample]]:
-        """What ``rollout.generate`` returns.
+        """What ``sampling.generate`` returns.
 
         ``budgets``: most new tokens, for each prompt. Raises WorkbenchError when they do not fit
         the cache.

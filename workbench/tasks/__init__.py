@@ -1,4 +1,6 @@
-"""Tasks by name.
+"""Tasks: problems, grading, feedback. Imports model and what is before it.
+
+By name:
 
 arithmetic                         a task as it is
 arithmetic:steps=5,largest=999     with dials

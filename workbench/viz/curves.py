@@ -48,7 +48,7 @@ def learning_curves(runs: Mapping[str, pd.DataFrame]) -> Figure:
 
 def discovery_curves(curves: Mapping[str, np.ndarray]) -> Figure:
     """discovery@k of several ways to look for a solution: by name, [3, budget] mean, low and high
-    at k = 1, 2, ... (discovery.interval).
+    at k = 1, 2, ... (statistics.bootstrap_nested).
     """
     figure = sheet(8, 4)
     title = "Solved within k generations"
