@@ -349,3 +349,11 @@ def test_math500_answers_are_readable_and_equal_themselves_but_not_each_other():
     assert all(compare(gold, gold) == (True, "exact") for gold in golds)
     assert not [(a, b) for a, b in itertools.pairwise(golds) if compare(a, b).same]
     assert all(grade(row["answer"], row["solution"]).correct for row in lines("math500_100.jsonl"))
+
+
+@pytest.mark.parametrize("line", ["1\n", "[]\n", "null\n", "{\n", "1.0} {\n"])
+def test_a_reply_that_is_no_object_is_one_sentence(line, monkeypatch):
+    pool = Pool("math")
+    monkeypatch.setattr(pool, "_try", lambda job, wall: (line, ""))
+    with pytest.raises(WorkbenchError, match="made no sense"):
+        pool.ask({"gold": "1", "given": "1"})

@@ -69,7 +69,7 @@ class Pool:
             with self._places:
                 line, ended_by = self._try({**job, "limits": limits}, SLACK * seconds)
             if line.endswith("\n"):
-                return json.loads(line)
+                return self._reply(line)
             if ended_by in _TIMED_OUT:
                 return None
             if ended_by in _CRASHED:
@@ -78,6 +78,15 @@ class Pool:
             f"the process that grades answers ({self.kind}) was killed from outside, "
             f"{TRIES} times ({ended_by}); is the machine short of memory?"
         )
+
+    def _reply(self, line: str) -> dict:
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict):
+            raise WorkbenchError(f"the process that grades answers ({self.kind}) made no sense")
+        return reply
 
     def _try(self, job: dict, wall: float) -> tuple[str, str]:
         """(the reply's line, how the process ended where there is none)"""
