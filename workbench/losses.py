@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-
 LEAST = -1e4  # nats
 STEEPEST = 30.0  # nats
 

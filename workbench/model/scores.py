@@ -71,7 +71,8 @@ class _TokenScores(torch.autograd.Function):
             p = log_p.exp()
             entropy[rows] = -log_p.mul_(p).nan_to_num_(0.0).sum(-1)
             if slope is not None:
-                grad = p.neg_().scatter_(1, targets[rows, None], -logp[rows, None].expm1())
+                grad = p.neg_().scatter_(1, targets[rows, None], 0.0)
+                grad.scatter_(1, targets[rows, None], -grad.sum(-1, keepdim=True))  # 1 - p(target)
                 slope[rows] = grad.to(hidden.dtype) @ head.to(hidden.dtype)
         ctx.save_for_backward(hidden, head, targets, norm, entropy, slope)
         return logp, entropy
@@ -158,9 +159,9 @@ class _Divergence(torch.autograd.Function):
         a = 0      c = q / pi - 1
         between    c = (1 - a) (log m - log pi)
 
-    All tokens of the bucket have the bucket's credit. For a = 0 pi_v c_v is formed as q_v - pi_v: the
-    quotient overflows where the policy has all but excluded a token, and just there it counts. Chunks are made again in the backward pass,
-    or, where the head is not trained, reduced to d D / d hidden in the forward pass.
+    All tokens of the bucket have the bucket's credit. For a = 0 pi_v c_v is formed as q_v - pi_v:
+    the quotient overflows where the policy has all but excluded a token, and just there it counts.
+    Chunks are made again in the backward pass, or, where the head is not trained, reduced to d D / d hidden in the forward pass.
     """
 
     @staticmethod
