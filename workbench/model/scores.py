@@ -161,7 +161,8 @@ class _Divergence(torch.autograd.Function):
 
     All tokens of the bucket have the bucket's credit. For a = 0 pi_v c_v is formed as q_v - pi_v:
     the quotient overflows where the policy has all but excluded a token, and just there it counts.
-    Chunks are made again in the backward pass, or, where the head is not trained, reduced to d D / d hidden in the forward pass.
+    Chunks are made again in the backward pass, or, where the head is not trained, reduced to
+    d D / d hidden in the forward pass.
     """
 
     @staticmethod
