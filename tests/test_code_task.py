@@ -446,7 +446,18 @@ def test_values_are_compared_exactly():
         ("```py\r\na\n```", "a\n", True),
         ("plain", "plain", False),
         ("``````", "``````", False),
-        ("```python\nunclosed", "```python\nunclosed", False),
+        # a fence that nothing closes, and one that nothing opens: the prompt has begun the program
+        ("So:\n```python\nunclosed", "unclosed", True),
+        ("So it is:\n```\nprint(1)\n", "print(1)\n", True),
+        ("n = 1\nprint(n)\n```\nThat is all.", "n = 1\nprint(n)\n", True),
+        ("print(5)\n```\nOutput:\n```\n5\n```", "print(5)\n", True),
+        # what is no program, or only shown
+        ("```python\na\n```\nIt prints:\n```\n5\n```", "a\n", True),
+        ("```python\na\n```\n**Output**\n```text\n5\n```", "a\n", True),
+        ("```Python3\na\n```\nrun\n```bash\npython a.py\n```", "a\n", True),
+        ("```json\n{}\n```", "{}\n", True),
+        ("<think>\n```python\na\n```\n</think>\n```python\nb\n```", "b\n", True),
+        ("<think>\n```python\na\n```", "", False),
         ("use `x`\n```python\nprint(1)```", "print(1)", True),
         (
             "1. so:\n   ```python\n   def f():\n       return 1\n   ```",
@@ -455,7 +466,7 @@ def test_values_are_compared_exactly():
         ),
     ],
 )
-def test_the_last_block_is_the_program(text, program, found):
+def test_which_block_is_the_program(text, program, found):
     assert extract(text) == (program, found)
 
 

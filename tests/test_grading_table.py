@@ -1021,10 +1021,10 @@ TABLE = r"""
 """
 
 
-def rows() -> list[tuple[str, str, str, bool]]:
+def rows(lines: str) -> list[tuple[str, str, str, bool]]:
     """(kind, gold, text, is it right?)"""
     table, kind = [], ""
-    for line in TABLE.strip().splitlines():
+    for line in lines.strip().splitlines():
         if line.startswith("# "):
             kind = line[2:]
         elif line:
@@ -1035,7 +1035,7 @@ def rows() -> list[tuple[str, str, str, bool]]:
     return table
 
 
-ROWS = rows()
+ROWS = rows(TABLE)
 
 
 @pytest.mark.skipif(not verify.find_spec("math_verify"), reason="math-verify is not installed")

@@ -56,6 +56,10 @@ def test_an_attempt_is_read():
     assert calls('Action: f\nAction Input: {broken}\nAction Input: {"a": 1} {"b": 2}').inputs == {
         "a": 1
     }
+    for name in ("get-facts", "api.v2.find", "get_facts", "files/read", "ns:get"):
+        for form in (name, f"`{name}`", f"**{name}**", f"{name}.", f"{name}, then", f"{name} - so"):
+            assert calls(f"Action: {form}\nAction Input: {{}}").actions == {name: 1}
+    assert not calls("<think>Action: f\nAction Input: {}").actions
     assert calls("Action Input: [1]").inputs == {} and not calls("Action Input: {}").actions
 
 

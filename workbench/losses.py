@@ -1,6 +1,9 @@
 """What a method says of one token: each formula with the weight with which grad log pi enters.
 
-All are per token, of any shape: log-probabilities in nats.
+All are per token, of any shape: log-probabilities in nats. None overflows: a ratio of two
+probabilities, and with it the weight of a token, counts at most exp(30) = 1.07e13 (as if the two
+were no further apart), a log-probability at least -10,000 (so does -inf, of a token that cannot be
+written; then without a gradient). Both are far beyond what a healthy run sees.
 """
 
 from __future__ import annotations
@@ -10,14 +13,34 @@ import math
 import torch
 from torch import Tensor
 
+LEAST = -1e4  # nats
+STEEPEST = 30.0  # nats
+
+
+def _log_ratio(over: Tensor, under: Tensor) -> Tensor:
+    return over.clamp(min=LEAST) - under.clamp(min=LEAST)
+
+
+def _with_slope(value: Tensor, slope: Tensor, of: Tensor) -> Tensor:
+    """``value``, whose derivative by ``of`` is ``slope``."""
+    return value.detach() + slope.detach() * (of - of.detach())
+
+
+def excess(logp: Tensor, reference: Tensor) -> Tensor:
+    """r - 1 with r = reference/pi, exact where the two are close: k3's weight of grad log pi.
+
+    Without gradient.
+    """
+    return _log_ratio(reference, logp).detach().clamp(max=STEEPEST).expm1()
+
 
 def k3(logp: Tensor, reference: Tensor) -> Tensor:
     """Schulman's k3 estimator of KL(pi || reference), from y ~ pi.
 
     r - 1 - log r with r = reference/pi, in nats; its expectation under pi is the KL.
     """
-    log_ratio = reference - logp
-    return log_ratio.exp() - 1 - log_ratio
+    log_ratio, slope = _log_ratio(reference, logp), excess(logp, reference)
+    return _with_slope(slope - log_ratio.clamp(max=STEEPEST), slope, log_ratio)
 
 
 def standardize(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
@@ -36,7 +59,7 @@ def clipped(
 
     And the coefficient of grad logp in it: rho A, or 0 where the clip holds the gradient back.
     """
-    ratio = (logp - old).exp()
+    ratio = _ratio(logp, old)
     plain = ratio * advantage
     bounded = ratio.clamp(1 - low, 1 + high) * advantage
     passes = ((ratio >= 1 - low) | (advantage >= 0)) & ((ratio <= 1 + high) | (advantage <= 0))
@@ -49,6 +72,7 @@ def trsft(logp: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     With that weight grad logp enters -grad l. l(p) = -log p where p >= alpha, else
     -log alpha + 1 - p/alpha: value and slope agree at alpha. 0 is SFT, 1 weights by p.
     """
+    logp = logp.clamp(min=LEAST)
     p = logp.exp()
     if alpha == 0:
         return -logp, torch.ones_like(p)
@@ -68,4 +92,10 @@ def shaped(logp: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 def ratio(logp: Tensor, old_logp: Tensor | None) -> Tensor:
     """rho = pi / pi_old of each token, with gradient; 1 where pi_old is the policy itself, None."""
-    return (logp - (logp.detach() if old_logp is None else old_logp)).exp()
+    return _ratio(logp, logp.detach() if old_logp is None else old_logp)
+
+
+def _ratio(logp: Tensor, old: Tensor) -> Tensor:
+    log_ratio = _log_ratio(logp, old)
+    value = log_ratio.clamp(max=STEEPEST).exp()
+    return _with_slope(value, value, log_ratio)

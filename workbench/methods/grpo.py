@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 
 from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
-from workbench.losses import clipped, k3, standardize
+from workbench.losses import clipped, excess, k3, ratio, standardize
 from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
 
@@ -95,17 +95,17 @@ class GRPO(Method):
         old_logp = scores.logp.detach() if batch.old_logp is None else batch.old_logp
         advantage, tokens = batch.channels["pg"], batch.denominators["tokens"]
         objective, credit = clipped(scores.logp, old_logp, advantage, self.eps_lo, self.eps_hi)
-        ratio = (scores.logp - old_logp).exp().detach()[batch.mask]
+        rho = ratio(scores.logp.detach(), old_logp)[batch.mask]
         held_back = (credit == 0) & (advantage != 0) & batch.mask
         metrics = {
-            "ratio": float(ratio.sum()) / tokens,
+            "ratio": float(rho.sum()) / tokens,
             "clipped": float(held_back.sum()) / tokens,
         }
         per_token = -objective
         if self.beta:
             penalty = k3(scores.logp, scores.reference)
             per_token = per_token + self.beta * penalty
-            credit = credit + self.beta * ((scores.reference - scores.logp).exp() - 1).detach()
+            credit = credit + self.beta * excess(scores.logp, scores.reference)
             metrics["kl_reference"] = float(penalty.detach()[batch.mask].sum()) / tokens
         per_token = per_token * weight
         return Loss(per_token.sum(), per_token.detach(), credit * weight * tokens, metrics)

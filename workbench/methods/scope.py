@@ -203,8 +203,8 @@ def _without_credit(members: Sequence[Sequence[Rollout]]) -> list[list[Credit]]:
 
 
 def perplexity(logp: np.ndarray) -> float:
-    """exp(-mean log p) of [T] token log-probs in nats."""
-    return float(np.exp(-np.mean(logp, dtype=float)))
+    """exp(-mean log p) of [T] token log-probs in nats; at most exp(700), the largest there is."""
+    return float(np.exp(min(-np.mean(logp, dtype=float), 700.0)))
 
 
 def weights(perplexities: Sequence[float], power: float) -> np.ndarray:

@@ -15,9 +15,12 @@ import shutil
 from importlib import util
 from pathlib import Path
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError
+from workbench.model import gguf_metadata
 
 SMOLLM2 = "smollm2"
+PROBE = "A b  12 345,\n\n6: d'accord é中 <|x|>"  # text that tokenizers cut differently
+CHECKED = 2  # grows with the checks, so that what passed the older ones is converted again
 
 
 def cache() -> Path:
@@ -45,7 +48,7 @@ def folder(file: Path) -> Path:
     time and path, so that a changed file is converted again.
     """
     about = file.stat()
-    identity = f"{file.resolve()} {about.st_size} {about.st_mtime_ns}"
+    identity = f"{CHECKED} {file.resolve()} {about.st_size} {about.st_mtime_ns}"
     digest = hashlib.blake2b(identity.encode(), digest_size=6).hexdigest()
     converted = cache() / f"{file.stem}-{digest}"
     if not (converted / "config.json").is_file():
@@ -54,9 +57,6 @@ def folder(file: Path) -> Path:
 
 
 def _convert(file: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if util.find_spec("gguf") is None:
         raise WorkbenchError(f"reading {file.name} needs the package gguf: pip install gguf")
     with open(file, "rb") as start:
@@ -64,23 +64,46 @@ def _convert(file: Path, target: Path) -> None:
             raise WorkbenchError(f"{file} is not a GGUF file")
     fresh = target.with_name(f".{target.name}-{os.getpid()}.partial")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
-        )
-        # transformers takes the numbers for quantised ones still, and would refuse to save them
-        model.hf_quantizer = None
-        model.is_quantized = False
-        del model.config.quantization_config
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+        _write(file, fresh)
         os.replace(fresh, target)
     # a format, an architecture or a quantisation that transformers does not know, a full disk
     except Exception as error:
         if (target / "config.json").is_file():  # another process was faster
             return
         raise WorkbenchError(
-            f"could not convert {file} into {target.parent}: {first_line(error)}"
+            f"could not convert {file} into {target.parent}: {' '.join(str(error).split())[:400]}"
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write(file: Path, folder: Path) -> None:
+    """Raises WorkbenchError for what the model would lose, and whatever the libraries raise."""
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    reader = GGUFReader(file)
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    gguf_metadata.check_file(fields)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    gguf_metadata.cut_digits(fields, tokenizer)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    gguf_metadata.check_config(fields, config.get_text_config(), tokenizer)
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # each is looked at below
+    model, report = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, **how
+    )
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    gguf_metadata.check_tensors(tensors, model, report)
+    # transformers takes the numbers for quantised ones still, and would refuse to save them
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    again = AutoTokenizer.from_pretrained(folder)
+    if again(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
+        raise WorkbenchError(
+            f"its tokenizer ({type(again).__name__}) is another one once it is saved"
+        )

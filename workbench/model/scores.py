@@ -21,6 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK_ELEMENTS = 2**23  # logits alive at once: 32 MB in fp32
+LEAST = -1e4  # nats that a log-probability counts at least, so that no sum over words meets -inf
+STEEPEST = 30.0  # nats: a credit q/p - 1 is shown up to exp(30)
 
 
 def _chunks(n: int, vocabulary: int) -> list[slice]:
@@ -51,7 +53,8 @@ class _TokenScores(torch.autograd.Function):
 
     A row's d logp / d hidden = (onehot(target) - p) head is made in the forward pass, while its
     logits are there, and scaled in the backward pass; the logits are made again only for the
-    gradient of a trainable head or of the entropy.
+    gradient of a trainable head or of the entropy. onehot - p is formed in fp32, before anything is
+    rounded to 16 bits: of a confident token it is all that is left.
     """
 
     @staticmethod
@@ -68,7 +71,9 @@ class _TokenScores(torch.autograd.Function):
             p = log_p.exp()
             entropy[rows] = -log_p.mul_(p).nan_to_num_(0.0).sum(-1)
             if slope is not None:
-                slope[rows] = head[targets[rows]] - p.to(hidden.dtype) @ head.to(hidden.dtype)
+                grad = p.neg_().scatter_(1, targets[rows, None], 0.0)
+                grad.scatter_(1, targets[rows, None], -grad.sum(-1, keepdim=True))  # 1 - p(target)
+                slope[rows] = grad.to(hidden.dtype) @ head.to(hidden.dtype)
         ctx.save_for_backward(hidden, head, targets, norm, entropy, slope)
         return logp, entropy
 
@@ -78,7 +83,7 @@ class _TokenScores(torch.autograd.Function):
         need_hidden, need_head, _ = ctx.needs_input_grad
         use_entropy = bool(grad_entropy.any())
         if slope is not None and not use_entropy:
-            return slope * grad_logp[:, None].to(slope.dtype), None, None
+            return (slope * grad_logp[:, None]).to(slope.dtype), None, None
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_head = torch.zeros_like(head, dtype=_wide(head)) if need_head else None
         for rows in _chunks(len(hidden), len(head)):
@@ -111,7 +116,7 @@ class Divergence(NamedTuple):
     """What a comparison with a teacher says of each of N tokens. Only ``value`` has a gradient.
 
     ``credit`` is the coefficient of grad log pi(target) in -grad value: E over target ~ pi of
-    credit * grad log pi(target) is -grad value.
+    credit * grad log pi(target) is -grad value. At most exp(30) is shown of one.
     """
 
     value: Float[Tensor, N]  # D_a(pi || q), nats
@@ -154,8 +159,10 @@ class _Divergence(torch.autograd.Function):
         a = 0      c = q / pi - 1
         between    c = (1 - a) (log m - log pi)
 
-    All tokens of the bucket have the bucket's credit. Chunks are made again in the backward pass,
-    or, where the head is not trained, reduced to d D / d hidden in the forward pass.
+    All tokens of the bucket have the bucket's credit. For a = 0 pi_v c_v is formed as q_v - pi_v:
+    the quotient overflows where the policy has all but excluded a token, and just there it counts.
+    Chunks are made again in the backward pass, or, where the head is not trained, reduced to
+    d D / d hidden in the forward pass.
     """
 
     @staticmethod
@@ -164,14 +171,15 @@ class _Divergence(torch.autograd.Function):
         value = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         credit, teacher, tail, entropy = (torch.empty_like(value) for _ in range(4))
         for rows in _chunks(len(hidden), len(head)):
-            log_p = _logits(hidden[rows], head).log_softmax(-1)
-            log_q = _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
-            value[rows], credits, tail[rows] = _credits(log_p, log_q, a, k, clip)
+            log_p = _log_softmax(hidden[rows], head)
+            log_q = _log_softmax(teacher_hidden[rows], teacher_head)
+            value[rows], credits, pushed, tail[rows] = _credits(log_p, log_q, a, k, clip)
             credit[rows] = credits.gather(-1, targets[rows, None])[:, 0]
             teacher[rows] = log_q.gather(-1, targets[rows, None])[:, 0]
             entropy[rows] = -(log_q.exp() * log_q).sum(-1)
             if slope is not None:
-                slope[rows] = _slope(log_p, credits).to(hidden.dtype) @ head.to(hidden.dtype)
+                grad = _slope(log_p, credits, pushed)
+                slope[rows] = grad.to(hidden.dtype) @ head.to(hidden.dtype)
         ctx.save_for_backward(hidden, head, teacher_hidden, teacher_head, slope)
         ctx.options = a, k, clip
         ctx.mark_non_differentiable(credit, teacher, tail, entropy)
@@ -181,39 +189,49 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx, grad_value, *_):
         hidden, head, teacher_hidden, teacher_head, slope = ctx.saved_tensors
         if slope is not None:
-            return slope * grad_value[:, None].to(slope.dtype), *(None,) * 7
+            return (slope * grad_value[:, None]).to(slope.dtype), *(None,) * 7
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_head = torch.zeros_like(head, dtype=_wide(head))
         for rows in _chunks(len(hidden), len(head)):
-            log_p = _logits(hidden[rows], head).log_softmax(-1)
-            log_q = _logits(teacher_hidden[rows], teacher_head).log_softmax(-1)
-            _, credits, _ = _credits(log_p, log_q, *ctx.options)
-            grad = (_slope(log_p, credits) * grad_value[rows, None]).to(hidden.dtype)
+            log_p = _log_softmax(hidden[rows], head)
+            log_q = _log_softmax(teacher_hidden[rows], teacher_head)
+            _, credits, pushed, _ = _credits(log_p, log_q, *ctx.options)
+            grad = (_slope(log_p, credits, pushed) * grad_value[rows, None]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = grad @ head.to(hidden.dtype)
             d_head += grad.T @ hidden[rows]
         return d_hidden, d_head.to(head.dtype), *(None,) * 6
 
 
-def _slope(log_p: Tensor, credits: Tensor) -> Tensor:
-    """[C, V] d D / d logits."""
+def _log_softmax(hidden: Tensor, head: Tensor) -> Tensor:
+    return _logits(hidden, head).log_softmax(-1).clamp_(min=LEAST)
+
+
+def _slope(log_p: Tensor, credits: Tensor, pushed: Tensor | None) -> Tensor:
+    """[C, V] d D / d logits. ``pushed``: pi_v c_v, where it is not simply that product."""
     p = log_p.exp()
-    return p * ((p * credits).sum(-1, keepdim=True) - credits)
+    if pushed is None:
+        return p * ((p * credits).sum(-1, keepdim=True) - credits)
+    return p * pushed.sum(-1, keepdim=True) - pushed
 
 
 def _credits(
     log_p: Tensor, log_q: Tensor, a: float, k: int, clip: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """[C] divergences, [C, V] credits, [C] tail masses, from [C, V] log-probabilities."""
-    vocabulary = log_p.shape[-1]
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """[C] divergences, [C, V] credits, for a = 0 [C, V] pi_v c_v, and [C] tail masses, from [C, V]
+    log-probabilities.
+    """
+    vocabulary, whole = log_p.shape[-1], log_p
     ids = log_p.topk(k, sorted=False).indices if 0 < k < vocabulary else None
     if ids is not None:
         log_p, log_q = _bucketed(log_p, ids), _bucketed(log_q, ids)
     p, q, delta = log_p.exp(), log_q.exp(), log_q - log_p
+    pushed = None
     if a == 1:
         value, credits = -(p * delta).sum(-1), delta
     elif a == 0:
-        value, credits = (q * delta).sum(-1), delta.expm1()
+        value, credits = (q * delta).sum(-1), delta.clamp(max=STEEPEST).expm1()
+        pushed = q - p if clip == math.inf else torch.minimum(q - p, clip * p)
     else:  # log m - log pi, from the larger of the two; exactly 0 where delta is
         from_p = (a * delta.expm1()).log1p()
         from_q = delta + ((1 - a) * (-delta).expm1()).log1p()
@@ -222,9 +240,11 @@ def _credits(
         credits = (1 - a) * above
     credits = credits.clamp(max=clip)
     if ids is None:
-        return value, credits, torch.zeros_like(value)
+        return value, credits, pushed, torch.zeros_like(value)
     by_token = credits[:, -1:].repeat(1, vocabulary).scatter_(-1, ids, credits[:, :-1])
-    return value, by_token, p[:, -1]
+    if pushed is not None:
+        pushed = (whole.exp() * credits[:, -1:]).scatter_(-1, ids, pushed[:, :-1])
+    return value, by_token, pushed, p[:, -1]
 
 
 def _bucketed(log_p: Tensor, ids: Tensor) -> Tensor:

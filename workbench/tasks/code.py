@@ -34,6 +34,7 @@ from workbench.core import Problem, Step, Verdict, WorkbenchError
 from workbench.tasks.base import Reprompts, chat, check_dials, check_split, draw, split_of
 from workbench.tasks.loading import Row, read
 from workbench.tasks.sandbox.outside import Call, Program, Result
+from workbench.thoughts import said_aloud
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
 
@@ -187,10 +188,37 @@ def _input(test: Test) -> str:
 # --- the task -------------------------------------------------------------------------------------
 
 
+_PYTHON = re.compile(r"(?:python[\d.]*|py3?)?(?!\S)", re.IGNORECASE)
+# A line before a block that is no program.
+_SHOWN = re.compile(r"\b(?:inputs?|outputs?|prints)\b[^\n]*\n?[ \t]*\Z", re.IGNORECASE)
+
+
 def extract(text: str) -> tuple[str, bool]:
-    """The program in a completion, and whether it was fenced: the last block, else everything."""
-    blocks = re.findall(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
-    return (textwrap.dedent(blocks[-1]), True) if blocks else (text, False)
+    """The program in a completion, and whether it was fenced.
+
+    The last block of Python that is said aloud and not shown as output, else the last block, else
+    everything. A fence that is not closed opens a block; one that nothing opens ends a program that
+    the prompt has begun.
+    """
+    said = said_aloud(text)
+    pieces = said.split("```")
+    if len(pieces) % 2 == 0 and not pieces[1].partition("\n")[0].strip() and _parses(pieces[0]):
+        pieces = ["", "\n" + pieces[0], *pieces[1:]]
+    programs, others = [], []
+    for before, block in zip(pieces[::2], pieces[1::2]):
+        info, newline, program = block.partition("\n")
+        is_program = _PYTHON.match(info.strip()) and not _SHOWN.search(before)
+        if newline:
+            (programs if is_program else others).append(textwrap.dedent(program))
+    blocks = programs or others
+    return (blocks[-1], True) if blocks else (said, False)
+
+
+def _parses(program: str) -> bool:
+    try:
+        return bool(ast.parse(textwrap.dedent(program)).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 @dataclass(frozen=True)

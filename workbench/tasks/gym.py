@@ -137,11 +137,16 @@ class Gym(FreeText):
         return [self._problem(entry, split, origin, size, index) for index, entry in drawn]
 
     def _problem(self, entry: dict, split: str, origin: int, size: int, index: int) -> Problem:
+        answer = str(entry["answer"])
+        if not inert(self.dataset, answer, answer):  # an integral that is left to be worked out
+            import sympy
+
+            answer = str(sympy.sympify(answer).doit())
         return Problem(
             f"{self.dataset}:{origin}:{index}",
             chat(str(entry["question"]) + (ASK if self.think else ALONE)),
-            str(entry["answer"]),
-            (f"Answer: {entry['answer']}",),
+            answer,
+            (f"Answer: {answer}",),
             {"split": split, "seed": origin, "size": size, "index": index},
         )
 

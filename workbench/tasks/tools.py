@@ -27,9 +27,11 @@ from typing import Any, NamedTuple
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks.base import FreeText, chat, check_dials, draw, split_of
 from workbench.tasks.loading import Row, has_text, read
+from workbench.thoughts import said_aloud
 
 LONGEST = 100_000  # characters of an attempt that are read
 _DECODER = json.JSONDecoder()
+_ACTION = re.compile(r"Action:[\s*`\"']*(\w+(?:[.:/-]+\w+)*)")
 _INPUT = re.compile(r"Action Input:\s*(?=\{)")
 
 
@@ -41,7 +43,7 @@ class Calls(NamedTuple):
 
 def calls(text: str) -> Calls:
     """The calls in an attempt; an input that is no JSON object counts as none."""
-    text = text[:LONGEST]
+    text = said_aloud(text)[:LONGEST]
     inputs: dict[str, Any] = {}
     start = 0
     while match := _INPUT.search(text, start):
@@ -49,7 +51,7 @@ def calls(text: str) -> Calls:
         with contextlib.suppress(ValueError, RecursionError):
             value, start = _DECODER.raw_decode(text, start)
             inputs.update(value)
-    return Calls(Counter(re.findall(r"Action:\s*(\w+)", text)), inputs)
+    return Calls(Counter(_ACTION.findall(text)), inputs)
 
 
 def expected(answer: str) -> Calls:

@@ -52,7 +52,7 @@ def same(gold: str, given: str, algebra: Algebra) -> bool:
     """Is ``given`` the answer ``gold``? Both as written."""
     if max(len(gold), len(given)) > LONGEST:
         return gold == given
-    left, right = notation(gold), notation(given)
+    left, right = notation(gold), _once(notation(given))
     if not right:
         return False
     if _tight(left) == _tight(right):
@@ -68,7 +68,7 @@ def is_number(answer: str) -> bool:
 
 _LEADING = re.compile(
     r"(?:is|are|equals?|equal to|exactly|therefore|thus|then|hence|simply|just|indeed|clearly|now"
-    r"|approximately|about|around|roughly|probably|maybe|perhaps|possibly|likely|either|both"
+    r"|definitely|certainly|surely|obviously|approximately|about|around|roughly|probably|maybe|perhaps|possibly|likely|either|both"
     r"|the|an|there (?:is|are)"
     r"|(?:the )?(?:final |correct )?answers?(?: is| are)?|it'?s|it is|that is|i\.e\."
     r"|option|choice|letter|\\approx|[=:≈])(?![a-zA-Z])[\s:,]*",
@@ -85,7 +85,7 @@ _REJECTED_LAST = re.compile(
 _EXPLANATION = re.compile(
     r"(?:[\s,;(]+(?:because|since|which|where|as(?! well)|due to|given that|by the|that is,"
     r"|it follows|namely|given by)"
-    r"|[,;]\s*(?:i think|i believe|so that|when|obtained|found|after|by|using|from|for)"
+    r"|[,;]\s*(?:i think|i believe|i am|i'm|so that|when|obtained|found|after|by|using|from|for)"
     r"|\s+[-\u2014]+\s+(?=[a-zA-Z]{2}))(?![a-zA-Z]).*|\s*\u2014.*",
     re.IGNORECASE,
 )
@@ -115,6 +115,15 @@ def core(answer: str) -> str:
     return "" if _NEGATED.match(answer) else answer
 
 
+def _once(answer: str) -> str:
+    """``4 (four)`` and ``1/2 (0.5)`` say one thing twice."""
+    twice = re.fullmatch(r"(.*?[^\s(]) *\((?:i\.e\.|or|=|that is)?,?\s*([^()]+)\)", answer)
+    if not twice or _tight(twice[1]) == _tight(twice[2]):  # 2(2) is a product
+        return answer
+    first, second = quantity(twice[1]), quantity(twice[2].strip())
+    return twice[1] if first and second and equal_quantities(first, second) else answer
+
+
 # --- the forms of an answer -----------------------------------------------------------------------
 
 _FUNCTIONS = words(
@@ -127,11 +136,12 @@ _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _GIVEN_CHOICE = re.compile(r"\(([A-Za-z])\)(.*)|([A-Za-z])(?:[).:](.*))?", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"\b(?:or|and|not)\b|\([A-Z]\)|\b[B-HJ-Z]\b")
 _BASE = re.compile(
-    r"(?=[A-Za-z]*\d)([\dA-Fa-f]+)\s*(?:_\s*\{?\s*\(?\s*(\w+?)\s*\)?\s*\}?"
+    r"\(?([\dA-Fa-f]+)\)?\s*(?:_\s*\{?\s*\(?\s*(\w+?)\s*\)?\s*\}?"
     r"|\(?\s*(?:in )?base[\s-]*(\w+)\s*\)?)"
 )
 _MATRIX = re.compile(
-    r"\\begin\{(matrix|[pbBvV]matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}", re.DOTALL
+    r"\[?\s*\\begin\{(matrix|[pbBvV]matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}\s*\]?",
+    re.DOTALL,
 )
 _SEPARATOR = re.compile(
     r"\s*(?:[,;]\s*(?:and |or )?|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])|\\cup(?![a-zA-Z]))\s*"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 ROW = "\xb6"  # between the rows of a matrix
-_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_DIGITS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺₀₁₂₃₄₅₆₇₈₉", "0123456789-+0123456789")
 
 
 def rules(text: str) -> list[tuple[str, str]]:
@@ -18,7 +19,7 @@ _SIGNS = """
 −–‒﹣－ ⇒ -
 \u00a0\u2002\u2003\u2009\u200a\u202f\u2007 ⇒ \u2009
 ×·⋅∗ ⇒ *
-÷ ⇒ /
+÷⁄ ⇒ /
 ≈ ⇒ \\approx␣
 π ⇒ \\pi␣
 ∞ ⇒ \\infty␣
@@ -28,11 +29,6 @@ _SIGNS = """
 α ⇒ \\alpha␣
 β ⇒ \\beta␣
 λ ⇒ \\lambda␣
-½ ⇒ ␣\\frac{1}{2}
-¼ ⇒ ␣\\frac{1}{4}
-¾ ⇒ ␣\\frac{3}{4}
-⅓ ⇒ ␣\\frac{1}{3}
-⅔ ⇒ ␣\\frac{2}{3}
 \u2061\u200b\u2062\ufeff ⇒
 ’‘′ ⇒ '
 “” ⇒ "
@@ -43,13 +39,25 @@ _SIGNS = """
 _CHARACTERS = str.maketrans({sign: new for signs, new in rules(_SIGNS) for sign in signs})
 
 _RULES = r"""
+\A\*\*(.*)\*\*\Z ⇒ \1
+\\! ⇒
+\\hspace\*?\{[^{}]*\}|\\(?:thin|med|thick)space(?![a-zA-Z])\s? ⇒ ~
 (\d*\.\d*?)(\d)\2\2+(?:\.\.\.|…|\\l?dots) ⇒ \1\\overline{\2}
 \\[dtc]frac ⇒ \\frac
 \\(?:left|right|middle)(?![a-zA-Z])\.? ⇒
-\\(?:displaystyle|textstyle|boldsymbol|[Bb]igg?[lrm]?|limits)(?![a-zA-Z]) ⇒
+\\(?:displaystyle|textstyle|boldsymbol|bm|[Bb]igg?[lrm]?|limits|[Ll]arge|[Hh]uge)(?![a-zA-Z]) ⇒
+\\(?:text)?color\{\w+\} ⇒
 (?<![\d.]\d{3})(?<=\d)(?:\{,\}|\{\\,\}|,?\\[!,;: ]|[ ~\u2009'])(?=\d{3}(?!\d)) ⇒
 (?<![\d.,])(\d{1,3})\.(\d{3})\.(\d{3})(?![\d.]) ⇒ \1\2\3
-\\(?:(?:text|math)(?:bf|it|rm|sf|normal)?|[mh]box|operatorname\*?|emph|bf|rm)\s*\{([^{}]*)\} ⇒ ␣\1␣
+\\(?:(?:text|math)(?:bf|it|rm|sf|tt|sc|normal)?|[mh]box|operatorname\*?)\s*\{([^{}]*)\} ⇒ ␣\1␣
+\\(?:emph|bf|rm|underline|ensuremath)\s*\{([^{}]*)\} ⇒ ␣\1␣
+(?<=\d)\s*\^?\s*\{?\s*(?:st|nd|rd|th)(?![a-zA-Z])\s*\}? ⇒
+(?<=\d)\s*[aA]\.?[mM](?![a-zA-Z])\.? ⇒ ␣am
+(?<=\d)\s*[pP]\.?[mM](?![a-zA-Z])\.? ⇒ ␣pm
+(?<![a-zA-Z])(?:USD|US\$)\s*(?=\d) ⇒ \$
+\\(?:lor|vee)(?![a-zA-Z]) ⇒ ␣or␣
+\\(?:mathbb\s*\{?R\}?|R)(?![a-zA-Z^_\s]) ⇒ (-\\infty,\\infty)
+\{\s*(\w+)\s*\\choose\s*(\w+)\s*\} ⇒ \\binom{\1}{\2}
 \^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree|\\circ(?=\s*$) ⇒ °
 \\(?:leqslant|leqq|leq|le)(?![a-zA-Z])|<=|≤ ⇒ ≤
 \\(?:geqslant|geqq|geq|ge)(?![a-zA-Z])|>=|≥ ⇒ ≥
@@ -85,6 +93,8 @@ _RULES = r"""
 _REWRITES = [(re.compile(pattern), new) for pattern, new in rules(_RULES)]
 _BARE_FRACTION = re.compile(r"(\\frac)\s*(?:\{\s*([^{}]*?)\s*\})\s*(?:\{\s*([^{}]*?)\s*\})")
 _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+")
+_SUBSCRIPT = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
 
 
 def notation(answer: str) -> str:
@@ -93,7 +103,9 @@ def notation(answer: str) -> str:
     """
     answer = re.sub(r"\\\\(?:\[[^\]]*\])?", ROW, answer)
     answer = _SUPERSCRIPT.sub(lambda digits: f"^{{{digits[0].translate(_DIGITS)}}}", answer)
-    answer = answer.translate(_CHARACTERS)
+    answer = _SUBSCRIPT.sub(lambda digits: f"_{{{digits[0].translate(_DIGITS)}}}", answer)
+    answer = _VULGAR.sub(_fraction, answer)
+    answer = unicodedata.normalize("NFKC", answer.translate(_CHARACTERS))  # full-width forms
     for pattern, new in _REWRITES:
         answer = pattern.sub(new, answer)
     answer = re.sub(r"(?<!\\)\\[()\[\]]", " ", answer)
@@ -105,3 +117,8 @@ def notation(answer: str) -> str:
     answer = _BARE_FRACTION.sub(r"\1{\2}{\3}", answer)
     answer = " ".join(answer.split()).strip("*_`\"' ").rstrip("\\,;: ")
     return answer if answer.endswith("..") else answer.rstrip(".")
+
+
+def _fraction(sign: re.Match) -> str:
+    over, _, under = unicodedata.normalize("NFKC", sign[0]).partition("\u2044")
+    return f" \\frac{{{over}}}{{{under}}}"

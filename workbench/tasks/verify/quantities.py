@@ -47,7 +47,7 @@ _QUANTITY = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<money>[$€£¥₹]?)\s*(?P<sign2>-?)"
     r"(?:(?P<whole>\d+)\s*" + _FRACTION.replace("over", "part").replace("under", "parts") + "|"
     r"(?P<mixed>\d+) (?P<top>\d+)/(?P<bottom>\d+)|"
-    r"(?P<digits>\d*\.\d*)\\(?:overline|bar)\s*\{(?P<repeating>\d+)\}|"
+    r"(?P<digits>\d*\.\d*)\\(?:overline|bar|dot)\s*\{(?P<repeating>\d+)\}|"
     r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?:\s*/\s*(?P<divisor>\d+))?"
     r"(?:\s*\*\s*10\s*\^\s*\{?\s*(?P<power>[+-]?\d+)\s*\}?|[eE](?P<exponent>[+-]?\d+))?|"
     + _FRACTION

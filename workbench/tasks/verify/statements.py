@@ -22,7 +22,7 @@ _MARKED = re.compile(
     r"(?:is|are|must be|should be|equals)\b:?\**\s*"
     r"|\**:\**\s*|(?<=[^s])(?=[ \t]+[-$\d])))[* \t]*"
 )
-_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _BLANK = re.compile(r"\s*")
 _OPEN_BOX = re.compile(r"\\boxed\s*\{[^}]*$")
 _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
@@ -39,6 +39,7 @@ _NOT_THIS_BOX = re.compile(
 )
 _BETWEEN = re.compile(
     r"(?:[\s$\\()\[\],.;:*=]|\b(?:or|and|maybe|perhaps|possibly|also|alternatively|either"
+    r"|then|else|as|well|in addition|followed|by|both"
     r"|[a-z]|[Aa]nswers?|[Ff]inal|the|is)\b|####)*",
     re.IGNORECASE,
 )
@@ -53,7 +54,7 @@ _BOUND_BEFORE = re.compile(
     r"|above|up to|twice|half of)\s+)$",
     re.IGNORECASE,
 )
-_BOUND_AFTER = re.compile(r"-?[a-zA-Z]|\s*[!^}]|%\w")
+_BOUND_AFTER = re.compile(r"-?[a-zA-Z]|\s*[!^}]|%\w|\W*(?:is|was|are|can)(?:n['\u2019]|no| no)t\b")
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _OR_AFTER = re.compile(
@@ -63,7 +64,8 @@ _OR_AFTER = re.compile(
 )
 _TAKEN_BACK = re.compile(
     r"\b(?:(?:that|this|it|which)(?: is|['\u2019]s| was) (?:wrong|incorrect|not right|not correct)"
-    r"|scratch that|correction:|i made (?:a mistake|an error))",
+    r"|scratch that|correction:|i made (?:a mistake|an error)|wait,? no\b(?! need)|no,? wait\b"
+    r"|actually,? (?:it|that|this|the answer) (?:is|should|must)\b(?! (?:right|correct)))",
     re.IGNORECASE,
 )
 
@@ -163,10 +165,10 @@ def _last_number(text: str) -> list[str]:
     line_start = text.rfind("\n", 0, last.start()) + 1
     line = _CALCULATOR.sub("", text[line_start:].partition("\n")[0][-LONGEST:]).rpartition("=")[2]
     before = text[max(line_start, last.start() - NEAR) : last.start()]
-    after = text[last.end() : last.end() + 9]
+    after = text[last.end() : last.end() + 12]
     if _DENIED.search(before) or _OPEN_BOX.search(before) or re.match(r"[*$)]*\?", after):
         return []
-    if not re.search("[a-zA-Z]", _COMMAND.sub("", line)):
+    if not re.search(r"[a-zA-Z]|[^\W\d_\x00-\u03ff]", _COMMAND.sub("", line)):
         return [line.strip(" $*.")]
     if _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(after):
         return []
