@@ -10,6 +10,7 @@ import pytest
 import toys
 from test_compose import RIGHT, TASK, WRONG
 from test_readings import group_of
+from test_view import WIDGET, displayed
 
 from workbench.core import Inspection, WorkbenchError
 from workbench.corrections.buffer import load
@@ -140,11 +141,8 @@ def test_the_static_twin(desk):
     assert "log of the OOD weight" in page and "GRPO credit" in page and "correction" in page
     ids = re.search(r"<code>([\d ]+)</code>", page)[1].split()
     assert tuple(map(int, ids)) == Composer(desk).draft.rollout.completion_ids
-    bundle = Composer(desk)._repr_mimebundle_()
-    assert (
-        bundle["text/html"].startswith("<section")
-        and "model_id" in bundle["application/vnd.jupyter.widget-view+json"]
-    )
+    static, live = displayed(Composer(desk))
+    assert "<section" in static["text/html"] and "model_id" in live[WIDGET]
 
 
 @pytest.mark.parametrize(

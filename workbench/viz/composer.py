@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core import Group, WorkbenchError
+from workbench.viz import display
 from workbench.viz.html import layers_html
 from workbench.viz.layers import channel_of
-from workbench.viz.tokens import Channel, Layer, marked, visible
-from workbench.viz.view import mimebundle
+from workbench.viz.texts import prose
+from workbench.viz.tokens import Channel, Layer, marked
 
 WEIGHT = Channel(
     "log of the OOD weight",
@@ -56,8 +57,7 @@ def draft_html(draft) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped, with control and direction characters made visible, and white space as it is."""
-    return escape("".join(c if c in " \n" else visible(c) for c in text))
+    return escape(prose(text))
 
 
 def _verdict(draft) -> str:
@@ -81,8 +81,7 @@ def _tokens(draft) -> str:
         if part in ("transition", "continuation"):
             marks[0, t] = part
     group = Group(draft.desk.group.problem, (draft.rollout,))
-    decode = draft.desk.policy.tokenizer.decode
-    return layers_html(group, layers, lambda token: decode([token]), ["correction"], marks)
+    return layers_html(group, layers, draft.desk.policy, ["correction"], marks)
 
 
 def _credits(draft) -> str:
@@ -117,6 +116,7 @@ class Composer:
 
     def __init__(self, editor, buffer: str | Path | None = None, view=None):
         self.editor, self.buffer, self.message = editor, buffer, ""
+        self.twin = display.twin_id()
         if not editor.wrong():
             raise WorkbenchError(
                 "every rollout of this group is correct: there is nothing to correct"
@@ -196,9 +196,9 @@ class Composer:
         note = f"<p>{_prose(self.message)}</p>" if self.message else ""
         return note + draft_html(self.draft)
 
-    def _repr_mimebundle_(self, **_) -> dict:
+    def _ipython_display_(self) -> None:
         text = f"Composer({_verdict(self.draft)})"
-        return mimebundle(text, self.to_html(), lambda: self.box.model_id, ImportError)
+        display.show(text, self.to_html(), self.twin, lambda: self.box, ImportError)
 
     @cached_property
     def _controls(self):
