@@ -40,7 +40,8 @@ test-slow: $(STAMP) ## the tests marked slow, with all cores
 # Our notebooks are trusted, so that their saved pictures keep their style sheets; and JupyterLab asks nothing at its first start.
 lab: $(STAMP) ## JupyterLab on the notebooks
 	$(BIN)/jupyter trust $(NOTEBOOKS)
-	$(BIN)/jupyter lab --LabApp.news_url= --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks
+	$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements
+	$(BIN)/jupyter lab notebooks
 
 organism: $(STAMP) ## train the small models in data/organism again
 	$(BIN)/python -m data.organism.build.arithmetic
