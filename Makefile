@@ -37,7 +37,10 @@ test: check ## form, fast tests, then every notebook in quick mode
 test-slow: $(STAMP) ## the tests marked slow, with all cores
 	$(BIN)/python -m pytest -m slow tests
 
+# Our notebooks are trusted, so that their saved pictures keep their style sheets; and JupyterLab asks nothing at its first start.
 lab: $(STAMP) ## JupyterLab on the notebooks
+	$(BIN)/jupyter trust $(NOTEBOOKS)
+	$(BIN)/jupyter labextension disable @jupyterlab/apputils-extension:announcements
 	$(BIN)/jupyter lab notebooks
 
 organism: $(STAMP) ## train the small models in data/organism again

@@ -18,7 +18,7 @@ ORDER = (
     *("model", "tasks", "rollouts", "methods", "evaluation", "training"),
     *("inspection", "corrections", "viz", "studies", "app"),
 )
-ALONE = {"viz": {"viz", "core", "records"}}  # may import from no others
+ALONE = {"viz": {"viz", "core", "records", "spans"}}  # may import from no others
 STUDENT = {
     "core",
     "losses",
@@ -31,7 +31,7 @@ STUDENT = {
     "training",
 }
 FUNCTION, FILE = 40, 350  # code lines
-STATEMENTS, STUDENT_STATEMENTS = 10_050, 3_350
+STATEMENTS, STUDENT_STATEMENTS = 10_200, 3_400
 
 
 def modules(package: Path) -> dict[str, ast.Module]:

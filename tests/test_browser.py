@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
+import nbformat.sign
 import numpy as np
 import pytest
 from test_view import TEXTS, inspection
@@ -22,7 +23,7 @@ from test_viz import HOSTILE, contrast, group, rollout
 
 from workbench.core import Inspection, TokenStats
 from workbench.viz import html, style
-from workbench.viz import tokens as heat
+from workbench.viz.texts import Written
 from workbench.viz.view import HERE, TokenView
 
 CHROMIUM = next(
@@ -218,8 +219,9 @@ def test_the_hover_shows_both_sides(page):
     assert "rollout 1, step 2, token 3 of 5, id 2" in details.text_content()
     assert texts(details.locator("thead th")) == ["", "student", "teacher"]
     rows = [texts(row.locator("th,td")) for row in details.locator(".wb-sides tbody tr").all()]
-    assert rows[0] == ["log-prob", "−3.00", "−2.00"] and rows[2] == ["rank", "3", "3"]
-    assert rows[4] == ["would write", "a75 %", "a75 %"] and rows[5] == ["", "b⏎25 %", "b⏎25 %"]
+    assert rows[0] == ["log-prob", "−3.00", "−2.00"] and rows[2] == ["place in its list", "3", "3"]
+    for side, list_ in zip(("student", "teacher"), details.locator(".wb-would").all()):
+        assert texts(list_.locator("div")) == [f"{side} would write", "a75 %", "b⏎25 %"]
     assert "delta▲ +1.00" in details.text_content()
     tokens(page, 1).nth(1).hover()
     assert texts(details.locator("thead th")) == ["", "student"], "nobody taught the second rollout"
@@ -375,7 +377,7 @@ def test_hostile_text_stays_text(mount):
             HOSTILE.__getitem__,
         )
     )
-    assert texts(tokens(page)) == [heat.visible(text) for text in HOSTILE]
+    assert texts(tokens(page)) == Written.of(ids, HOSTILE.__getitem__).shown()
     for token in tokens(page).all():
         token.dispatch_event("pointerover")
     assert (
@@ -449,7 +451,8 @@ def test_2000_tokens_times_8_rollouts_stay_smooth(mount, capsys):
             len(json.dumps(view.data())) // 1000,
             "kB",
         )
-    assert page.locator(".wb-toks .wb-t").count() == 32_000
+    drawn = page.locator(".wb-toks .wb-t").count()
+    assert 8 * 3 * 100 < drawn < 32_000, "long rollouts show the steps of their strongest tokens"
     bounds = {"first paint": 6000, "layer": 3000, "two panes": 9000, "hover": 400, "click": 400}
     assert {name: ms for name, ms in took.items() if ms > bounds[name]} == {}
 
@@ -644,3 +647,76 @@ def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, 
         page.keyboard.press("Escape")
         page.evaluate("document.body.dataset.jpThemeLight = 'false'")
         assert colors(view) == [(style.DARK.ink, style.DARK.paper)]
+
+
+# ---- JupyterLab without the kernel that ran the notebook -------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved():
+    """A notebook whose last cell showed a view, as it is saved."""
+    nbclient = pytest.importorskip("nbclient")
+    code = (
+        f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from test_view import TEXTS, inspection\nfrom workbench.viz.view import TokenView\n"
+        "TokenView(inspection(), TEXTS.__getitem__)"
+    )
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+    return nbclient.NotebookClient(notebook, timeout=120).execute()
+
+
+@contextmanager
+def opened(browser, notebook, folder: Path, trusted: bool, width: int = 1400):
+    """The page of a saved notebook in a JupyterLab that did not run it."""
+    pytest.importorskip("jupyterlab")
+    path = folder / "saved.ipynb"
+    nbformat.write(notebook, path)
+    if trusted:
+        (folder / "jupyter" / "data").mkdir(parents=True)
+        notary = nbformat.sign.NotebookNotary(data_dir=str(folder / "jupyter" / "data"))
+        notary.sign(nbformat.read(path, 4))
+    with lab(folder, path) as address:
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        try:
+            page.goto(address)
+            page.locator(".wb-twin").wait_for(timeout=90_000)
+            # the widget manager has looked for its models
+            page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
+                timeout=60_000, state="attached"
+            )
+            page.wait_for_timeout(3000)
+            yield page
+        finally:
+            page.screenshot(path=folder / "saved.png")
+            page.close()
+
+
+def test_a_saved_notebook_shows_its_static_twin(browser, saved, tmp_path):
+    """JupyterLab would say that the widget's model was not found."""
+    with opened(browser, saved, tmp_path, trusted=True) as page:
+        assert page.locator(".wb-twin figure").is_visible()
+        gone = page.get_by_text("Error displaying widget").all()
+        assert not any(message.is_visible() for message in gone)
+        page.get_by_label("entropy", exact=True).first.check()
+        shown = [text for text in page.locator("figcaption").all() if text.is_visible()]
+        assert len(shown) == 1 and shown[0].text_content().startswith("entropy")
+        assert page.locator("details.wb-plain:visible").count() == 0
+
+
+def test_a_notebook_that_is_not_trusted_keeps_layout_and_layers(browser, saved, tmp_path):
+    with opened(browser, saved, tmp_path, trusted=False) as page:
+        assert page.locator(".wb-twin style").count() == 0, "JupyterLab took the style sheet away"
+        boxes = [card.bounding_box() for card in page.locator(".wb-card").all()]
+        assert boxes[0]["y"] == pytest.approx(boxes[1]["y"], abs=3), "side by side"
+        first = page.locator(".wb-card .wb-t").first
+        assert colors(first)[0][1] != style.LIGHT.paper, "the first layer is coloured"
+        layer = page.locator("details.wb-plain", has_text="entropy").first
+        layer.locator("summary").click()
+        painted = layer.locator("span[style*=background]")
+        assert painted.first.is_visible() and colors(painted.first)[0][1] != style.LIGHT.paper
+        assert not page.locator(".wb-switch").is_visible(), "buttons that would be dead"

@@ -362,13 +362,10 @@ def test_the_desk_shows_what_training_would_see(tiny_policy, group):
     np.testing.assert_allclose(
         table["log-prob"][len(rollout.prompt_ids) :], logp[len(rollout.prompt_ids) - 1 :], atol=1e-4
     )
-    assert (
-        draft.preview.group.rollouts[:3] == group.rollouts
-        and draft.preview.group.rollouts[3] is rollout
-    )
+    assert draft.group.rollouts == (*group.rollouts, rollout)
     # one wrong, three right: advantage 1/sqrt(3)
-    np.testing.assert_allclose(table["GRPO credit"].dropna(), 3**-0.5, atol=1e-5)
-    assert (table["SFT credit"].dropna() == 1).all()
+    np.testing.assert_allclose(draft.credits["GRPO"][-1], 3**-0.5, atol=1e-5)
+    assert (draft.credits["SFT"][-1] == 1).all()
 
 
 def test_an_illegal_draft_says_why_and_cannot_be_saved(tiny_policy, group, tmp_path):

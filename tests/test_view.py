@@ -17,9 +17,22 @@ from workbench.core import Inspection, Step, TokenStats, WorkbenchError
 from workbench.records import Run
 from workbench.viz import html, style, tokens
 from workbench.viz.layers import all_layers, channel_of
-from workbench.viz.view import STATIC_TOKENS, WIDGET, TokenView
+from workbench.viz.texts import Written
+from workbench.viz.view import STATIC_TOKENS, TokenView
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 TEXTS = ["a", "b\n", "c", "d\n", "e"]
+
+
+def displayed(shown) -> list[dict]:
+    """What a notebook gets when a cell ends with ``shown``: the data of each of its outputs."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from IPython.utils.capture import capture_output
+
+    InteractiveShell.instance()
+    with capture_output() as captured:
+        shown._ipython_display_()
+    return [output.data for output in captured.outputs]
 
 
 def reading(*logprobs, k=2) -> TokenStats:
@@ -245,7 +258,7 @@ def test_works_without_anywidget():
         "import sys; sys.modules['anywidget'] = None; sys.path.insert(0, 'tests')\n"
         "from test_view import *\n"
         "view = TokenView(inspection(), TEXTS.__getitem__)\n"
-        "assert set(view._repr_mimebundle_()) == {'text/plain', 'text/html'} and "
+        "assert [set(data) for data in displayed(view)] == [{'text/plain', 'text/html'}] and "
         "view.to_png()\n"
         "try: view.widget\n"
         "except WorkbenchError as error: print(error)\n"
@@ -319,16 +332,17 @@ def test_static_html_shows_what_was_chosen(view):
 
 
 def test_a_notebook_without_widget_state_has_the_colours(view):
-    bundle = view._repr_mimebundle_()
-    assert "<figure" in bundle["text/html"] and "w0d" in bundle["text/html"]
-    if WIDGET in bundle:
-        assert bundle[WIDGET]["model_id"] == view.widget.model_id
+    static, live = displayed(view)
+    assert "<figure" in static["text/html"] and "w0d" in static["text/html"]
+    assert WIDGET not in static, "JupyterLab would show the widget alone, or that it is gone"
+    assert live[WIDGET]["model_id"] == view.widget.model_id
+    assert not any(kind.startswith("text/") for kind in live), "GitHub would show it"
     long = TokenView(
         group(rollout([0] * (STATIC_TOKENS + 1))),
         TEXTS.__getitem__,
         layers={"mine": [[1.0] * (STATIC_TOKENS + 1)]},
     )
-    small = long._repr_mimebundle_()["text/html"]
+    small = displayed(long)[0]["text/html"]
     assert "mine" in small and "log-prob</label>" not in small and 'type="radio"' not in small
 
 
@@ -337,13 +351,8 @@ def test_nbconvert_shows_the_static_twin(view):
     import nbformat
     from nbconvert import HTMLExporter
 
-    bundle = {
-        WIDGET: {"version_major": 2, "version_minor": 0, "model_id": "gone"},
-        **view._repr_mimebundle_(),
-    }
-    cell = nbformat.v4.new_code_cell(
-        "view", outputs=[nbformat.v4.new_output("display_data", bundle)]
-    )
+    outputs = [nbformat.v4.new_output("display_data", data) for data in displayed(view)]
+    cell = nbformat.v4.new_code_cell("view", outputs=outputs)
     page, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
 
     def drawn(text):
@@ -406,7 +415,7 @@ def test_hostile_text_stays_text():
     view = TokenView(hostile, HOSTILE.__getitem__, layers={"<b>": [np.linspace(-1, 1, len(ids))]})
     page = read(view.to_html())
     assert [e["text"] for e in page.elements if e.get("role") == "img"] == [
-        tokens.visible(t) for t in HOSTILE
+        *Written.of(range(len(HOSTILE)), HOSTILE.__getitem__).shown()
     ]
     assert {e["tag"] for e in page.elements} <= {
         "figure",
@@ -417,9 +426,7 @@ def test_hostile_text_stays_text():
         "span",
         "b",
         "br",
-        "form",
-        "label",
-        "input",
+        *("form", "label", "input", "details", "summary", "p"),
     }
     assert view.to_png()
     json.dumps(view.data()).encode()

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from workbench.core import Group, Problem, Rollout, Verdict
-from workbench.viz import curves, html, style, tokens
+from workbench.spans import Spans
+from workbench.viz import curves, html, style, texts, tokens
 from workbench.viz.page import (
     Section,
     cards,
@@ -119,7 +120,9 @@ def test_hostile_tokens_are_text():
         HOSTILE.__getitem__,
     )
     spans = drawn_tokens(made)
-    assert [s["text"] for s in spans] == [tokens.visible(text) for text in HOSTILE]
+    assert [s["text"] for s in spans] == texts.Written.of(
+        range(len(HOSTILE)), HOSTILE.__getitem__
+    ).shown()
     tags = {e["tag"] for e in read(made).elements}
     assert tags <= {"figure", "style", "figcaption", "div", "section", "span", "b", "br"}
     assert not [
@@ -134,10 +137,41 @@ def test_hostile_tokens_are_text():
 
 
 def test_white_space_and_direction_marks_are_made_visible():
-    assert tokens.visible(" \n\t\r") == "·⏎⇥␍"
-    assert tokens.visible("a\u202eb\u200f\x00\u2028") == "a⟨U+202E⟩b⟨U+200F⟩⟨U+0000⟩⟨U+2028⟩"
-    assert tokens.visible("") == "∅"
-    assert tokens.visible("é😀שלום") == "é😀שלום"
+    assert texts.visible(" \n\t\r") == "·⏎⇥␍"
+    assert texts.visible("a\u202eb\u200f\x00\u2028") == "a⟨U+202E⟩b⟨U+200F⟩⟨U+0000⟩⟨U+2028⟩"
+    assert texts.visible("") == "∅"
+    assert texts.visible("é😀שלום") == "é😀שלום"
+
+
+def test_ordinary_spaces_stay_and_odd_ones_are_marked():
+    pieces = ["so", " 1", " ", "+", "  2", "\n", " a", " ", "\u00a0"]
+    shown = texts.Written.of(range(len(pieces)), pieces.__getitem__).shown()
+    assert shown == ["so", " 1", " ", "+", "··2", "⏎", "·a", "·", "\u00a0"]
+
+
+def test_characters_of_several_tokens_are_joined():
+    bytes_of = "é 😀!".encode()
+
+    class Bytes:
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
+
+    written = texts.Written.of(bytes_of, Bytes())
+    assert written.text == "é 😀!" and "".join(written.pieces) == written.text
+    assert written.shown() == ["é", "‥", " ", "😀", "‥", "‥", "‥", "!"]
+    assert written.starts == [0, 0, 1, 2, 2, 2, 2, 3]
+    rows = tokens.tokens(group(rollout(bytes_of)), [[0.0] * len(bytes_of)], Bytes())
+    assert [token.shown for token in rows[0]] == written.shown()
+
+
+def test_the_view_counts_steps_as_the_locators_do():
+    """Real text has blank lines; the view once counted each of them."""
+    text = "\n\nFirst.\n\n\nThen 3.\n\nSo 4."
+    made = rollout(range(len(text)), finished=False)
+    made = type(made)(**{**vars(made), "text": text})
+    (row,) = tokens.tokens(group(made), [[]], text.__getitem__)
+    layout = Spans(made, lambda ids: "".join(text[i] for i in ids))
+    assert [t.step for t in row] == [layout.step_of(t) for t in range(len(text))]
 
 
 @pytest.mark.parametrize("theme", [style.LIGHT, style.DARK])
@@ -235,12 +269,12 @@ def test_labels_tell_every_number():
 
 
 def test_steps_end_with_line_breaks_and_sum_their_tokens():
-    texts = ["a", "b\n", "\n", "c", "d"]
-    values = [1.0, -3.0, math.nan, 0.25, 0.5]
+    texts = ["a", "b\n", "\n", "c\n", "d"]
+    values = [1.0, -3.0, 0.5, math.nan, 0.75]
     (row,) = tokens.tokens(group(rollout(range(5))), [values], texts.__getitem__)
-    assert [t.step for t in row] == [0, 0, 1, 2, 2]
+    assert [t.step for t in row] == [0, 0, 0, 1, 2], "a blank line goes with the line before"
     sums = tokens.step_sums(row)
-    assert sums[0] == -2.0 and math.isnan(sums[1]) and sums[2] == 0.75
+    assert sums[0] == -1.5 and math.isnan(sums[1]) and sums[2] == 0.75
     shown = [
         e["text"].strip()
         for e in read(
@@ -248,7 +282,7 @@ def test_steps_end_with_line_breaks_and_sum_their_tokens():
         ).elements
         if e.get("class") == "wb-sum"
     ]
-    assert shown == ["▼ −2.00", "· none", "▲ +0.75"]
+    assert shown == ["▼ −1.50", "· none", "▲ +0.75"]
 
 
 def test_rollouts_keep_their_order_and_missing_numbers_are_none():

@@ -15,6 +15,7 @@ from itertools import accumulate
 from workbench.core import Rollout, Step
 
 Decode = Callable[[Sequence[int]], str]
+_PART = "\N{REPLACEMENT CHARACTER}"  # what a part of a character is decoded to
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # a line with its line breaks; blank lines go with the line before
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
@@ -34,17 +35,48 @@ def step_texts(text: str) -> list[str]:
     return [text[step.start : step.end] for step in split_steps(text)]
 
 
+def step_places(text: str, starts: Sequence[int]) -> list[int]:
+    """[T] the written step in which each token begins; a token after the text stands in the last
+    step.
+    """
+    ends = [step.end for step in split_steps(text)]
+    return [min(bisect_right(ends, start), max(len(ends) - 1, 0)) for start in starts]
+
+
 def token_starts(decode: Decode, ids: Sequence[int]) -> list[int]:
     """[T] the character at which each token begins.
 
     A token that holds only a part of a character begins where that character does.
     """
+    ids = list(ids)
     text = decode(ids)
     pieces = [decode([token]) for token in ids]
     if "".join(pieces) == text:
         return [0, *accumulate(map(len, pieces))][: len(ids)]
     # pieces of characters, or a tokenizer that decodes a token differently after others
-    return [common_prefix(decode(ids[:t]), text) for t in range(len(ids))]
+    return _starts_by_window(decode, ids, text)
+
+
+def _starts_by_window(decode: Decode, ids: list[int], text: str) -> list[int]:
+    """Token by token, each decoded after the last ones that end with a whole character: decoding
+    every beginning of a long completion anew takes seconds.
+    """
+    starts = []
+    before = begin = 0  # tokens: the window, and what in it is not yet placed
+    at = 0  # the character at which ``begin`` begins
+    for t in range(len(ids)):
+        starts.append(at + _whole(decode, ids, before, begin, t))
+        new = decode(ids[before : t + 1])[len(decode(ids[before:begin])) :]
+        if new and not new.endswith(_PART) and text.startswith(new, at):
+            at += len(new)
+            before, begin = begin, t + 1
+    return starts
+
+
+def _whole(decode: Decode, ids: list[int], before: int, begin: int, end: int) -> int:
+    """Whole characters of the tokens from ``begin`` to ``end``."""
+    new = decode(ids[before:end])[len(decode(ids[before:begin])) :]
+    return len(new.rstrip(_PART))
 
 
 def common_prefix(left: str, right: str) -> int:

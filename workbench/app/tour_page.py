@@ -32,7 +32,8 @@ from workbench.viz.page import (
     svg,
     table,
 )
-from workbench.viz.tokens import signed, visible
+from workbench.viz.texts import prose
+from workbench.viz.tokens import signed
 
 HEADER = ("on held-out problems", "before", "after", "change")
 
@@ -174,7 +175,7 @@ def _one_group(story: Story) -> str:
     """The first recorded group with contrast, with its advantages computed in words."""
     recorded, metrics = story.run.groups, story.run.metrics
     step, group, credit = next((g for g in recorded if g[1].has_contrast), recorded[0])
-    drawn = group_html(group, credit, lambda token: story.policy.tokenizer.decode([token]))
+    drawn = group_html(group, credit, story.policy)
     without = 100 * (1 - metrics["contrast"].mean())
     return (
         paragraphs(_advantages(step, group))
@@ -216,7 +217,7 @@ def _one_problem(story: Story) -> str:
     pairs = list(zip(story.before, story.after))
     before, after = max(pairs, key=lambda pair: _right(pair[1]) - _right(pair[0]))
     n, problem = len(before.rollouts), before.problem
-    question = escape(visible(problem.messages[-1]["content"]))
+    question = escape(prose(problem.messages[-1]["content"]))
     html = paragraphs(
         f"Of all held-out problems this is the one with the largest gain, {_right(before)} of {n} "
         f"correct before and {_right(after)} after: picked to show the change, so not typical. "

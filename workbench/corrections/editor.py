@@ -3,7 +3,8 @@ see and what each method would say.
 
     editor = CorrectionEditor(policy, task, group, {"GRPO": GRPO()})
     draft = editor.draft(editor.compose(source=0, token=10))
-    draft.verdict, draft.table, draft.preview
+    draft.verdict, draft.table    # needs one pass over the correction
+    draft.credits                 # needs one for each method over the whole group
     draft.why_not    # one sentence, when it cannot be trained on
 """
 
@@ -21,7 +22,6 @@ import torch
 from workbench.core import (
     Credit,
     Group,
-    Inspection,
     Method,
     Rollout,
     Task,
@@ -40,10 +40,11 @@ from workbench.corrections.compose import (
     to_rollout,
     wrong_rollout,
 )
-from workbench.inspection.readings import inspect_group, token_stats
+from workbench.inspection.credit import realised_credit
+from workbench.inspection.readings import token_stats
 from workbench.methods.tapo import suppression
 from workbench.model.batch import collate
-from workbench.model.learner import Learner
+from workbench.model.learner import FrozenLearner, Learner
 from workbench.model.policy import Policy
 from workbench.spans import Spans
 
@@ -126,20 +127,27 @@ class Draft:
         """The policy's reading of the correction under the plain prompt."""
         return token_stats(self.desk.policy, [self._legal.prompt_ids], [self._legal])[0]
 
+    @property
+    def group(self) -> Group:
+        """The group with the correction as its last rollout."""
+        return replace(self.desk.group, rollouts=(*self.desk.group.rollouts, self._legal))
+
     @cached_property
-    def preview(self) -> Inspection:
-        """The group with the correction as its last rollout, and the credit that each method gives
-        if this is the whole batch.
-        """
-        group = replace(self.desk.group, rollouts=(*self.desk.group.rollouts, self._legal))
-        return inspect_group(self.desk.learner, group, self.desk.task, self.desk.methods)
+    def credits(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """By method: [T] the credit of each rollout of ``group``, if this is the whole batch."""
+        learner = self.desk.learner
+        learner = FrozenLearner(learner) if isinstance(learner, Policy) else learner
+        return {
+            name: realised_credit(learner, self.group, method).credit
+            for name, method in self.desk.methods.items()
+        }
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row for every token of prompt and correction, as ``collate`` hands it to training:
 
         ``trained`` is its mask. Log-prob (nats), entropy and the OOD weight ``w`` are the policy's
-        under the plain prompt; then the realised credit of each method.
+        under the plain prompt.
         """
         import pandas as pd
 
@@ -150,9 +158,6 @@ class Draft:
             "entropy": self.reading.entropy,
             "w": ood_weights(self.reading),
         }
-        for name, rows in self.preview.layers.items():
-            if name.endswith(" credit"):
-                numbers[name] = rows[-1]
         numbers = pd.DataFrame(numbers, dtype=float)
         labels = pd.DataFrame({"part": self.parts, "trained": batch.mask[0]})
         completion = pd.concat([labels, numbers], axis=1)

@@ -11,7 +11,7 @@ everything and works without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core import Group, WorkbenchError
+from workbench.viz import display
 from workbench.viz.html import layers_html
 from workbench.viz.layers import channel_of
-from workbench.viz.tokens import Channel, Layer, marked, visible
-from workbench.viz.view import mimebundle
+from workbench.viz.texts import prose
+from workbench.viz.tokens import Channel, Layer, marked
 
 WEIGHT = Channel(
     "log of the OOD weight",
@@ -34,9 +35,9 @@ LOGPROB = Channel("log-prob", "nats, under the plain prompt", "", "less likely")
 CELL = "padding:.1em .6em;text-align:right;border-bottom:1px solid #8886"
 
 
-def draft_html(draft) -> str:
-    """A draft as HTML that needs no script: the verdict, who wrote what, every token with its
-    weight and credit, and what changes for the group.
+def draft_html(draft, with_credit: bool = False) -> str:
+    """A draft as HTML that needs no script: the verdict, who wrote what, and every token with its
+    weight; ``with_credit``: also its credit by each method, and what changes for the group.
     """
     composition, rollout = draft.composition, draft.rollout
     authors = composition.authors.items()
@@ -47,8 +48,9 @@ def draft_html(draft) -> str:
     if rollout is None:
         return f'<section class="wb-draft">{head}<pre>{_prose(composition.text)}</pre></section>'
     ids = " ".join(map(str, rollout.completion_ids))
+    credits = draft.credits if with_credit else {}
     return (
-        f'<section class="wb-draft">{head}{_tokens(draft)}{_credits(draft)}'
+        f'<section class="wb-draft">{head}{_tokens(draft, credits)}{_credits(draft, credits)}'
         f"<details><summary>{len(rollout.completion_ids)} token ids, all trained on, after "
         f"{len(rollout.prompt_ids)} prompt tokens that are not</summary>"
         f"<code>{ids}</code></details></section>"
@@ -56,8 +58,7 @@ def draft_html(draft) -> str:
 
 
 def _prose(text: str) -> str:
-    """Escaped, with control and direction characters made visible, and white space as it is."""
-    return escape("".join(c if c in " \n" else visible(c) for c in text))
+    return escape(prose(text))
 
 
 def _verdict(draft) -> str:
@@ -68,35 +69,31 @@ def _verdict(draft) -> str:
     return f"✗ The grader rejects it: reward {draft.verdict.reward:g}. {draft.verdict.feedback}"
 
 
-def _tokens(draft) -> str:
+def _tokens(draft, credits: Mapping[str, Sequence[np.ndarray]]) -> str:
     """The correction's tokens, with their weight, their log-prob and their credit by method."""
     table = draft.table[draft.table.trained]
-    columns = {WEIGHT: np.log(table.w), LOGPROB: table["log-prob"]}
-    for name in table:
-        if name.endswith(" credit"):
-            columns[channel_of(name)] = table[name]
-    layers = [Layer.of(channel, [column.to_numpy()]) for channel, column in columns.items()]
+    columns = {WEIGHT: np.log(table.w).to_numpy(), LOGPROB: table["log-prob"].to_numpy()}
+    for name, rows in credits.items():
+        columns[channel_of(f"{name} credit")] = rows[-1]
+    layers = [Layer.of(channel, [column]) for channel, column in columns.items()]
     marks = {}
     for t, part in enumerate(table.part):
         if part in ("transition", "continuation"):
             marks[0, t] = part
     group = Group(draft.desk.group.problem, (draft.rollout,))
-    decode = draft.desk.policy.tokenizer.decode
-    return layers_html(group, layers, lambda token: decode([token]), ["correction"], marks)
+    return layers_html(group, layers, draft.desk.policy, ["correction"], marks)
 
 
-def _credits(draft) -> str:
+def _credits(draft, credits: Mapping[str, Sequence[np.ndarray]]) -> str:
     """A table: mean realised credit of each rollout, the correction last, by each method."""
-    layers = draft.preview.layers
-    names = [name for name in layers if name.endswith(" credit")]
-    if not names:
+    if not credits:
         return ""
-    rollouts = draft.preview.group.rollouts
-    rows = _row("th", ["rollout", "reward", *names])
+    rollouts = draft.group.rollouts
+    rows = _row("th", ["rollout", "reward", *(f"{name} credit" for name in credits)])
     for i, rollout in enumerate(rollouts):
         # as the token view counts them
         label = "correction" if rollout is rollouts[-1] else str(i + 1)
-        means = [marked(float(layers[name][i].mean())) for name in names]
+        means = [marked(float(by_rollout[i].mean())) for by_rollout in credits.values()]
         rows += _row("td", [label, f"{rollout.verdict.reward:g}", *means])
     return (
         "<p>The group with the correction in it. Mean realised credit of a token, if this "
@@ -117,6 +114,7 @@ class Composer:
 
     def __init__(self, editor, buffer: str | Path | None = None, view=None):
         self.editor, self.buffer, self.message = editor, buffer, ""
+        self.twin = display.twin_id()
         if not editor.wrong():
             raise WorkbenchError(
                 "every rollout of this group is correct: there is nothing to correct"
@@ -158,10 +156,15 @@ class Composer:
             lambda: self.editor.reconstruct(source, reference=reference, seed=seed), self.choice
         )
 
+    def credit(self) -> None:
+        """Show what each method would say of the correction: a pass each over the whole group."""
+        self.with_credit = True
+        self._show()
+
     def save(self) -> None:
         try:
             if self.buffer is None:
-                raise WorkbenchError("there is no buffer to save to: Composer(desk, buffer=FILE)")
+                raise WorkbenchError("there is no buffer to save to: Composer(editor, buffer=FILE)")
             self.draft.save(self.buffer)
             self.message = f"Saved to {Path(self.buffer).name}."
         except WorkbenchError as error:
@@ -182,7 +185,7 @@ class Composer:
             self._set(composition)
 
     def _set(self, composition) -> None:
-        self.composition, self.message = composition, ""
+        self.composition, self.message, self.with_credit = composition, "", False
         self.draft = self.editor.draft(composition)
         self._show()
 
@@ -194,11 +197,11 @@ class Composer:
 
     def to_html(self) -> str:
         note = f"<p>{_prose(self.message)}</p>" if self.message else ""
-        return note + draft_html(self.draft)
+        return note + draft_html(self.draft, self.with_credit)
 
-    def _repr_mimebundle_(self, **_) -> dict:
+    def _ipython_display_(self) -> None:
         text = f"Composer({_verdict(self.draft)})"
-        return mimebundle(text, self.to_html(), lambda: self.box.model_id, ImportError)
+        display.show(text, self.to_html(), self.twin, lambda: self.box, ImportError)
 
     @cached_property
     def _controls(self):

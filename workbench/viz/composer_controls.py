@@ -5,38 +5,47 @@ Apart from ``composer.py``, which works without ipywidgets.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from itertools import count
 
 import ipywidgets as w
 
-NAMED = {"continuous_update": False, "style": {"description_width": "7em"}}
-WIDE = {"layout": w.Layout(width="98%"), **NAMED}
+from workbench.viz.display import hiding
+
+PAUSE = 0.7  # seconds without a key after which a text counts as written
+STYLE = {"style": {"description_width": "7em"}}
+WIDE = {"layout": w.Layout(width="98%"), **STYLE}
 
 
 class Controls:
-    """``box`` is the panel. Rollouts are named as in the token view, from 1."""
+    """``box`` is the panel. Rollouts and tokens are named as in the token view, from 1."""
 
     _refreshing = False  # setting a control is not a user's doing
+    _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, composer):
         self.composer = composer
         self.rollouts = composer.editor.group.rollouts
         self.choices = self._choices()  # what a correction is composed from
         self.parts = {  # its words
+            "transition": w.Text(description="transition", **STYLE),
             "continuation": w.Textarea(description="continuation", rows=6, **WIDE),
-            "diagnosis": w.Text(description="diagnosis", **WIDE),
+            "diagnosis": w.Textarea(description="diagnosis", rows=3, **WIDE),
         }
-        self.transition = w.Text(description="transition", **NAMED)
+        self.buttons = self._buttons()
+        self.busy = w.HTML()
         self.shown = w.HTML()
         source, token, whole_step, reference = self.choices.values()
+        transition, *texts = self.parts.values()
         self.box = w.VBox(
             [
+                w.HTML(f"<style>{hiding(composer.twin)}</style>"),
                 w.HBox([source, reference]),
                 w.HBox([token]),
-                w.HBox([whole_step, self.transition]),
-                *self.parts.values(),
-                w.HBox(self._buttons()),
+                w.HBox([whole_step, transition]),
+                *texts,
+                w.HBox([*self.buttons, self.busy]),
                 self.shown,
             ]
         )
@@ -48,49 +57,91 @@ class Controls:
         right = [names[i] for i, rollout in enumerate(self.rollouts) if rollout.verdict.correct]
         wrong = [names[i] for i in self.composer.editor.wrong()]
         return {
-            "source": w.Dropdown(options=wrong, description="wrong rollout", style=NAMED["style"]),
-            "token": w.IntSlider(min=0, description="point: token", **WIDE),
+            "source": w.Dropdown(options=wrong, description="wrong rollout", **STYLE),
+            "token": w.IntSlider(
+                min=1, value=1, description="point: token", continuous_update=False, **WIDE
+            ),
             "whole_step": w.Checkbox(description="keep its whole step", indent=False),
             "reference": w.Dropdown(
-                options=[("nearest", None), *right], description="reference", style=NAMED["style"]
+                options=[("nearest", None), *right], description="reference", **STYLE
             ),
         }
 
     def _buttons(self) -> list[w.Button]:
         seeds = count()
-        again, write, save = (
-            w.Button(description=text) for text in ("Start again", "Let the policy write", "Save")
-        )
-        again.on_click(lambda _: self.composer.begin())
-        write.on_click(lambda _: self.composer.write(next(seeds)))
-        save.on_click(lambda _: self.composer.save())
-        return [again, write, save]
+        acts = {
+            "Start again": self.composer.begin,
+            "Let the policy write": lambda: self.composer.write(next(seeds)),
+            "Credit by method": self.composer.credit,
+            "Save": self.composer.save,
+        }
+        buttons = []
+        for name, act in acts.items():
+            button = w.Button(description=name)
+            button.on_click(lambda _, act=act: self._work(act))
+            buttons.append(button)
+        return buttons
 
     def _bind(self) -> None:
-        """Every control calls its function when a user has changed it."""
-        begin, edit = self.composer.begin, self.composer.edit
+        """Every control calls its function when a user has changed it; a text does when the typing
+        pauses.
+        """
         for name, control in self.choices.items():
-            self._on(control, lambda value, name=name: begin(**{name: value}))
+            self._on(control, lambda value, name=name: self._choose(name, value))
         for name, control in self.parts.items():
-            self._on(control, lambda value, name=name: edit(**{name: value}))
-        self._on(self.transition, lambda value: edit(transition=value.replace("⏎", "\n")))
+            self._on(control, lambda value, name=name: self._typed(name, value))
 
     def _on(self, control: w.Widget, act: Callable[[object], None]) -> None:
         control.observe(lambda change: self._refreshing or act(change["new"]), names="value")
 
+    def _choose(self, name: str, value) -> None:
+        value -= name == "token" and 1
+        self._work(lambda: self.composer.begin(**{name: value}))
+
+    def _typed(self, name: str, text: str) -> None:
+        text = text.replace("⏎", "\n") if name == "transition" else text
+        self._busy("waiting for the end of your words …")
+        self._later(lambda: self._work(lambda: self.composer.edit(**{name: text})))
+
+    def _later(self, act: Callable[[], None]) -> None:
+        """After a pause in which nothing else was typed; at once where no event loop runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            self._timer = asyncio.get_running_loop().call_later(PAUSE, act)
+        except RuntimeError:
+            act()
+
+    def _work(self, act: Callable[[], object]) -> None:
+        """Do it with a sign that something is being done, and nothing else to press meanwhile."""
+        self._busy("working …")
+        for button in self.buttons:
+            button.disabled = True
+        try:
+            act()
+        finally:
+            for button in self.buttons:
+                button.disabled = False
+            self._busy("")
+
+    def _busy(self, words: str) -> None:
+        self.busy.value = f"<span class='wb-busy'>⏳ {words}</span>" if words else ""
+
     def refresh(self) -> None:
         """Show the composer's present state."""
         composer, slider = self.composer, self.choices["token"]
-        last = len(self.rollouts[composer.choice["source"]].completion_ids) - 1
+        last = len(self.rollouts[composer.choice["source"]].completion_ids)
         self._refreshing = True
         try:
             slider.max = max(slider.max, last)  # the old token may still be beyond the new end
             for name, control in self.choices.items():
-                control.value = composer.choice[name]
+                control.value = (
+                    composer.choice[name] + 1 if name == "token" else composer.choice[name]
+                )
             slider.max = last
-            self.transition.value = composer.composition.transition.replace("\n", "⏎")
             for name, control in self.parts.items():
-                control.value = getattr(composer.composition, name)
+                text = getattr(composer.composition, name)
+                control.value = text.replace("\n", "⏎") if name == "transition" else text
             self.shown.value = composer.to_html()
         finally:
             self._refreshing = False

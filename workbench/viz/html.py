@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
 
 from workbench.core import Group, Rollout
 from workbench.viz.style import DARK, FAINT, LEVELS, LIGHT, Theme, background, edge, level
+from workbench.viz.texts import Decode, prose
 from workbench.viz.tokens import (
     CREDIT,
     Channel,
@@ -31,18 +32,22 @@ from workbench.viz.tokens import (
     signed,
     step_sums,
     tokens,
-    visible,
     worded,
 )
 
 MARKED = {"failure point": "wb-fail", "span": "wb-range", "first wrong step": "wb-wrong"}
+# the layout of the cards for viewers that drop style sheets
+CARD = (
+    "display:inline-block;vertical-align:top;width:47%;margin:4px;padding:6px;"
+    "border:1px solid #cccccc;white-space:pre-wrap"
+)
 TITLE = 40  # characters of a token in its own tooltip
 
 
 def group_html(
     group: Group,
     values: Sequence[Sequence[float]],
-    decode: Callable[[int], str],
+    decode: Decode,
     *,
     channel: Channel = CREDIT,
     limit: float | None = None,
@@ -61,7 +66,7 @@ def group_html(
 def layers_html(
     group: Group,
     layers: Sequence[Layer],
-    decode: Callable[[int], str],
+    decode: Decode,
     labels: Sequence[str] = (),
     marks: Mapping[tuple[int, int], str] = {},
 ) -> str:
@@ -75,26 +80,44 @@ def layers_html(
         _only(j, layers, "figcaption", _legend(rows[j], layer)) for j, layer in enumerate(layers)
     )
     for message in group.problem.messages:
-        content = escape(visible(message["content"]))
-        head += f'<div class="wb-q">{escape(message["role"])}: <b>{content}</b></div>'
+        content = escape(prose(message["content"]))
+        head += f'<div class="wb-q">{escape(message["role"])}: <span>{content}</span></div>'
     cards = ""
     for i, rollout in enumerate(group.rollouts):
         label = labels[i] if labels else str(i + 1)
         cards += _card(label, rollout, [layer_rows[i] for layer_rows in rows], layers, marks)
     width = min(max(_longest_step(rows[0]) + 10, 24), 100)
+    others = "".join(map(_without_styles, layers[1:], rows[1:]))
     return (
         f'<figure class="wb-heat" dir="ltr" '
         f'style="background-color:{LIGHT.paper};color:{LIGHT.ink}">'
         f"<style>{css(len(layers))}</style>{_switch(layers)}{head}"
-        f'<div class="wb-grid" style="--wb-card:{width}ch">{cards}</div></figure>'
+        f'<div class="wb-grid" style="--wb-card:{width}ch">{cards}</div>{others}</figure>'
     )
+
+
+def _without_styles(layer: Layer, rows: Sequence[Sequence[Token]]) -> str:
+    """A layer that opens by itself, for viewers that drop style sheets (a notebook that is not
+    trusted): neighbours of one colour are one element. Where there are styles it is not shown.
+    """
+    cards = ""
+    for number, row in enumerate(rows, 1):
+        lines = [""] * (row[-1].step + 1)
+        shades = groupby(row, key=lambda token: (token.step, level(token.value, layer.limit)))
+        for (step, shade), run in shades:
+            shown = escape("".join(token.shown for token in run))
+            style = f' style="{_inline_style(shade, layer.channel.signed)}"' if shade else ""
+            lines[step] += f"<span{style}>{shown}</span>"
+        cards += f"<p><b>{number}</b><br>{'<br>'.join(lines)}</p>"
+    name = escape(layer.channel.name)
+    return f'<details class="wb-plain"><summary>{name}</summary>{cards}</details>'
 
 
 def _longest_step(rows: Sequence[Sequence[Token]]) -> int:
     """Characters of the longest step of a group."""
     sizes = Counter()
     for token in chain.from_iterable(rows):
-        sizes[token.rollout, token.step] += len(visible(token.text))
+        sizes[token.rollout, token.step] += len(token.shown)
     return max(sizes.values(), default=0)
 
 
@@ -108,7 +131,10 @@ def _switch(layers: Sequence[Layer]) -> str:
     for j, layer in enumerate(layers):
         radio = f'<input type="radio" name="layer" class="wb-r wb-r{j}"{"" if j else " checked"}/>'
         buttons += f"<label>{radio}{escape(layer.channel.name)}</label>"
-    return f'<form class="wb-switch" method="dialog" aria-label="Layer">{buttons}</form>'
+    return (
+        '<form class="wb-switch" style="display:none" method="dialog" aria-label="Layer">'
+        f"{buttons}</form>"
+    )
 
 
 def _only(
@@ -155,7 +181,7 @@ def _card(
         f"first error: step {wrong[0]}" if wrong else "",
     ]
     return (
-        f'<section class="wb-card"><div class="wb-head"><b>{escape(label)}</b> '
+        f'<section class="wb-card" style="{CARD}"><div class="wb-head"><b>{escape(label)}</b> '
         f'<b class="wb-mark">{mark}</b> {escape(_listed(notes, " · "))}</div>{lines}</section>'
     )
 
@@ -171,7 +197,7 @@ def _token(by_layer: Sequence[Token], rollout: Rollout, layers: Sequence[Layer],
     With several layers the numbers are its title (a screen reader's description).
     """
     token = by_layer[0]
-    shown = visible(token.text)
+    shown = token.shown
     p = f"(p = {math.exp(token.logprob):.3f})"
     name = [
         f"“{shown[:TITLE]}{'…' if len(shown) > TITLE else ''}”",

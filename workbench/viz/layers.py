@@ -4,13 +4,14 @@ and what each of them means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from workbench.core import CHANNELS, Inspection, Rollout, Step
-from workbench.viz.tokens import CREDIT, Channel, Token
+from workbench.spans import step_places
+from workbench.viz.tokens import CREDIT, Channel
 
 Values = tuple[np.ndarray, ...]  # one [T] array a rollout; NaN where there is no number
 
@@ -101,17 +102,6 @@ def _numbers(inspection: Inspection, side: str, what: str) -> Values:
     )
 
 
-def step_of(error: Step | None, rollout: Rollout, row: Sequence[Token]) -> int | None:
-    """The line, as ``tokens`` counts them, in which a step begins.
-
-    By line breaks: the pieces of a token may not add up to the text.
-    """
-    if error is None:
-        return None
-    breaks = rollout.text.count("\n", 0, error.start)
-    before = 0
-    for token in row:
-        if before >= breaks:
-            return token.step
-        before += token.text.count("\n")
-    return row[-1].step
+def step_of(error: Step | None, rollout: Rollout) -> int | None:
+    """The written step, as ``tokens`` counts them, in which an error begins."""
+    return None if error is None else step_places(rollout.text, [error.start])[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 
 from workbench.core import Group, Rollout
 from workbench.viz.style import LIGHT, MONO, background, edge, level, shortened
+from workbench.viz.texts import Decode
 from workbench.viz.tokens import (
     CREDIT,
     Layer,
@@ -24,7 +25,6 @@ from workbench.viz.tokens import (
     marked_as,
     step_sums,
     tokens,
-    visible,
     worded,
 )
 
@@ -41,7 +41,7 @@ Line = list[tuple[str, Token]]  # tokens side by side, each with its shown text
 def group_png(
     group: Group,
     layer: Layer,
-    decode: Callable[[int], str],
+    decode: Decode,
     marks: Mapping[tuple[int, int], str] = {},
 ) -> bytes:
     """The rollouts below one another, each step on its own line (wrapped at COLUMNS) with its sum
@@ -76,7 +76,7 @@ def group_png(
 
 def credit_columns(
     credits: Mapping[str, tuple[Group, Sequence[np.ndarray]]],
-    decode: Callable[[int], str],
+    decode: Decode,
     per_row: int = 4,
     width: int = 27,
 ) -> Figure:
@@ -109,7 +109,7 @@ def credit_columns(
 
 
 def _column(
-    group: Group, values: Sequence, decode: Callable[[int], str], width: int
+    group: Group, values: Sequence, decode: Decode, width: int
 ) -> Iterator[tuple[Rollout, Line | None]]:
     """For each rollout a line for its heading, None, and its lines of tokens."""
     for rollout, row in zip(group.rollouts, tokens(group, values, decode)):
@@ -135,7 +135,7 @@ def _lines(row: Sequence[Token], columns: int) -> Iterator[Line]:
     for _, step in groupby(row, key=lambda token: token.step):
         line: Line = []
         for token in step:
-            shown = shortened(visible(token.text), min(LONGEST, columns))
+            shown = shortened(token.shown, min(LONGEST, columns))
             if line and _width("".join(text for text, _ in line) + shown) > columns:
                 yield line
                 line = []

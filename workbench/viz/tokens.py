@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import math
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -15,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.core import Group
+from workbench.spans import step_places
+from workbench.viz.texts import Decode, Written
 
 MARKS = {1: "▲", -1: "▼", 0: "·"}
 MINUS = "\N{MINUS SIGN}"
-_WHITE_SPACE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Layer(NamedTuple):
 class Token(NamedTuple):
     """One completion token.
 
-    ``step`` counts lines: a step ends with a token that holds a line break.
+    ``step`` is the written step (``spans.split_steps``) in which it begins; the end-of-turn token
+    stands in the last one. ``shown`` is its text as it is drawn.
     """
 
     rollout: int
@@ -68,13 +69,12 @@ class Token(NamedTuple):
     index: int
     id: int
     text: str
+    shown: str
     logprob: float
     value: float
 
 
-def tokens(
-    group: Group, values: Sequence[Sequence[float]], decode: Callable[[int], str]
-) -> list[list[Token]]:
+def tokens(group: Group, values: Sequence[Sequence[float]], decode: Decode) -> list[list[Token]]:
     """The tokens of each rollout with their numbers: what the heat map draws.
 
     A rollout without numbers gets NaN. Raises ValueError where numbers do not fit the tokens.
@@ -87,14 +87,14 @@ def tokens(
         numbers = list(numbers) or [math.nan] * size
         if len(numbers) != size:
             raise ValueError(f"{len(numbers)} numbers for the {size} tokens of rollout {number}")
-        row: list[Token] = []
-        step = 0
-        for index, token_id in enumerate(rollout.completion_ids):
-            text = decode(token_id)
-            value = math.nan if numbers[index] is None else float(numbers[index])
-            logprob = rollout.logprobs[index]
-            row.append(Token(number, step, index, int(token_id), text, logprob, value))
-            step += "\n" in text
+        written = Written.of(rollout.completion_ids, decode)
+        steps = step_places(written.text, written.starts)
+        columns = zip(steps, written.pieces, written.shown(), numbers)
+        row = []
+        for index, (step, text, shown, value) in enumerate(columns):
+            value = math.nan if value is None else float(value)
+            token_id, logprob = int(rollout.completion_ids[index]), rollout.logprobs[index]
+            row.append(Token(number, step, index, token_id, text, shown, logprob, value))
         rows.append(row)
     return rows
 
@@ -116,21 +116,6 @@ def robust_limit(values: Iterable[float]) -> float:
     """
     sizes = np.abs(np.fromiter((v for v in values if math.isfinite(v) and v), float))
     return float(min(sizes.max(), 3 * np.sqrt(np.mean(sizes**2)))) if len(sizes) else 1.0
-
-
-def visible(text: str) -> str:
-    """Text with its white space, control and direction characters made visible (U+202E would turn
-    the page around).
-    """
-    return "".join(map(_visible_character, text)) or "∅"
-
-
-def _visible_character(character: str) -> str:
-    if character in _WHITE_SPACE:
-        return _WHITE_SPACE[character]
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return f"⟨U+{ord(character):04X}⟩"
-    return character
 
 
 def signed(value: float, digits: int = 2) -> str:

@@ -4,6 +4,12 @@
 // Words: a *pane* is one column of coloured tokens (0: the layer; 1: what is beside it); a *card* is
 // one rollout of the group.
 
+const FOLD = 300; // tokens from which a rollout is folded
+const IN_SIGHT = 3; // of a folded rollout: the steps of its strongest tokens
+const WIDEST = 90; // characters; a wider card has a row of its own
+// layers that few look at: a group of their own in the menus, folded away in the details
+const MORE = /(^| )(pg|nll|kl|mask|ratio|rank|borrowed)$/;
+
 const MARK = { "-1": "▼", 0: "·", 1: "▲" };
 const SORTS = {
   "as sampled": null,
@@ -84,6 +90,8 @@ class View {
           "Shift: span   S: strongest   L: next layer   Esc: clear",
       ),
     );
+    // while the live view is there, its static twin (display.py) is not
+    el.append(make("style", "", `#${model.get("twin")}{display:none!important}`));
     this.listen();
     this.build();
   }
@@ -129,6 +137,7 @@ class View {
         "change:layer",
         () => {
           this.tools();
+          this.cards.forEach((_, card) => this.folded(card) && this.fill(card));
           this.color();
         },
       ],
@@ -172,13 +181,14 @@ class View {
     this.question.replaceChildren(
       ...this.group.messages.map(([role, text]) => {
         const line = make("div", "wb-q", `${role}: `);
-        line.append(make("b", "", text));
+        line.append(make("span", "", text));
         return line;
       }),
     );
     this.width = 30; // characters of the widest card, so that as many stand side by side as fit
+    this.opened = this.group.rollouts.map(() => new Set()); // steps that were unfolded by hand
     this.cards = this.group.rollouts.map((rollout, card) => this.card(rollout, card, panes));
-    this.grid.style.setProperty("--wb-card", `${this.width}ch`);
+    this.grid.style.setProperty("--wb-card", `${Math.min(this.width, WIDEST)}ch`);
     this.aside.replaceChildren(
       make("p", "wb-hint", "Hover over a token, or move to it with the arrow keys."),
     );
@@ -210,29 +220,16 @@ class View {
     const strip = section.appendChild(
       make("div", "wb-strip", undefined, { "aria-hidden": "true" }),
     );
-    const lines = section.appendChild(
+    section.append(
       make("div", `wb-lines wb-panes${panes}`, undefined, {
         role: "group",
         "aria-label": `tokens of rollout ${card + 1}`,
       }),
     );
     const columns = Array.from({ length: panes }, (_, pane) => this.column(pane, card));
-    const count = Math.max(...columns.map((c) => c.steps.length));
-    for (let step = 0; step < count; step++) {
-      const wrong = step === rollout.wrong;
-      lines.append(
-        make("span", `wb-step${wrong ? " wb-bad" : ""}`, `${wrong ? "✗ " : ""}${step + 1}`, {
-          title: wrong ? "the first wrong step" : "step",
-        }),
-      );
-      for (const column of columns) {
-        lines.append(column.steps[step] ?? make("span"), column.sums[step] ?? make("span"));
-      }
-    }
-    const longest = columns.map((c) => Math.max(...c.steps.map((s) => s.textContent.length)) + 9);
     this.width = Math.max(
       this.width,
-      longest.reduce((a, b) => a + b, 4),
+      columns.reduce((sum, column) => sum + column.widest + 9, 4),
     );
     columns.forEach((column, pane) => {
       this.panes[pane][card] = column;
@@ -241,36 +238,125 @@ class View {
     columns[0].strip = rollout.starts.map((start, step) => {
       const part = strip.appendChild(make("span", ""));
       part.style.flexGrow = ends[step] - start;
-      part.addEventListener("click", () => columns[0].tokens[start].focus());
+      part.addEventListener("click", () => this.go(0, card, start));
       return part;
     });
+    this.fill(card, section);
     return section;
   }
 
-  /** The tokens of one rollout in one card: an element per step, in which a token is a button
-   *  outside the tab order. */
+  /** The place for the tokens of one rollout in one card; they are made a step at a time. */
   column(pane, card) {
-    const number = this.rolloutOf(pane, card);
-    const rollout = this.group.rollouts[number];
-    const { texts } = this.data;
-    const token = make("span", "wb-t", undefined, { role: "button", tabindex: "-1" });
-    const steps = rollout.starts.map(() => make("span", "wb-toks"));
-    let step = -1;
-    const tokens = rollout.texts.map((text, index) => {
-      if (index === rollout.starts[step + 1]) step++;
-      const element = token.cloneNode();
-      element.textContent = texts[text];
-      steps[step].append(element);
-      this.places.set(element, { pane, card, rollout: number, index, step });
-      return element;
+    const rollout = this.rolloutOf(pane, card);
+    const { starts, texts } = this.group.rollouts[rollout];
+    const sizes = starts.map((start, step) =>
+      texts
+        .slice(start, starts[step + 1])
+        .reduce((size, text) => size + this.data.texts[text].length, 0),
+    );
+    const widest = Math.max(...sizes, 0);
+    return { pane, card, rollout, widest, tokens: [], steps: [], sums: [], strip: [] };
+  }
+
+  /** The tokens of one step, each a button outside the tab order; and their sum. */
+  step(column, step) {
+    if (column.steps[step]) return;
+    const { pane, card, rollout } = column;
+    const { starts, texts } = this.group.rollouts[rollout];
+    const line = make("span", "wb-toks");
+    for (let index = starts[step]; index < (starts[step + 1] ?? texts.length); index++) {
+      const element = make("span", "wb-t", this.data.texts[texts[index]], {
+        role: "button",
+        tabindex: "-1",
+      });
+      line.append(element);
+      this.places.set(element, { pane, card, rollout, index, step });
+      column.tokens[index] = element;
+    }
+    column.steps[step] = line;
+    column.sums[step] = make("span", "wb-sum");
+  }
+
+  folded(card) {
+    return this.panes.some(
+      (columns) => this.group.rollouts[columns[card].rollout].ids.length > FOLD,
+    );
+  }
+
+  /** The steps of a folded card that are shown: those of the strongest tokens, of the failure point
+   *  and of the first error, and what was unfolded by hand. */
+  inSight(card) {
+    const steps = new Set(this.opened[card]);
+    this.panes.forEach((columns, pane) => {
+      const { rollout } = columns[card];
+      const { starts, wrong } = this.group.rollouts[rollout];
+      const stepOf = (index) => starts.findLastIndex((start) => start <= index);
+      const values = this.layers[pane].values[rollout];
+      const ranked = values.map((v, i) => [Math.abs(v ?? 0), i]).sort((a, b) => b[0] - a[0]);
+      ranked.slice(0, IN_SIGHT).forEach(([, index]) => steps.add(stepOf(index)));
+      if (wrong !== null) steps.add(wrong);
+      const point = this.model.get("failure_point");
+      if (rollout === this.model.get("selected") && point !== null) steps.add(stepOf(point));
     });
-    return {
-      rollout: number,
-      tokens,
-      steps,
-      sums: steps.map(() => make("span", "wb-sum")),
-      strip: [],
-    };
+    return steps;
+  }
+
+  /** The rows of a card: its steps, and a button in place of those that are folded. */
+  fill(card, section = this.cards[card]) {
+    const columns = this.panes.map((pane) => pane[card]);
+    const { wrong } = this.group.rollouts[columns[0].rollout];
+    const count = Math.max(...columns.map((c) => this.group.rollouts[c.rollout].starts.length));
+    const seen = this.folded(card) ? this.inSight(card) : null;
+    const rows = [];
+    for (let step = 0; step < count; step++) {
+      if (seen && !seen.has(step)) {
+        let end = step;
+        while (end + 1 < count && !seen.has(end + 1)) end++;
+        rows.push(this.fold(card, step, end));
+        step = end;
+        continue;
+      }
+      const bad = step === wrong;
+      rows.push(
+        make("span", `wb-step${bad ? " wb-bad" : ""}`, `${bad ? "✗ " : ""}${step + 1}`, {
+          title: bad ? "the first wrong step" : "step",
+        }),
+      );
+      for (const column of columns) {
+        const there = step < this.group.rollouts[column.rollout].starts.length;
+        if (there) this.step(column, step);
+        rows.push(...(there ? [column.steps[step], column.sums[step]] : [make("span"), make("span")]));
+      }
+    }
+    section.querySelector(".wb-lines").replaceChildren(...rows);
+  }
+
+  /** The button that stands for the steps from `first` to `last`. */
+  fold(card, first, last) {
+    const { starts, ids } = this.group.rollouts[this.panes[0][card].rollout];
+    const size = (starts[last + 1] ?? ids.length) - (starts[first] ?? ids.length);
+    const steps = first === last ? `step ${first + 1}` : `steps ${first + 1} to ${last + 1}`;
+    const button = make("button", "wb-fold", `⋯ ${steps}, ${size} tokens`, { type: "button" });
+    button.addEventListener("click", () => {
+      for (let step = first; step <= last; step++) this.opened[card].add(step);
+      this.fill(card);
+      this.color();
+      this.go(0, card, starts[first]);
+    });
+    return button;
+  }
+
+  /** The element of a token, its step unfolded where it is not shown. */
+  element(pane, card, index) {
+    const column = this.panes[pane][card];
+    const { starts } = this.group.rollouts[column.rollout];
+    const step = starts.findLastIndex((start) => start <= index);
+    if (!column.steps[step]?.parentNode && this.folded(card)) {
+      this.opened[card].add(step);
+      this.fill(card);
+      this.color();
+    }
+    return column.tokens[index];
   }
 
   tools() {
@@ -292,7 +378,7 @@ class View {
     };
     const { layers, rollouts } = this.group;
     const beside = this.model.get("beside");
-    const names = layers.map((l) => [l.name, l.name]);
+    const names = layers.map((l) => [l.name, l.name, MORE.test(l.name) ? "more" : ""]);
     const others = [
       ["", "nothing"],
       ...layers.map((l) => [`l${l.name}`, l.name, "layer"]),
@@ -427,6 +513,7 @@ class View {
         const rollout = this.group.rollouts[column.rollout];
         const values = layer.values[column.rollout];
         const { ids, texts, starts } = rollout;
+        // forEach leaves out the tokens of steps that were never shown
         column.tokens.forEach((element, i) => {
           element.className = `wb-t ${kind(values[i], limit, layer, this.data)}`;
           element.setAttribute(
@@ -505,6 +592,7 @@ class View {
   choose() {
     const card = this.model.get("selected");
     const point = this.model.get("failure_point");
+    if (point !== null) this.element(0, card, point);
     const span = this.model.get("span");
     for (const element of this.chosen ?? []) {
       element.classList.remove("wb-fail", "wb-range");
@@ -579,16 +667,31 @@ class View {
         (text.length > 400 ? `; ${text.length} characters` : "") +
         (index < rollout.borrowed ? "; borrowed" : ""),
     );
-    const numbers = make("table", "wb-numbers");
-    for (const layer of this.group.layers) {
-      const row = numbers.insertRow();
-      row.append(
-        make("th", "", layer.name, { scope: "row" }),
-        make("td", "", marked(layer.values[number][index], layer)),
-      );
-      if (this.layers.includes(layer)) row.className = "wb-on";
+    const table = (layers) => {
+      const numbers = make("table", "wb-numbers");
+      for (const layer of layers) {
+        const row = numbers.insertRow();
+        row.append(
+          make("th", "", layer.name, { scope: "row" }),
+          make("td", "", marked(layer.values[number][index], layer)),
+        );
+        if (this.layers.includes(layer)) row.className = "wb-on";
+      }
+      return numbers;
+    };
+    const first = this.group.layers.filter((l) => !MORE.test(l.name) || this.layers.includes(l));
+    const rest = this.group.layers.filter((l) => !first.includes(l));
+    const parts = [title, where, ...this.sides(rollout, index), table(first)];
+    if (rest.length) {
+      const more = make("details", "wb-more-numbers");
+      more.append(make("summary", "", "more numbers"), table(rest));
+      more.open = this.unfolded ?? false;
+      more.addEventListener("toggle", () => {
+        this.unfolded = more.open;
+      });
+      parts.push(more);
     }
-    return [title, where, ...this.sides(rollout, index), numbers];
+    return parts;
   }
 
   /** What each side says of this token, and what it would rather have written. */
@@ -608,36 +711,39 @@ class View {
     };
     row("log-prob", (side) => make("td", "", signed(side.logprob[index])));
     row("probability", (side) => make("td", "", percent(side.logprob[index])));
-    row("rank", (side) => make("td", "", String(side.rank[index])));
+    row("place in its list", (side) => make("td", "", String(side.rank[index])));
     row("entropy", (side) => make("td", "", side.entropy[index]?.toFixed(2) ?? "none"));
-    const most = Math.max(...names.map((n) => rollout.sides[n].top[index].length));
-    for (let place = 0; place < most; place++) {
-      row(place ? "" : "would write", (side) => {
-        const own = side.top_ids[index][place] === rollout.ids[index];
-        const cell = make("td", `wb-top${own ? " wb-own" : ""}`);
-        if (place >= side.top[index].length) return cell;
-        const logprob = side.top_logprob[index][place];
-        cell.style.setProperty("--p", `${100 * Math.exp(logprob)}%`);
-        cell.append(
-          make("span", "wb-alt", cut(this.data.texts[side.top[index][place]], 16)),
-          make("span", "", `${own ? "◂ " : ""}${percent(logprob)}`),
-        );
-        return cell;
-      });
-    }
-    return [table];
+    return [table, ...names.map((name) => this.likeliest(name, rollout, index))];
+  }
+
+  /** What a side would write here, a line each: there is room for words. */
+  likeliest(name, rollout, index) {
+    const side = rollout.sides[name];
+    const list = make("div", "wb-would");
+    list.append(make("div", "wb-who", `${name} would write`));
+    side.top[index].forEach((text, place) => {
+      const own = side.top_ids[index][place] === rollout.ids[index];
+      const logprob = side.top_logprob[index][place];
+      const line = list.appendChild(make("div", `wb-top${own ? " wb-own" : ""}`));
+      line.style.setProperty("--p", `${100 * Math.exp(logprob)}%`);
+      line.append(
+        make("span", "wb-alt", cut(this.data.texts[text], 60)),
+        make("span", "", `${own ? "◂ " : ""}${percent(logprob)}`),
+      );
+    });
+    return list;
   }
 
   // ---- hands ------------------------------------------------------------------------------------
   rove(at) {
-    const element = this.panes[at.pane][at.card].tokens[at.index];
+    const element = this.element(at.pane, at.card, at.index);
     if (this.rovingElement !== element) this.rovingElement?.setAttribute("tabindex", "-1");
     element.setAttribute("tabindex", "0");
     this.rovingElement = element;
     this.roving = at;
   }
   go(pane, card, index) {
-    this.panes[pane][card].tokens[index].focus();
+    this.element(pane, card, index).focus();
   }
 
   click(at, shift) {

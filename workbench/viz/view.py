@@ -1,7 +1,7 @@
 """The token view: look at a group token by token, live in a notebook, and as a page, a picture or a
 table without one.
 
-    view = TokenView(inspection, policy.tokenizer_decode)    # or a Group, a recorded run, several
+    view = TokenView(inspection, policy)    # or a Group, a recorded run, several
     view                                                     # live, or static HTML
     view.failure_point, view.span, view.selected             # what a click chose, or you set
     view.on_change(lambda view: ..., "failure_point")
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,16 @@ import pandas as pd
 
 from workbench.core import Group, Inspection, WorkbenchError
 from workbench.records import Run, write_atomic
-from workbench.viz import html, style, tokens
+from workbench.viz import display, html, style, tokens
 from workbench.viz.layers import Values, all_layers, channel_of, step_of
 from workbench.viz.png import group_png
+from workbench.viz.texts import Decode, text_of, visible
 from workbench.viz.tokens import Layer, Token
 from workbench.viz.view_data import group_data
 
 HERE = Path(__file__).parent
-WIDGET = "application/vnd.jupyter.widget-view+json"
 # a notebook's static copy of a larger group holds the layer shown, not all of them
 STATIC_TOKENS = 3000
-
-
-def mimebundle(text: str, static: str, model_id: Callable[[], str], missing: type) -> dict:
-    """What a notebook shows: the live widget, and its static twin for a notebook that was saved
-    without widget state. Where ``model_id`` raises ``missing``, only the twin.
-    """
-    bundle = {"text/plain": text, "text/html": static}
-    with suppress(missing):
-        bundle[WIDGET] = {"version_major": 2, "version_minor": 0, "model_id": model_id()}
-    return bundle
 
 
 class _Synced:
@@ -61,8 +50,8 @@ class _Synced:
 
 class TokenView:
     """``source``: an Inspection, a Group (with ``layers``: name -> one array of [T] a rollout), a
-    Run, or a sequence of Inspections, Groups or ``run.groups``. ``decode`` turns a token id into
-    text.
+    Run, or a sequence of Inspections, Groups or ``run.groups``. ``decode``: the policy (or its
+    tokenizer), or a function from a token id to its text.
 
     Setting an attribute updates the display; a value outside the data is refused with a
     WorkbenchError. Another group or rollout forgets the failure point and the span.
@@ -79,13 +68,14 @@ class TokenView:
     def __init__(
         self,
         source: Inspection | Group | Run | Sequence,
-        decode: Callable[[int], str],
+        decode: Decode,
         *,
         layers: Mapping[str, Sequence[Sequence[float]]] = {},
         layer: str | None = None,
         beside: str | int | None = None,
     ):
-        self._decode = cache(decode)
+        self._decode = decode
+        self._twin = display.twin_id()
         single = isinstance(source, (Inspection, Group))
         items = [source] if single else source.groups if isinstance(source, Run) else source
         titled = [_inspection(item, layers) for item in items]
@@ -166,7 +156,7 @@ class TokenView:
 
         Raises WorkbenchError without anywidget.
         """
-        widget = _widget_class()(data=self.data(), **self._state)
+        widget = _widget_class()(data=self.data(), twin=self._twin, **self._state)
         widget.observe(lambda _: self._from_browser(), list(self._state))
         return widget
 
@@ -190,13 +180,18 @@ class TokenView:
         """
         texts: dict[str, int] = {}
 
-        def place(token: int) -> int:
-            return texts.setdefault(tokens.visible(self._decode(int(token))), len(texts))
+        def place(shown: str) -> int:
+            return texts.setdefault(shown, len(texts))
+
+        @cache
+        def likeliest(token: int) -> int:
+            return place(visible(text_of(token, self._decode)))
 
         groups = []
         for number, inspection in enumerate(self.inspections):
             rows, wrong = self._rows(number), self._wrong(number)
-            data = group_data(inspection, rows, self._layers(number), wrong, place)
+            layers = self._layers(number)
+            data = group_data(inspection, rows, layers, wrong, place, likeliest)
             groups.append({"title": self._titles[number], **data})
         return {
             "levels": style.LEVELS,
@@ -211,9 +206,9 @@ class TokenView:
 
     def _wrong(self, number: int) -> list[int | None]:
         """The first wrong step of each rollout, where the task's truth is known and has one."""
-        inspection, rows = self.inspections[number], self._rows(number)
-        errors = inspection.first_errors or [None] * len(rows)
-        return list(map(step_of, errors, inspection.group.rollouts, rows))
+        inspection = self.inspections[number]
+        rollouts = inspection.group.rollouts
+        return list(map(step_of, inspection.first_errors or [None] * len(rollouts), rollouts))
 
     def _layers(self, number: int) -> list[Layer]:
         return [Layer.of(channel_of(name), v) for name, v in self.layers[number].items()]
@@ -295,11 +290,13 @@ class TokenView:
         count = len(group.rollouts)
         return f"TokenView of {group.problem.id!r}: {count} rollouts, layer {self.layer!r}"
 
-    def _repr_mimebundle_(self, **_) -> dict:
+    def _static(self) -> str:
         rollouts = self.inspections[self.group].group.rollouts
         small = sum(len(rollout.completion_ids) for rollout in rollouts) <= STATIC_TOKENS
-        twin = self.to_html() if small else self._html([self._layer()])
-        return mimebundle(repr(self), twin, lambda: self.widget.model_id, WorkbenchError)
+        return self.to_html() if small else self._html([self._layer()])
+
+    def _ipython_display_(self) -> None:
+        display.show(repr(self), self._static(), self._twin, lambda: self.widget, WorkbenchError)
 
 
 def _inspection(item, layers: Mapping) -> tuple[str, Inspection]:
@@ -367,6 +364,7 @@ def _widget_class() -> type:
         _esm = (HERE / "view.js").read_text(encoding="utf-8")
         _css = html.css() + (HERE / "view.css").read_text(encoding="utf-8")
         data = traitlets.Dict().tag(sync=True)
+        twin = traitlets.Unicode().tag(sync=True)
         group = traitlets.Int(0).tag(sync=True)
         layer = traitlets.Unicode().tag(sync=True)
         beside = traitlets.Any(None, allow_none=True).tag(sync=True)

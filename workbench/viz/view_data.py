@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from workbench.core import Inspection, Rollout, TokenStats
-from workbench.viz.tokens import Layer, Token, visible
+from workbench.viz.texts import prose
+from workbench.viz.tokens import Layer, Token
 
-Place = Callable[[int], int]  # of a token id: where its text is in the list of texts
+Place = Callable[[Any], int]  # where a text is in the list of texts
 
 
 def group_data(
@@ -21,11 +23,13 @@ def group_data(
     rows: Sequence[Sequence[Token]],
     layers: Sequence[Layer],
     wrong: Sequence[int | None],
-    place: Place,
+    place: Callable[[str], int],
+    likeliest: Callable[[int], int],
 ) -> dict:
     """One group: its question, its layers and its rollouts.
 
-    ``rows`` are the tokens of each rollout, ``wrong`` the first wrong step of each.
+    ``rows`` are the tokens of each rollout, ``wrong`` the first wrong step of each. ``place`` finds
+    a shown text in the list of texts, ``likeliest`` that of a token id.
     """
     rollouts = []
     for i, (rollout, row) in enumerate(zip(inspection.group.rollouts, rows)):
@@ -33,11 +37,11 @@ def group_data(
         for side in ("student", "teacher"):
             readings = getattr(inspection, side)
             if readings and readings[i] is not None:
-                sides[side] = _side(readings[i], place)
+                sides[side] = _side(readings[i], likeliest)
         rollouts.append(_rollout(rollout, row, wrong[i], sides, place))
     messages = inspection.group.problem.messages
     return {
-        "messages": [[message["role"], visible(message["content"])] for message in messages],
+        "messages": [[message["role"], prose(message["content"])] for message in messages],
         "layers": [_layer(layer) for layer in layers],
         "rollouts": rollouts,
     }
@@ -55,7 +59,7 @@ def _rollout(
         "finished": rollout.finished,
         "wrong": wrong,
         "ids": [token.id for token in row],
-        "texts": [place(token.id) for token in row],
+        "texts": [place(token.shown) for token in row],
         "sides": sides,
         "starts": starts.tolist(),  # the first token of each step
     }
@@ -63,7 +67,7 @@ def _rollout(
 
 def _side(reading: TokenStats, place: Place) -> dict:
     """What one side says of every token, and the tokens it finds likeliest there."""
-    top = [[place(token) for token in likeliest] for likeliest in reading.top_ids]
+    top = [[place(int(token)) for token in ids] for ids in reading.top_ids]
     return {
         "logprob": _short(reading.logprobs),
         "entropy": _short(reading.entropy),

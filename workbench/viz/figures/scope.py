@@ -26,7 +26,7 @@ from workbench.viz.style import (
     sheet,
     shortened,
 )
-from workbench.viz.tokens import visible
+from workbench.viz.texts import visible
 
 LONGEST = 46  # characters of a rollout beside its bar
 PATHS = (

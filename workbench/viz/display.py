@@ -1,0 +1,43 @@
+"""What a notebook shows of a view: its static twin, and the live widget in place of it.
+
+Two outputs, because one with both would be drawn as the widget alone, which is an error message in
+a notebook that is opened without its kernel. The live one hides its twin while it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from uuid import uuid4
+
+# JupyterLab's error message of a widget whose kernel is gone
+_DEAD = (
+    ".jp-OutputArea-child:has(.wb-twin) + .jp-OutputArea-child > .jupyter-widgets:not(:has(*))"
+    "{display:none}"
+)
+
+
+def twin_id() -> str:
+    return f"wb-twin-{uuid4().hex[:12]}"
+
+
+def hiding(twin: str) -> str:
+    """The style sheet that a live view brings with it."""
+    return f"#{twin}{{display:none!important}}"
+
+
+def show(text: str, static: str, twin: str, live: Callable[[], object], missing: type) -> None:
+    """Display ``static`` under the id ``twin``, then the widget ``live()``.
+
+    Where ``live`` raises ``missing``, only the twin. Colab finds its widget manager by the metadata
+    that the widget gives with its data.
+    """
+    from IPython.display import display
+
+    page = f'<div class="wb-twin" id="{twin}"><style>{_DEAD}</style>{static}</div>'
+    display({"text/plain": text, "text/html": page}, raw=True)
+    with suppress(missing):
+        bundle = live()._repr_mimebundle_()
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        data = {kind: value for kind, value in data.items() if not kind.startswith("text/")}
+        display(data, metadata=metadata, raw=True)

@@ -1,0 +1,97 @@
+"""How text that a model wrote is shown: never as markup, its characters whole, and what cannot be
+seen made visible.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from workbench.spans import token_starts
+
+# The text of one token id; or a Policy or a tokenizer, which know how tokens are joined.
+Decode = Callable[[int], str] | Any
+
+_WHITE_SPACE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+EMPTY = "∅"  # a token without text
+REST = "‥"  # a token that holds only the rest of a character
+
+
+class Written(NamedTuple):
+    """A completion as text: where each of its tokens begins, and what each of them says.
+
+    A character that takes several tokens is said by the first of them; the others say "".
+    """
+
+    text: str
+    starts: list[int]
+    pieces: list[str]
+
+    @classmethod
+    def of(cls, ids: Sequence[int], decode: Decode) -> Written:
+        ids = [int(token) for token in ids]
+        tokenizer = getattr(decode, "tokenizer", decode)
+        if not hasattr(tokenizer, "decode"):
+            pieces = [decode(token) for token in ids]
+            starts = [0, *accumulate(map(len, pieces))][: len(ids)]
+            return cls("".join(pieces), starts, pieces)
+        text = tokenizer.decode(ids)
+        starts = token_starts(tokenizer.decode, ids)
+        pieces = []
+        for t, start in enumerate(starts):
+            if t and starts[t - 1] == start and pieces[-1]:
+                pieces.append("")
+                continue
+            end = next((later for later in starts[t + 1 :] if later > start), len(text))
+            pieces.append(text[start:end])
+        return cls(text, starts, pieces)
+
+    def shown(self) -> list[str]:
+        """What is drawn for each token: one space between two words is a space, every other white
+        space is marked.
+        """
+        visible_pieces = []
+        for t, (start, piece) in enumerate(zip(self.starts, self.pieces)):
+            if not piece:
+                inside = t and self.starts[t - 1] == start
+                visible_pieces.append(REST if inside else EMPTY)
+                continue
+            marks = [_mark_in(self.text, start + i, char) for i, char in enumerate(piece)]
+            visible_pieces.append("".join(marks))
+        return visible_pieces
+
+
+def _mark_in(text: str, place: int, char: str) -> str:
+    around = text[place - 1 : place + 2] if place else ""
+    if char == " " and len(around) == 3 and not (around[0].isspace() or around[2].isspace()):
+        return char
+    return _mark(char)
+
+
+def text_of(token: int, decode: Decode) -> str:
+    """The text of one token alone."""
+    return Written.of([token], decode).text
+
+
+def visible(text: str) -> str:
+    """Text with its white space, control and direction characters made visible (U+202E would turn
+    the page around).
+    """
+    return "".join(map(_mark, text)) or EMPTY
+
+
+def prose(text: str) -> str:
+    """Text to be read: spaces and line breaks as they are, other characters that cannot be seen
+    made visible.
+    """
+    return "".join(char if char in " \n" else _mark(char) for char in text)
+
+
+def _mark(char: str) -> str:
+    if char in _WHITE_SPACE:
+        return _WHITE_SPACE[char]
+    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return f"⟨U+{ord(char):04X}⟩"
+    return char
