@@ -46,12 +46,16 @@ def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
 # ---- saved adapters
 
 
-def read_config(folder: Path, model: str | Path) -> dict:
+def read_config(folder: Path, model: str | Path, unsloth: bool = False) -> dict:
     """An adapter's adapter_config.json, before anything is loaded.
 
     Raises WorkbenchError where ``folder`` holds no adapter, a damaged one, one of a kind that
     cannot be used here, or one that was made for another model than the run's own ``model``.
     """
+    if unsloth:
+        raise WorkbenchError(
+            "Unsloth's kernels take only adapters that it made: leave --unsloth or --adapter out"
+        )
     present = any((folder / name).is_file() for name in _WEIGHTS)
     if not (folder / "adapter_config.json").is_file() or not present:
         raise WorkbenchError(_no_adapter(folder))
@@ -171,7 +175,9 @@ def why_not_trained(policy: Policy, shard: bool) -> str:
         return f"{len(names)} adapters are active ({', '.join(names)}), and one can be trained"
     kind = model.peft_config[names[0]].peft_type
     if kind != "LORA":
-        return f"its adapter is of the kind {getattr(kind, 'value', kind)}, and LoRA is trained here"
+        return (
+            f"its adapter is of the kind {getattr(kind, 'value', kind)}, and LoRA is trained here"
+        )
     weights = trained_weights(model)
     if any(p.dtype not in (torch.float32, torch.float64) for p in weights.values()):
         return "its adapter holds whole weights in 16 bits, and those are trained in fp32 only"

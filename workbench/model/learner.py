@@ -217,8 +217,10 @@ class Learner:
             save_adapter(model, folder, weights)
         else:
             model.save_pretrained(folder, state_dict=weights)
-        if not self.lora or self.policy.adapter_tokenizer:
-            self.policy.tokenizer.save_pretrained(folder)
+        tokenizer = self.policy.tokenizer
+        # one that came with the adapter goes on with it
+        if not self.lora or str(tokenizer.name_or_path) == self.policy.adapter:
+            tokenizer.save_pretrained(folder)
 
     def state(self) -> dict:
         """Everything that training goes on from, bit for bit.

@@ -49,11 +49,7 @@ def load_policy(
     """
     distributed.start()
     source = source_of(model)
-    if adapter is not None and unsloth:
-        raise WorkbenchError(
-            "Unsloth's kernels take only adapters that it made: leave --unsloth or --adapter out"
-        )
-    about = {} if adapter is None else adapters.read_config(Path(adapter), model)
+    about = {} if adapter is None else adapters.read_config(Path(adapter), model, unsloth=unsloth)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     may_be_half = (frozen or four_bit) and device != "cpu" and not adapters.whole_weights(about)
     half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -79,7 +75,6 @@ def load_policy(
         net.to(device)
     policy = Policy(net, tokenizer, str(model))
     policy.unsloth, policy.adapter = unsloth, str(adapter or "")
-    policy.adapter_tokenizer = adapter is not None and tokenizer_beside(adapter)
     _check_head(policy)
     return policy
 
@@ -90,7 +85,7 @@ def _from_pretrained(
     """The network and its tokenizer, through transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    beside = adapter is not None and tokenizer_beside(adapter)
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source)
     net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
     if getattr(net, "_hf_peft_config_loaded", False):  # transformers' own way to apply one
@@ -104,11 +99,6 @@ def _from_pretrained(
             f"the model {model} lacks {len(missing)} of its weights, such as {min(missing)}"
         )
     return net, tokenizer
-
-
-def tokenizer_beside(adapter: str | Path) -> bool:
-    """Whether an adapter was saved with a tokenizer, whose chat template it was trained on."""
-    return (Path(adapter) / "tokenizer_config.json").is_file()
 
 
 def source_of(model: str | Path) -> str | Path:

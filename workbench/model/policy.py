@@ -24,7 +24,6 @@ class Policy:
     """
 
     adapter = ""  # the folder of the adapter that it was loaded with
-    adapter_tokenizer = False  # whether the tokenizer came from there, too
     engine = None  # who writes its tokens: None, sampling.py itself, or a vllm.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     # training keeps one state a layer and makes the others again: less memory, a third more time

@@ -80,9 +80,7 @@ class Replicated:
         yield
 
     @contextmanager
-    def exchanged(
-        self, parameters: dict[str, Tensor], other: dict[str, Tensor]
-    ) -> Iterator[None]:
+    def exchanged(self, parameters: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[None]:
         """The policy with other weights in the place of ``parameters``, by name."""
         before = {name: p.data for name, p in parameters.items()}
         try:
@@ -173,9 +171,7 @@ class Sharded(Replicated):
             self._reshard()
 
     @contextmanager
-    def exchanged(
-        self, parameters: dict[str, Tensor], other: dict[str, Tensor]
-    ) -> Iterator[None]:
+    def exchanged(self, parameters: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[None]:
         """In place, because FSDP gathers from where the parts are.
 
         ``other`` holds the policy's own weights meanwhile.
