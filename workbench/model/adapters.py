@@ -61,7 +61,7 @@ def read_config(folder: Path, model: str | Path, unsloth: bool = False) -> dict:
         raise WorkbenchError(_no_adapter(folder))
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        kind = config["peft_type"]
+        kind = str(config["peft_type"])
         base = Path(config.get("base_model_name_or_path") or "")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise WorkbenchError(
@@ -181,8 +181,11 @@ def why_not_trained(policy: Policy, shard: bool) -> str:
     weights = trained_weights(model)
     if any(p.dtype not in (torch.float32, torch.float64) for p in weights.values()):
         return "its adapter holds whole weights in 16 bits, and those are trained in fp32 only"
-    if shard and not all(".lora_A." in name or ".lora_B." in name for name in weights):
-        return "its adapter holds more than LoRA's matrices, which cannot be sharded"
+    ends = policy.base.get_input_embeddings(), policy.base.get_output_embeddings()
+    in_layers = not any(hasattr(module, "base_layer") for module in ends)
+    matrices = all(".lora_A." in name or ".lora_B." in name for name in weights)
+    if shard and not (in_layers and matrices):
+        return "its adapter holds more than LoRA's matrices on its layers: it cannot be sharded"
     return ""
 
 

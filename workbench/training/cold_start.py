@@ -172,8 +172,8 @@ def cold_start(
     **how,
 ) -> Path:
     """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take;
-    reinforcement learning starts from ``out``/model, or with LoRA from ``out``/adapter. ``how`` goes
-    to ``fit``.
+    reinforcement learning starts from ``out``/model, or with LoRA from ``out``/adapter. ``how``
+    goes to ``fit``.
     """
     steps = ceil(epochs * len(taught.rows) / plan.prompts)
     config = {
