@@ -158,7 +158,7 @@ def test_everything_starts_from_the_policy_as_loaded(
     before = logps(policy, rollouts)
     np.testing.assert_allclose(before, plain_logps(base, adapter, rollouts), atol=2e-4)
     assert np.abs(before - logps(load_policy(base), rollouts)).max() > 0.05
-    if variant == "lora_bias" and not lora and family == "llama":  # a layer without a bias
+    if variant == "lora_bias" and not lora:  # o_proj has no bias to merge it into
         with pytest.raises(WorkbenchError, match="cannot be merged: .* has no bias"):
             Learner(policy)
         return
@@ -419,7 +419,7 @@ def test_sft_then_reinforcement_learning_then_a_file(tmp_path, capsys):
     train = ["--model", model, "--task", "arithmetic", *few]
     assert main(["train", "sft", *train, "lr=0.01", "--lora", "4", "--out", first]) == 0
     adapter = ["--adapter", f"{first}/adapter"]
-    again = [*train, "k=2", *adapter, "--out"]
+    again = [*train, "k=2", "lr=0.00001", *adapter, "--out"]
     assert main(["train", "grpo", *again, second, "--lora", "8"]) == 0
     assert "is trained further, rank 4 (not 8)" in capsys.readouterr().out
     assert main(["train", "grpo", *again, third]) == 0
@@ -435,7 +435,7 @@ def test_sft_then_reinforcement_learning_then_a_file(tmp_path, capsys):
     [group] = sample_groups(policies[0], TASK, TASK.problems("train", 1, 0), 2, (0,))
     start, sft, *rest = [logps(policy, group.rollouts) for policy in policies]
     for column in rest:  # two small steps from the first stage, which is far from the start
-        assert np.abs(column - sft).max() < 0.3 * np.abs(start - sft).max()
+        assert np.abs(column - sft).max() < 0.1 * np.abs(start - sft).max()
         assert np.abs(column - sft).max() > 0
     out = str(tmp_path / "out")
     assert main(["export", second, "--out", out, "--dtype", "fp32"]) == 0

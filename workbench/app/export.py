@@ -27,7 +27,7 @@ ARGUMENTS = {
     **ADAPTER,
     "--out": {"type": folder, "required": True, "metavar": "FOLDER"},
     "--dtype": {"choices": tuple(TYPES), "default": "bf16"},
-    "--gguf": switch("write a GGUF file as well (Llama, Qwen2 and Qwen3)"),
+    "--gguf": switch("also write FOLDER/gguf/NAME.gguf (of a Llama, Qwen2 or Qwen3)"),
     "--push": {"type": named, "metavar": "HUB_ID", "help": "upload the folder to the hub"},
 }
 
@@ -88,8 +88,9 @@ def _write(policy, out: Path, dtype: str, gguf: bool) -> None:
     try:
         net.save_pretrained(fresh)
         policy.tokenizer.save_pretrained(fresh)
-        if gguf:
-            write_gguf(net, policy.tokenizer, fresh / f"{out.name}.gguf")
+        if gguf:  # transformers would mix it up with the files beside it
+            (fresh / "gguf").mkdir()
+            write_gguf(net, policy.tokenizer, fresh / "gguf" / f"{out.name}.gguf")
         replace_folder(fresh, out)
     except OSError as error:
         raise WorkbenchError(f"could not write {out}: {error.strerror or error}") from error

@@ -224,8 +224,8 @@ ASKED = ("model", "teacher", "task", "problems", "samples", "seed")
 
 def main(args: argparse.Namespace) -> None:
     task = load_task(args.task)
-    teacher = load_policy(args.teacher)
     student = load_policy(args.model, adapter=args.adapter)
+    teacher = load_policy(args.teacher)
     where = (args.seed, "rescue")
     problems = task.problems("test", args.problems, args.seed)
     groups = sample_groups(student, task, problems, 1, where)
