@@ -32,6 +32,12 @@ SPLITS = {
         ]
     ),
 }
+for numbers, name in {r"\p{N}": "qwen2", r"\p{N}{1,3}": "llama-bpe"}.items():
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Split(Regex(words + numbers + rest), "isolated")
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    SPLITS[name] = pre_tokenizers.Sequence([split, bytes_only])
 
 
 def byte_level(split) -> Tokenizer:
@@ -120,7 +126,8 @@ def test_a_gguf_file_says_the_same(family, options, dtype, tmp_path, monkeypatch
     weights, sizes, tokenizer and chat template.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = save_byte_level(tmp_path / "model", family, SPLITS["gpt-2"], **options)
+    split = SPLITS["qwen2" if "Qwen" in family else "llama-bpe"]
+    model = save_byte_level(tmp_path / "model", family, split, **options)
     out = tmp_path / "out"
     assert main(["export", str(model), "--out", str(out), "--dtype", dtype, "--gguf"]) == 0
     folder, file = load_policy(out), load_policy(out / "gguf" / "out.gguf")
@@ -133,14 +140,15 @@ def test_a_gguf_file_says_the_same(family, options, dtype, tmp_path, monkeypatch
         np.testing.assert_allclose(one, two, atol=2e-5)
 
 
-def test_what_gguf_says_of_the_tokenizer(tmp_path):
+@pytest.mark.parametrize("name", SPLITS)
+def test_what_gguf_says_of_the_tokenizer(name, tmp_path):
     import gguf
 
-    model = save_byte_level(tmp_path / "model", "Llama", SPLITS["smollm"])
+    model = save_byte_level(tmp_path / "model", "Llama", SPLITS[name])
     assert main(["export", str(model), "--out", str(tmp_path / "out"), "--gguf"]) == 0
     fields = gguf.GGUFReader(tmp_path / "out" / "gguf" / "out.gguf").fields
     contents = {name: field.contents() for name, field in fields.items()}
-    assert contents["tokenizer.ggml.pre"] == "smollm" and contents["llama.vocab_size"] == 272
+    assert contents["tokenizer.ggml.pre"] == name and contents["llama.vocab_size"] == 272
     kinds = contents["tokenizer.ggml.token_type"]
     assert kinds[0] == gguf.TokenType.NORMAL and kinds[261:265] == [gguf.TokenType.CONTROL] * 4
     assert kinds[265:] == [gguf.TokenType.UNUSED] * 7
