@@ -265,6 +265,16 @@ def test_other_kinds_are_read_and_merged_but_not_trained_further(base, rollouts,
     np.testing.assert_allclose(logps(Learner(policy).policy, rollouts), before, atol=2e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("variant", ["dora", "lora on both", "rows of the embedding", "rank 2"])
+def test_only_matrices_in_the_layers_are_sharded(base, variant, tmp_path):
+    """(The last could be, were there a second process: tests/test_shard.py.)"""
+    policy = load_policy(base, adapter=save_adapter(base, tmp_path / "a", **VARIANTS[variant]))
+    why = "start them with torchrun" if variant == "rank 2" else "it cannot be sharded"
+    with pytest.raises(WorkbenchError, match=why):
+        Learner(policy, lora=2, shard=True)
+
+
 # ---- runs
 
 
