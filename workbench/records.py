@@ -5,7 +5,8 @@
     metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
     groups.jsonl    a few whole groups with their credit
     checkpoint.pt   what it resumes from
-    model/          the trained policy (or adapter/), in Hugging Face format
+    model/          the trained policy, in Hugging Face format; with LoRA adapter/, in peft's, for
+                    the model that config.json names
     best/           the policy at its best evaluation, if above its start
 
 Every file is either appended to line by line or replaced whole, so a run that is killed at any

@@ -43,6 +43,9 @@ def add(parser: argparse.ArgumentParser, arguments: Mapping[str, Mapping]) -> No
         parser.add_argument(name, **options)
 
 
+ADAPTER = {
+    "--adapter": {"type": folder, "metavar": "DIR", "help": "a peft adapter to put on the model"}
+}
 MODEL_AND_TASK = {
     "--model": {
         "required": True,

@@ -28,6 +28,10 @@ COMMANDS = {  # in which module it is, and what it does
         "Measure avg@k, pass@k, length and an interval on held-out problems.",
     ),
     "compare": ("workbench.app.compare", "Put runs side by side."),
+    "export": (
+        "workbench.app.export",
+        "Write a policy as one plain model in 16 bits, its adapter merged; GGUF, hub.",
+    ),
     "study": (
         "workbench.studies.grid",
         "Make the comparison's runs: every method, several seeds; what is there already is kept.",

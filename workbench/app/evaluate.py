@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 
-from workbench.app.arguments import MODEL_AND_TASK, add, positive, switch, temperature
+from workbench.app.arguments import ADAPTER, MODEL_AND_TASK, add, positive, switch, temperature
 from workbench.core import WorkbenchError
 
 MODEL = {
     **MODEL_AND_TASK,
-    "--adapter": {"type": Path, "metavar": "DIR", "help": "a peft adapter to put on the model"},
+    **ADAPTER,
     "--4bit": switch("load the model's weights in 4 bits", "four_bit"),
 }
 PROBLEMS = {

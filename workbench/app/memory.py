@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from workbench.core import Method, WorkbenchError
-from workbench.model.learner import peft_adapter
+from workbench.model.adapters import peft_adapter
 from workbench.model.loading import source_of, why_not_loaded
 from workbench.model.scores import CHUNK_ELEMENTS
 from workbench.rollouts.sampling import ROWS

@@ -14,6 +14,12 @@ WHAT = {
         "help": "the name of a file in workbench/methods, such as grpo or sft",
     },
     **MODEL_AND_TASK,
+    "--adapter": {
+        "type": folder,
+        "metavar": "DIR",
+        "help": "a peft adapter to start from, such as runs/sft/adapter: with --lora it is trained "
+        "further (with its own rank), else it is merged into the weights, which are then trained",
+    },
     "--teacher": {
         "type": named,
         "metavar": "PATH_OR_HUB_ID",
@@ -91,6 +97,8 @@ def main(args: argparse.Namespace) -> None:
         )
     task = load_task(args.task)
     learner = _learner(args, optimizer)
+    if args.adapter and distributed.main():
+        print(f"{args.adapter} is {learner.adapter_use}")
     if args.vllm:
         learner.policy.engine = vllm.VLLM(learner.policy)
     config = _config(args, method, optimizer)
@@ -131,7 +139,11 @@ def _learner(args: argparse.Namespace, optimizer):
     if args.teacher:
         expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit)
     policy = load_policy(
-        args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth
+        args.model,
+        adapter=args.adapter,
+        frozen=bool(args.lora),
+        four_bit=args.four_bit,
+        unsloth=args.unsloth,
     )
     return Learner(
         policy,

@@ -15,7 +15,7 @@ baseline and no clip. Any k: SCOPE's paper ran it with k = 1 against k = 8 of it
 rollouts it is k = 8.
 
 The teacher is the learner's expert, any policy with the same tokenizer, or the policy as it was
-loaded (with LoRA: the base, its adapter off). OPSD, whose teacher is the policy itself under a
+loaded. OPSD, whose teacher is the policy itself under a
 prompt that holds a solution, is SDPO(teacher="frozen", demonstration="reference"): see sdpo.py.
 
 Differs from the paper: nothing known. From the released scripts: both are at temperature 1 (they

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed, gguf
+from workbench.model import adapters, distributed, gguf
 from workbench.model.policy import Policy
 
 # A damaged or foreign model fails in as many ways as there are files in it.
@@ -26,8 +26,6 @@ _UNREADABLE = (
     AttributeError,
     ImportError,
 )
-# either of them makes a folder with adapter_config.json an adapter
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def load_policy(
@@ -41,7 +39,8 @@ def load_policy(
 ) -> Policy:
     """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py).
 
-    ``adapter``: the folder of a peft adapter on it. ``device``: CUDA where there is one, else the
+    ``adapter``: the folder of a peft adapter on it (adapters.py); the tokenizer and its chat
+    template are those beside it, where it has some. ``device``: CUDA where there is one, else the
     CPU. ``frozen``: its weights will not be trained, so they may be bf16, and are where the device
     computes in it. ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else
     fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only.
@@ -50,8 +49,9 @@ def load_policy(
     """
     distributed.start()
     source = source_of(model)
+    about = {} if adapter is None else adapters.read_config(Path(adapter), model, unsloth=unsloth)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    may_be_half = (frozen or four_bit) and device != "cpu"
+    may_be_half = (frozen or four_bit) and device != "cpu" and not adapters.whole_weights(about)
     half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if half else torch.float32
     loader = import_unsloth() if unsloth else None
@@ -60,11 +60,11 @@ def load_policy(
         if loader:
             net, tokenizer = loader.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
         else:
-            net, tokenizer = _from_pretrained(model, source, dtype=dtype, **more)
+            net, tokenizer = _from_pretrained(model, source, adapter, dtype=dtype, **more)
     except _UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
     if adapter is not None:
-        net = _with_saved_adapter(net, adapter, model)
+        net = adapters.load_adapter(net, Path(adapter), model)
     net.requires_grad_(False).eval()
     for layer in net.modules():
         # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
@@ -74,39 +74,31 @@ def load_policy(
     if not four_bit and not unsloth:
         net.to(device)
     policy = Policy(net, tokenizer, str(model))
-    policy.unsloth = unsloth
+    policy.unsloth, policy.adapter = unsloth, str(adapter or "")
     _check_head(policy)
     return policy
 
 
-def _from_pretrained(model: str | Path, source: str | Path, **how) -> tuple[nn.Module, object]:
+def _from_pretrained(
+    model: str | Path, source: str | Path, adapter: str | Path | None, **how
+) -> tuple[nn.Module, object]:
     """The network and its tokenizer, through transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source)
     net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    if getattr(net, "_hf_peft_config_loaded", False):  # transformers' own way to apply one
+        raise WorkbenchError(
+            f"{model} is an adapter, or holds one: name the model that it is for, and it with "
+            "--adapter"
+        )
     missing = report["missing_keys"]
     if missing:  # transformers fills them with random numbers
         raise WorkbenchError(
             f"the model {model} lacks {len(missing)} of its weights, such as {min(missing)}"
         )
     return net, tokenizer
-
-
-def _with_saved_adapter(net: nn.Module, adapter: str | Path, model: str | Path) -> nn.Module:
-    from peft import PeftModel
-
-    folder = Path(adapter)
-    weights = any((folder / name).exists() for name in _ADAPTER_WEIGHTS)
-    if not (folder / "adapter_config.json").exists() or not weights:
-        raise WorkbenchError(
-            f"there is no adapter in {adapter}: a folder with adapter_config.json and "
-            "adapter_model.safetensors is needed"
-        )
-    try:
-        return PeftModel.from_pretrained(net, str(adapter))
-    except _UNREADABLE as error:
-        raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
 
 
 def source_of(model: str | Path) -> str | Path:
@@ -125,11 +117,20 @@ def source_of(model: str | Path) -> str | Path:
         return gguf.folder(path)
     named_as_path = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",)
     looks_local = named_as_path or path.exists()
-    if looks_local and not (path / "config.json").is_file():
-        raise WorkbenchError(
-            f"there is no model in {model}: a Hugging Face folder with a config.json is needed"
-        )
+    if looks_local and (not (path / "config.json").is_file() or adapters.is_run(path)):
+        raise WorkbenchError(f"there is no model in {model}: {_instead(path)}")
     return path if looks_local else str(model)
+
+
+def _instead(folder: Path) -> str:
+    """What to name where there is no model in ``folder``."""
+    if (folder / "adapter_config.json").is_file():
+        return "it is an adapter; name the model that it is for, and it with --adapter"
+    if (folder / "adapter").is_dir():
+        return f"this run trained an adapter; name its model, and {folder / 'adapter'} as --adapter"
+    if adapters.is_run(folder):
+        return f"it is a run, and its policy is {folder / 'model'}"
+    return "a Hugging Face folder with a config.json is needed"
 
 
 def import_unsloth():

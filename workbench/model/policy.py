@@ -23,6 +23,7 @@ class Policy:
     Raises WorkbenchError where the tokenizer has no chat template.
     """
 
+    adapter = ""  # the folder of the adapter that it was loaded with
     engine = None  # who writes its tokens: None, sampling.py itself, or a vllm.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     # training keeps one state a layer and makes the others again: less memory, a third more time
@@ -61,7 +62,7 @@ class Policy:
     @property
     def head(self) -> Tensor:
         """[V, D] output embedding."""
-        return self.base.get_output_embeddings().weight
+        return effective_weight(self.base.get_output_embeddings())
 
     @property
     def trains_in_fp32(self) -> bool:
@@ -157,3 +158,14 @@ class Policy:
         finally:
             for layer in layers:
                 layer.training = layer.gradient_checkpointing = False
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """What a linear layer or an embedding multiplies with, its active LoRA adapters added."""
+    if not hasattr(module, "base_layer"):
+        return module.weight
+    base = weight = module.base_layer.weight
+    for name in () if module.disable_adapters else module.active_adapters:
+        if name in module.lora_A or name in module.lora_embedding_A:
+            weight = weight + module.get_delta_weight(name)
+    return weight.to(base.dtype)  # adapters are fp32 also on bf16 weights

@@ -7,8 +7,8 @@ policy with LoRA adapters.
 The base weights are loaded once and never move. Before it samples, the engine looks whether the
 adapter in force has changed, and only then saves it in peft's format and sends the folder. Each
 change has a new number, name and path: vLLM holds adapters by number, and what it keeps of prompts
-by name and path, so nothing of an older policy is left. The EMA teacher is one more adapter; the
-reference is the base with none.
+by name and path, so nothing of an older policy is left. The EMA teacher is sent so, too; the
+reference is the base with none, or the adapter that the run started from.
 
 vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So
 ``Policy.trains_in_fp32`` is false, and every update weighs the policy gradient by min(pi_trainer /

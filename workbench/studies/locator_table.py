@@ -174,6 +174,7 @@ def table(record: dict) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     add_flags(
         parser,
         model=str(ORGANISM / "3m"),
@@ -187,7 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     record = measure(
-        load_policy(args.model),
+        load_policy(args.model, adapter=args.adapter),
         load_task(args.task),
         args.attempts,
         args.rollouts,

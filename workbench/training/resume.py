@@ -90,7 +90,7 @@ def _identity(config: dict) -> dict:
     for name in HOUSEKEEPING:
         identity["plan"].pop(name, None)
     identity["options"] = without_retired(identity.get("options", {}))
-    for name in ("model", "teacher"):
+    for name in ("model", "adapter", "teacher"):
         if identity.get(name):
             identity[name] = os.path.normpath(identity[name])
     return identity

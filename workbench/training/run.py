@@ -73,6 +73,10 @@ def fit(
 ) -> Path:
     """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy.
 
+    That is ``model`` where all weights were trained, and ``adapter`` with LoRA, for the model that
+    the run was given: ``load_policy(model, adapter=out / "adapter")``. ``best`` is of the
+    same form.
+
     ``watch``: other tasks that every evaluation also measures, as ``eval_NAME`` (avg@k on their
     validation split): what the policy could do before and may forget. ``writers`` are given each
     step's record beside the run directory's own.
@@ -93,6 +97,7 @@ def fit(
     out = Path(out)
     _refuse_idle_ranks(plan)
     settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
+    settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
     config = settings | (config or {})
     start = first_step(out, learner, config, resume)
     first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
