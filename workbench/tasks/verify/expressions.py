@@ -18,6 +18,7 @@ import string
 from typing import NamedTuple
 
 from workbench.core import WorkbenchError
+from workbench.tasks.sandbox.outside import check_execution
 
 LONGEST = 2000  # characters of a formula
 LONGEST_LIST = 50_000  # of a list: reasoning-gym's largest matrix has 10,000 numbers
@@ -67,8 +68,10 @@ def check_scorer(dataset: str, scorer: type) -> None:
     """Raises WorkbenchError for a data set whose scorer may evaluate answers in a way that is not
     known here.
     """
-    if dataset in EVALUATED or dataset in OWN:
-        return
+    if dataset in EVALUATED:
+        return check_execution(f"gym:{dataset}")
+    if dataset in OWN:
+        return None
     source = inspect.getsource(inspect.getmodule(scorer.score_answer))
     if _EVALUATION.search(source):
         raise WorkbenchError(
