@@ -187,21 +187,22 @@ def _document(path: Path, stream: BinaryIO, most: int) -> list[Row]:
 def _lines(path: Path, stream: BinaryIO, most: int) -> Iterator[Row]:
     """A record a line, of ``most`` bytes in all; only \\n ends one."""
     unpacked = outside = 0
-    for number, line in enumerate(iter(lambda: stream.readline(LINE + 1), b""), 1):
+    longest = min(LINE, most)
+    for number, line in enumerate(iter(lambda: stream.readline(longest + 1), b""), 1):
         where = f"{path}, line {number}"
         unpacked += len(line)
-        if len(line) > LINE or unpacked > most:
-            raise WorkbenchError(f"{where} is too much: beyond {min(LINE, most) >> 20} MB")
+        if len(line) > longest or unpacked > most:
+            raise WorkbenchError(f"{where} is too much: beyond {longest >> 20} MB")
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if line.strip():
-            try:
-                outside += structured(line, most - STRUCTURE * outside)
+        try:
+            outside += structured(line, most - STRUCTURE * outside)
+            if line.strip():
                 yield Row(where, parse(line.decode()))
-            except UnicodeDecodeError as error:
-                byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
-                raise OSError(f"line {number}: {byte} is not UTF-8") from error
-            except ValueError as error:
-                raise WorkbenchError(f"{where} is {error}") from error
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+            raise OSError(f"line {number}: {byte} is not UTF-8") from error
+        except ValueError as error:
+            raise WorkbenchError(f"{where} is {error}") from error
 
 
 def _numbered(path: Path, records: list) -> list[Row]:
