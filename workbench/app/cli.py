@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 from workbench.core import WorkbenchError
@@ -87,7 +88,25 @@ def parser(words: Sequence[str]) -> Parser:
         command = commands.add_parser(name, help=text, description=text)
         if name in words[:1]:
             import_module(module).add_arguments(command)
+            command.add_argument(
+                "--no-execute",
+                action="store_true",
+                help="run no program that a model wrote: tasks that need it are refused "
+                "(also: WORKBENCH_NO_EXECUTE=1)",
+            )
     return top
+
+
+@contextmanager
+def _without_execution() -> Iterator[None]:
+    """``--no-execute``: what tasks/sandbox/outside.py and its processes look for."""
+    name = "WORKBENCH_NO_EXECUTE"
+    before = os.environ.get(name, "")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -102,7 +121,8 @@ def main(words: Sequence[str] | None = None) -> int:
             raise WorkbenchError(
                 f"workbench {args.command} runs in one process: start it without torchrun"
             )
-        import_module(module).main(args)
+        with _without_execution() if args.no_execute else nullcontext():
+            import_module(module).main(args)
     except WorkbenchError as error:
         from workbench.model import distributed
 

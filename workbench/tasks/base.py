@@ -5,7 +5,7 @@ prompts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from random import Random
 from typing import Any
@@ -29,8 +29,14 @@ def split_of(question: str, share: int = 26) -> str:
     return "validation" if bucket < 2 * share else "train"
 
 
-def check_split(where: str, split: Any) -> str:
-    """The split that a record names. Raises WorkbenchError for another than ``SPLITS``."""
+def named_split(where: str, record: Mapping[str, Any]) -> str:
+    """The split that a record names, "" where it names none.
+
+    Raises WorkbenchError for another than ``SPLITS``.
+    """
+    split = record.get("split")
+    if split is None:
+        return ""
     if split not in SPLITS:
         raise WorkbenchError(
             f"{where} has the split {split!r}; it must be one of {', '.join(SPLITS)}"

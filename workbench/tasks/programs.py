@@ -26,7 +26,7 @@ from workbench.tasks import base
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.base import line_span, lines
 from workbench.tasks.code import Test, feedback
-from workbench.tasks.sandbox.outside import Call, run
+from workbench.tasks.sandbox.outside import Call, check_execution, run
 
 HEAD, LINE, LAST = "def f(x):\n", "    x=", "    return x"
 SECONDS = 4.0  # of wall clock for one input
@@ -136,6 +136,7 @@ class Programs(base.Reprompts):
     name = "programs"
 
     def __post_init__(self):
+        check_execution(self.name)
         if not 1 <= self.steps <= 8:
             raise WorkbenchError(f"programs takes steps 1..8, not steps={self.steps}")
 
