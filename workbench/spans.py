@@ -15,6 +15,7 @@ from itertools import accumulate
 from workbench.core import Rollout, Step
 
 Decode = Callable[[Sequence[int]], str]
+LONGEST_END = 8  # tokens
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # a line with its line breaks; blank lines go with the line before
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
@@ -66,10 +67,17 @@ class Spans:
     def text(self) -> str:
         return self.decode(self.rollout.completion_ids[: self.written])
 
-    @property
+    @cached_property
     def written(self) -> int:
-        """Tokens before the end-of-turn token."""
-        return len(self.rollout.completion_ids) - self.rollout.finished
+        """Tokens before the end of the turn, which is mostly one token: what ``decode`` leaves
+        out.
+        """
+        ids = self.rollout.completion_ids
+        if not self.rollout.finished:
+            return len(ids)
+        said, last = self.decode(ids), len(ids) - 1
+        beginnings = range(last, max(last - LONGEST_END, -1), -1)
+        return next((n for n in beginnings if self.decode(ids[:n]) == said), last)
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -84,7 +92,7 @@ class Spans:
     def starts(self) -> list[int]:
         """[T] where each token begins in ``text``; the end-of-turn token begins at its end."""
         starts = token_starts(self.decode, self.rollout.completion_ids[: self.written])
-        return starts + [len(self.text)] * self.rollout.finished
+        return starts + [len(self.text)] * (len(self.rollout.completion_ids) - self.written)
 
     def step_at(self, character: int) -> int:
         """The step that holds a character.

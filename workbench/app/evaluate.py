@@ -8,11 +8,12 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from workbench.app.arguments import MODEL_AND_TASK, add, positive, switch, temperature
+from workbench.app.arguments import MODEL_AND_TASK, TEMPLATE, add, positive, switch, temperature
 from workbench.core import WorkbenchError
 
 MODEL = {
     **MODEL_AND_TASK,
+    **TEMPLATE,
     "--adapter": {"type": Path, "metavar": "DIR", "help": "a peft adapter to put on the model"},
     "--4bit": switch("load the model's weights in 4 bits", "four_bit"),
 }
@@ -45,7 +46,13 @@ def main(args: argparse.Namespace) -> None:
         )
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
-    policy = load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit)
+    policy = load_policy(
+        args.model,
+        adapter=args.adapter,
+        frozen=True,
+        four_bit=args.four_bit,
+        template=dict(args.template),
+    )
     result = evaluate(policy, task, problems, args.samples, args.seed, temperature=args.temperature)
     if distributed.main():
         print(json.dumps(asdict(result)) if args.json else result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from workbench.app.arguments import MODEL_AND_TASK, add, folder, named, positive, switch
+from workbench.app.arguments import MODEL_AND_TASK, TEMPLATE, add, folder, named, positive, switch
 from workbench.core import WorkbenchError
 
 WHAT = {
@@ -14,6 +14,7 @@ WHAT = {
         "help": "the name of a file in workbench/methods, such as grpo or sft",
     },
     **MODEL_AND_TASK,
+    **TEMPLATE,
     "--teacher": {
         "type": named,
         "metavar": "PATH_OR_HUB_ID",
@@ -131,7 +132,11 @@ def _learner(args: argparse.Namespace, optimizer):
     if args.teacher:
         expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit)
     policy = load_policy(
-        args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth
+        args.model,
+        frozen=bool(args.lora),
+        four_bit=args.four_bit,
+        unsloth=args.unsloth,
+        template=dict(args.template),
     )
     return Learner(
         policy,

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed
+from workbench.model import distributed, templates
 from workbench.model.loading import import_unsloth
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
@@ -78,6 +78,8 @@ class Learner:
         distributed.start()
         shard = shard or distributed.fsdp(os.environ)
         _refuse(policy, optimizer, lora, expert, shard)
+        if expert is not None:
+            templates.follow(expert, policy)
         self.policy = policy
         self.settings = optimizer
         self.lora = lora

@@ -34,6 +34,7 @@ from workbench.core import Problem, Step, Verdict, WorkbenchError
 from workbench.tasks.base import Reprompts, chat, check_dials, check_split, draw, split_of
 from workbench.tasks.loading import Row, read
 from workbench.tasks.sandbox.outside import Call, Program, Result
+from workbench.thoughts import spoken
 
 UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
 
@@ -189,6 +190,7 @@ def _input(test: Test) -> str:
 
 def extract(text: str) -> tuple[str, bool]:
     """The program in a completion, and whether it was fenced: the last block, else everything."""
+    text = spoken(text)
     blocks = re.findall(r"```[^\n`]*\n(.*?)```", text, re.DOTALL)
     return (textwrap.dedent(blocks[-1]), True) if blocks else (text, False)
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks.base import FreeText, chat, check_dials, draw, split_of
 from workbench.tasks.loading import Row, has_text, read
+from workbench.thoughts import spoken
 
 LONGEST = 100_000  # characters of an attempt that are read
 _DECODER = json.JSONDecoder()
@@ -101,7 +102,7 @@ class Tools(FreeText):
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """``parts``: whether the actions and the arguments are right, each for itself."""
-        right, attempt = expected(problem.answer), calls(text)
+        right, attempt = expected(problem.answer), calls(spoken(text))
         parts = {
             "actions": float(attempt.actions == right.actions),
             "inputs": float(attempt.inputs == right.inputs),
