@@ -15,7 +15,6 @@ from itertools import accumulate
 from workbench.core import Rollout, Step
 
 Decode = Callable[[Sequence[int]], str]
-LONGEST_END = 8  # tokens
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # a line with its line breaks; blank lines go with the line before
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
@@ -76,8 +75,13 @@ class Spans:
         if not self.rollout.finished:
             return len(ids)
         said, last = self.decode(ids), len(ids) - 1
-        beginnings = range(last, max(last - LONGEST_END, -1), -1)
-        return next((n for n in beginnings if self.decode(ids[:n]) == said), last)
+        for size in reversed(range(len(ids))):
+            shorter = self.decode(ids[:size])
+            if shorter == said:
+                return size
+            if len(shorter) < len(said):  # it leaves nothing out
+                break
+        return last
 
     @cached_property
     def steps(self) -> list[Step]:

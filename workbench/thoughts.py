@@ -8,27 +8,30 @@ from __future__ import annotations
 import re
 
 # How chat templates of 2024 to 2026 write a thought: what opens it and what closes it.
-MARKS = (
-    ("<think>", "</think>"),  # DeepSeek, Qwen, SmolLM3, GLM, Nemotron, Olmo, Granite 3.3, ...
-    ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"),  # Reka
-    ("<Thought>", "</Thought>"),  # Marco-o1
-    ("<longcat_think>", "</longcat_think>"),
-    ("<|thought_start|>", "<|thought_end|>"),  # MiniCPM
-    ("[unused16]", "[unused17]"),  # openPangu
-    ("<thought>", "</thought>"),  # EXAONE Deep
-    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+_TAGS = (
+    "think",  # DeepSeek, Qwen, SmolLM3, GLM, Nemotron, Olmo, Granite 3.3, ...
+    "thinking",
+    "thought",  # EXAONE Deep
+    "Thought",  # Marco-o1
+    "reasoning",  # Reka
+    "seed:think",  # Seed-OSS
+    "longcat_think",
+)
+_OTHERS = (
     ("[THINK]", "[/THINK]"),  # Magistral, Ministral
     ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi
     ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),  # Kimi K3
     ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1, OpenThinker
+    ("<|thought_start|>", "<|thought_end|>"),  # MiniCPM
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Cohere
     ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
     ("<|think|>", "<|content|>"),  # Solar Open
     ("<|channel>thought", "<channel|>"),  # Gemma 4
     ("<unused94>thought", "<unused95>"),  # MedGemma
+    ("[unused16]", "[unused17]"),  # openPangu
     ("Here is my thought process:", "Here is my response:"),  # Granite 3.2
 )
+MARKS = (*((f"<{tag}>", f"</{tag}>") for tag in _TAGS), *_OTHERS)
 # What wraps the reply itself.
 _WRAPPERS = re.compile(
     r"</?response>|<\|(?:begin|end)_of_solution\|>|<\|(?:START|END)_RESPONSE\|>"
@@ -50,7 +53,7 @@ def said_aloud(text: str, prompt: str = "", asked: str = "") -> str:
 
     A thought that the prompt opened has only an end: all before it is thought. Before that end only
     the ``prompt`` tells it from speech, where it is known. In harmony only the channel ``final`` is
-    said. Marks that a question ``asked`` for are the form of the answer.
+    said. Where a question ``asked`` for <reasoning>, that is a part of the answer (SciKnowEval).
     """
     text = opened_by(prompt) + text
     if "<|channel|>" in text:
@@ -59,9 +62,10 @@ def said_aloud(text: str, prompt: str = "", asked: str = "") -> str:
     if not endings and _BARE_ANALYSIS.match(text):
         return ""
     pieces: list[str] = []
+    form = ("<reasoning>", "</reasoning>") if "<reasoning>" in asked else ()
     closes, end = "", 0  # what would close the thought that is open; where the last mark ended
     for mark in _MARK.finditer(text):
-        if (closes and mark[0] != closes) or mark[0] in asked:
+        if mark[0] in form or (closes and mark[0] != closes):
             continue  # a thought may speak of marks
         if mark[0] in _CLOSES:
             pieces.append(text[end : mark.start()])

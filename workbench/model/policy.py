@@ -43,6 +43,7 @@ class Policy:
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "")
         self.template = Template(tokenizer, self.name, template)
+        self.template.stops = self._listed_ends
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +154,7 @@ class Policy:
         return self.template.text_ids(text)
 
     def foreign(self, text: str) -> bool:
-        """Does a text spell a control token, or hold a character that the tokenizer does not know?"""
+        """Does a text spell a control token, or hold a character without a token?"""
         unknown = self.tokenizer.unk_token_id
         return self.template.spells_control(text) or unknown in self.text_ids(text)
 

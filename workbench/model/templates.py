@@ -1,4 +1,4 @@
-"""Between messages and token ids: the chat template, its options and its date, and what ends a turn.
+"""Between messages and token ids: the chat template, its options and date, and what ends a turn.
 
     prompt_ids   a conversation up to the assistant's header
     text_ids     what somebody says: text that spells a control token is text
@@ -42,6 +42,7 @@ BEYOND_ASCII = (
     "\u4e2d\u6587 \u0440\u0443\u0441 \uff21",
 )
 CONTENT = "QZXCONTENTXZQ"  # stands for what somebody says; no template changes it but for its case
+_LIKE_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>")
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}  # by who calls a template
 
 
@@ -55,6 +56,7 @@ class Template:
         self.tokenizer, self.name = tokenizer, name
         self.options = dict(options or {})
         self.moment = datetime.now()
+        self.stops: Sequence[int] = ()  # tokens that end a turn whatever the template says
         if not tokenizer.chat_template:
             raise WorkbenchError(
                 f"{name or 'the model'} has no chat template: take an instruction-tuned "
@@ -192,7 +194,9 @@ class Template:
 
     @cached_property
     def _controls(self) -> dict[int, str]:
-        """Special tokens, and the other added ones that the template writes; not white space."""
+        """Special tokens, and other added ones that the template writes, that end a turn or that
+        look like <|this|>; not white space.
+        """
         turn = [{"role": role, "content": CONTENT} for role in ("system", "user", "assistant")]
         written = self._source
         for messages in (turn, turn[1:]):
@@ -201,7 +205,13 @@ class Template:
         return {
             place: token.content
             for place, token in self.tokenizer.added_tokens_decoder.items()
-            if token.content.strip() and (token.special or token.content in written)
+            if token.content.strip()
+            and (
+                token.special
+                or place in self.stops
+                or token.content in written
+                or _LIKE_CONTROL.fullmatch(token.content)
+            )
         }
 
     @cached_property
