@@ -17,23 +17,18 @@ import toys
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from workbench.app import evaluate as eval_command
 from workbench.app.cli import main
 from workbench.core import WorkbenchError
-from workbench.methods.grpo import GRPO
-from workbench.methods.kd import KD
 from workbench.methods.opd import OPD
 from workbench.methods.sdpo import SDPO
 from workbench.model.batch import rescore
 from workbench.model.learner import Learner
-from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.model.templates import PLAIN, settle
 from workbench.rollouts.prefixes import expert_rollout
-from workbench.rollouts.sampling import Sample, ends, generate, sample_groups
+from workbench.rollouts.sampling import ends, generate, sample_groups
 from workbench.spans import Spans
 from workbench.tasks.arithmetic import Arithmetic
-from workbench.training.run import TrainConfig, fit
 
 MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|eot|>")
 TURNS = (
@@ -234,7 +229,10 @@ def test_nothing_ends_a_turn_is_refused():
 
 def test_content_as_a_list_of_parts_is_given_where_it_is_wanted():
     listed = TURNS.replace("m['content']", "m['content'][0]['text']")
-    loose = "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    loose = (
+        "{% for m in messages %}{% for p in m['content'] %}{% if p['type'] == 'text' %}"
+        "{{ p['text'] }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    )
     for template in (listed, loose):
         policy = policy_of(chat(byte_level(), template))
         settle(policy)
@@ -246,7 +244,7 @@ def test_content_as_a_list_of_parts_is_given_where_it_is_wanted():
 
 
 OPTIONS = (
-    "{% if enable_thinking is defined and enable_thinking is false %}{% set quiet = true %}{% endif %}"
+    "{% set quiet = enable_thinking is defined and enable_thinking is false %}"
     "{%- macro turn(m) %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endmacro %}"
     "{% for m in messages %}{{ turn(m) }}{% endfor %}{{ 'effort=' ~ effort | default('high') }}"
     "{% if add_generation_prompt %}<|assistant|>{% if not quiet %}<think>\n{% endif %}{% endif %}"
@@ -262,8 +260,6 @@ def test_options_of_a_template_are_typed_and_unknown_ones_refused():
     prompt = quiet.prompt_ids(USER)
     assert quiet.opening(prompt) == "" and "effort=3" in tok.decode(prompt)
     for name in ("enable_thinkin", "messages", "m", "turn", "quiet", "namespace", "eos_token"):
-        if name == "quiet":
-            continue  # set in a branch alone, so that it can be given
         with pytest.raises(WorkbenchError, match=f"does not read {name}: it takes effort, enable"):
             Policy(None, tok, "toy", {name: True})
 
@@ -403,6 +399,9 @@ def test_graders_hear_that_the_prompt_opened_a_thought():
     rollout = expert_rollout(policy, task, group.problem, "7 it is")
     assert task.heard[-1] == "<think>\n</think>\n\n7 it is"
     assert rollout.text == "\n</think>\n\n7 it is" == policy.decode(rollout.completion_ids)
+    for trace in ("<think>\nHm.</think>7", "Hm.</think>7"):  # with thoughts of its own
+        assert expert_rollout(policy, task, group.problem, trace).text == "Hm.</think>7"
+        assert task.heard[-1] == "<think>Hm.</think>7"
 
 
 def test_arithmetic_hears_what_is_said_aloud():

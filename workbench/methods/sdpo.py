@@ -297,8 +297,9 @@ def teacher_prompt(
         if len(ids) <= room:
             return ids
         longer = max(texts, key=lambda name: len(texts[name]))
-        tokens = policy.text_ids(texts[longer])
+        tokens = policy.completion_ids(texts[longer])[:-1]
         shorter = policy.decode(tokens[: max(0, len(tokens) - (len(ids) - room))])
+        shorter = shorter[: len(texts[longer]) - 1]  # an end of several tokens was cut, not this
         # a cut inside a character would come back longer
         texts[longer] = _unless_blank(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))
     return None

@@ -178,9 +178,19 @@ class Policy:
         return opened_by(self.tokenizer.decode(list(prompt_ids[-HEADER:])))
 
     def aloud(self, prompt_ids: Sequence[int], text: str) -> str:
-        """Speech as a reply to a prompt: a thought that the prompt opened is closed first."""
-        mark = closing(self.opening(prompt_ids))
-        return text if not mark or mark in text else f"\n{mark}\n\n{text}"
+        """A whole reply as it goes on from a prompt.
+
+        Where that opened a thought, the reply does not open it again, and one that is nothing but
+        speech closes it first.
+        """
+        opening = self.opening(prompt_ids)
+        if not opening:
+            return text
+        if text.lstrip().startswith(opening):
+            return text.lstrip().removeprefix(opening).lstrip("\n")
+        if closing(opening) in text:
+            return text
+        return f"\n{closing(opening)}\n\n{text}"
 
     def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
         """[B, S, D] last hidden states."""
