@@ -373,6 +373,17 @@ def test_thoughts_keep_their_tokens_in_a_reply():
         assert ids.count(opens) == ids.count(closes) == 1 and policy.decode(ids) == text
 
 
+def test_digits_and_blanks_that_are_added_tokens_stay_tokens():
+    """Some tokenizers add the digits, or runs of blanks, and templates write both."""
+    tok = chat(byte_level(), "{{ '0 2    ' }}" + TURNS.replace("m['role']", "messages[0]['role']"))
+    tok.add_tokens(["0", "2", "    ", "  "])
+    policy = policy_of(tok)
+    for text in ("2    0 = 20", "the answer is  20"):
+        assert not policy.foreign(text)
+        assert list(policy.text_ids(text)) == tok(text, add_special_tokens=False)["input_ids"]
+        assert tok.convert_tokens_to_ids("2") in policy.text_ids(text + HOSTILE)
+
+
 # ---- thoughts
 
 

@@ -198,7 +198,8 @@ class Template:
         look like <|this|>; not white space.
         """
         turn = [{"role": role, "content": CONTENT} for role in ("system", "user", "assistant")]
-        written = self._source
+        lexed = self._compiled.environment.lex(self._source)
+        written = "\n".join(text for _, kind, text in lexed if kind in ("data", "string"))
         for messages in (turn, turn[1:]):
             with suppress(WorkbenchError):
                 written += self.render(messages)
@@ -209,7 +210,7 @@ class Template:
             and (
                 token.special
                 or place in self.stops
-                or token.content in written
+                or (token.content in written and not token.content.isalnum())
                 or _LIKE_CONTROL.fullmatch(token.content)
             )
         }
@@ -271,13 +272,14 @@ class Template:
         text = ""
         with suppress(WorkbenchError):
             text = self.render(turn, header=False)
-        through = text.upper().rfind(CONTENT) + len(CONTENT)
-        after = self._ids_after(text[:through], text[through:]) if CONTENT in text.upper() else ()
+        *_, through = (0, *(said.end() for said in re.finditer(CONTENT, text, re.IGNORECASE)))
+        reply, rest = text[:through], text[through:] if through else ""
+        after = self._ids_after(reply, rest)
         for place, token in enumerate(after):
             if self.is_control(token):
                 return after[: place + 1]
-        if text[through:].strip() and after:
-            return self._ids_after(text[:through], text[through:].rstrip())
+        if rest.strip():
+            return self._ids_after(reply, rest.rstrip())
         eos = self.tokenizer.eos_token_id
         return () if eos is None else (eos,)
 
