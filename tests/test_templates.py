@@ -9,6 +9,7 @@ import random
 import warnings
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 import pytest
 import tiny
@@ -28,7 +29,10 @@ from workbench.model.templates import PLAIN, settle
 from workbench.rollouts.prefixes import expert_rollout
 from workbench.rollouts.sampling import ends, generate, sample_groups
 from workbench.spans import Spans
+from workbench.tasks import code, gym, mcq, tools
 from workbench.tasks.arithmetic import Arithmetic
+from workbench.tasks.verify import final_answer
+from workbench.thoughts import MARKS as MARKS_OF_THOUGHTS
 
 MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|eot|>")
 TURNS = (
@@ -425,6 +429,25 @@ def test_arithmetic_hears_what_is_said_aloud():
     wrong = f"<think>{solution}</think>\n\n3+4=8\nAnswer 8"
     step = task.first_error(problem, wrong)
     assert wrong[step.start : step.end] == "3+4=8\n"
+
+
+@pytest.mark.parametrize("opening, closing", MARKS_OF_THOUGHTS)
+@pytest.mark.parametrize(
+    "read, thought, said, nothing",
+    [
+        (mcq.letter, "<answer>A</answer>", "<answer>B</answer>", ""),
+        (partial(gym.extract, solution="7"), "Answer: 8", "Answer: 7", ""),
+        (partial(gym.extract, solution="a b"), "c", "a b", ""),
+        (tools.calls, 'Action: f\nAction_Input: {"a": 1}', "Action: g", tools.calls("")),
+        (code.extract, "```python\nx = 1\n```", "```python\nx = 2\n```", ("", False)),
+        (final_answer, "\\boxed{8}", "It is \\boxed{7}", ""),
+    ],
+)
+def test_graders_read_what_is_said_aloud(opening, closing, read, thought, said, nothing):
+    whole = f"{opening}\n{thought}\n{closing}\n\n{said}"
+    assert read(whole) == read(whole.removeprefix(opening)) == read(said) != read(thought)
+    if not (read is mcq.letter and opening == "<reasoning>"):  # a part of its answers
+        assert read(f"{opening}\n{thought}") == nothing
 
 
 def test_a_siblings_thought_is_not_shown():

@@ -42,7 +42,7 @@ class Calls(NamedTuple):
 
 def calls(text: str) -> Calls:
     """The calls in an attempt; an input that is no JSON object counts as none."""
-    text = text[:LONGEST]
+    text = spoken(text)[:LONGEST]
     inputs: dict[str, Any] = {}
     start = 0
     while match := _INPUT.search(text, start):
@@ -102,7 +102,7 @@ class Tools(FreeText):
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """``parts``: whether the actions and the arguments are right, each for itself."""
-        right, attempt = expected(problem.answer), calls(spoken(text))
+        right, attempt = expected(problem.answer), calls(text)
         parts = {
             "actions": float(attempt.actions == right.actions),
             "inputs": float(attempt.inputs == right.inputs),
