@@ -33,7 +33,7 @@ def same_prompts(out: Path, learner: Learner, resume: bool) -> dict:
     policies = [p for p in (learner.policy, learner.expert) if p is not None]
     recorded = {}
     if resume and (out / "config.json").exists():
-        recorded = _config(out / "config.json").get("template", {})
+        recorded = _config(out / "config.json").get("template") or {}
     now = learner.policy.template.moment.isoformat(timespec="seconds")
     [record, *_] = distributed.gather({"date": now} | recorded)
     for policy in policies:
