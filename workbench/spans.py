@@ -98,10 +98,22 @@ class Spans:
     def text(self) -> str:
         return self.decode(self.rollout.completion_ids[: self.written])
 
-    @property
+    @cached_property
     def written(self) -> int:
-        """Tokens before the end-of-turn token."""
-        return len(self.rollout.completion_ids) - self.rollout.finished
+        """Tokens before the end of the turn, which is mostly one token: what ``decode`` leaves
+        out.
+        """
+        ids = self.rollout.completion_ids
+        if not self.rollout.finished:
+            return len(ids)
+        said, last = self.decode(ids), len(ids) - 1
+        for size in reversed(range(len(ids))):
+            shorter = self.decode(ids[:size])
+            if shorter == said:
+                return size
+            if len(shorter) < len(said):  # it leaves nothing out
+                break
+        return last
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -116,7 +128,7 @@ class Spans:
     def starts(self) -> list[int]:
         """[T] where each token begins in ``text``; the end-of-turn token begins at its end."""
         starts = token_starts(self.decode, self.rollout.completion_ids[: self.written])
-        return starts + [len(self.text)] * self.rollout.finished
+        return starts + [len(self.text)] * (len(self.rollout.completion_ids) - self.written)
 
     def step_at(self, character: int) -> int:
         """The step that holds a character.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from workbench.app.arguments import MODEL_AND_TASK, add, folder, named, positive, switch
+from workbench.app.arguments import MODEL_AND_TASK, TEMPLATE, add, folder, named, positive, switch
 from workbench.core import WorkbenchError
 
 WHAT = {
@@ -20,6 +20,7 @@ WHAT = {
         "help": "a peft adapter to start from, such as runs/sft/adapter: with --lora it is trained "
         "further (with its own rank), else it is merged into the weights, which are then trained",
     },
+    **TEMPLATE,
     "--teacher": {
         "type": named,
         "metavar": "PATH_OR_HUB_ID",
@@ -144,6 +145,7 @@ def _learner(args: argparse.Namespace, optimizer):
         frozen=bool(args.lora),
         four_bit=args.four_bit,
         unsloth=args.unsloth,
+        template=dict(args.template),
     )
     return Learner(
         policy,

@@ -72,7 +72,7 @@ from workbench.methods.grpo import GRPO
 from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks.prompts import reprompt
-from workbench.thoughts import said_aloud
+from workbench.thoughts import spoken
 
 Form = Literal["logit", "token", "sequence"]
 Teacher = Literal["ema", "mixed", "frozen", "live"]
@@ -137,7 +137,8 @@ class SDPO(Method):
         texts = self._demonstrations(group, i)
         group_texts = [r.text for r in group.rollouts]
         draw = Random(coordinates("demonstration", group.problem.id, i, *group_texts))
-        demonstration = _without_thoughts(draw.choice(texts)) if texts else ""
+        asked = group.problem.messages[-1]["content"] + group.problem.messages[0]["content"]
+        demonstration = _unless_blank(spoken(draw.choice(texts), asked)) if texts else ""
         if self.feedback == "always" or (self.feedback == "fallback" and not demonstration):
             return demonstration, _unless_blank(rollout.verdict.feedback)
         return demonstration, ""
@@ -278,11 +279,6 @@ class SDPO(Method):
         }
 
 
-def _without_thoughts(text: str) -> str:
-    said = said_aloud(text)
-    return _unless_blank(said if said == text else said.lstrip())
-
-
 def _unless_blank(text: str) -> str:
     return text if text.strip() else ""
 
@@ -303,6 +299,7 @@ def teacher_prompt(
         longer = max(texts, key=lambda name: len(texts[name]))
         tokens = policy.completion_ids(texts[longer])[:-1]
         shorter = policy.decode(tokens[: max(0, len(tokens) - (len(ids) - room))])
+        shorter = shorter[: len(texts[longer]) - 1]  # an end of several tokens was cut, not this
         # a cut inside a character would come back longer
         texts[longer] = _unless_blank(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))
     return None

@@ -210,7 +210,7 @@ def _compare(
     taught = batch.mask & torch.tensor(has_teacher, device=batch.mask.device)
     compared = divergence(
         hidden[taught[batch.mask]],
-        learner.policy.head,
+        _first_rows(learner.policy.head, len(teacher[1])),
         *teacher,
         batch.targets[taught],
         distil.alpha,
@@ -236,10 +236,9 @@ def _teacher(learner: Learner, packed: Packed, distil: Distil) -> tuple[Tensor, 
     with the heads side by side.
     """
     if distil.teacher == "expert":
-        # models of one family may pad their heads to different sizes: the rows after the policy's
-        # are no tokens
-        head = learner.expert.head[: len(learner.policy.head)].detach()
-        return states(learner.expert, packed), head
+        # models of one family may have heads of different sizes: over the rows that both have
+        head = _first_rows(learner.expert.head, len(learner.policy.head))
+        return states(learner.expert, packed), head.detach()
     if distil.teacher != "mixed":
         return _states_and_head(learner, packed, distil.teacher)
     reference, head = _states_and_head(learner, packed, "reference")
@@ -248,6 +247,10 @@ def _teacher(learner: Learner, packed: Packed, distil: Distil) -> tuple[Tensor, 
         return torch.lerp(reference, policy, distil.trust), policy_head
     mixture = torch.cat([reference * (1 - distil.trust), policy * distil.trust], -1)
     return mixture, torch.cat([head, policy_head], -1)
+
+
+def _first_rows(head: Tensor, rows: int) -> Tensor:
+    return head if len(head) <= rows else head[:rows]
 
 
 def _states_and_head(learner: Learner, packed: Packed, which: str) -> tuple[Tensor, Tensor]:

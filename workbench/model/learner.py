@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed
+from workbench.model import distributed, templates
 from workbench.model.adapters import (
     has_adapter,
     merge,
@@ -89,6 +89,8 @@ class Learner:
         distributed.start()
         shard = shard or distributed.fsdp(os.environ)
         _refuse(policy, optimizer, lora, expert, shard)
+        if expert is not None:
+            templates.follow(expert, policy)
         self.adapter_use = _start_from_adapter(policy, lora)
         self.policy = policy
         self.settings = optimizer

@@ -5,6 +5,7 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import adapters, distributed, gguf
+from workbench.model import adapters, distributed, gguf, templates
 from workbench.model.policy import Policy
 
 # A damaged or foreign model fails in as many ways as there are files in it.
@@ -36,6 +37,7 @@ def load_policy(
     frozen: bool = False,
     four_bit: bool = False,
     unsloth: bool = False,
+    template: Mapping | None = None,
 ) -> Policy:
     """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py).
 
@@ -43,7 +45,8 @@ def load_policy(
     template are those beside it, where it has some. ``device``: CUDA where there is one, else the
     CPU. ``frozen``: its weights will not be trained, so they may be bf16, and are where the device
     computes in it. ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else
-    fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only.
+    fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only. ``template``: options
+    of its chat template; None: those of the run that the model or adapter came out of, if any.
 
     Raises WorkbenchError, saying why in a sentence, where there is no such model or adapter.
     """
@@ -73,8 +76,9 @@ def load_policy(
             layer.support_avx512bf16_for_cpu = False
     if not four_bit and not unsloth:
         net.to(device)
-    policy = Policy(net, tokenizer, str(model))
+    policy = Policy(net, tokenizer, str(model), template)
     policy.unsloth, policy.adapter = unsloth, str(adapter or "")
+    templates.settle(policy, adapter, model)
     _check_head(policy)
     return policy
 
@@ -219,7 +223,7 @@ def _check_head(policy: Policy) -> None:
     """
     ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
     products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
-    logits = policy.base(input_ids=ids, use_cache=False).logits
+    logits = policy.base(input_ids=ids, use_cache=False).logits[..., : len(policy.head)]
     if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
         raise WorkbenchError(
             f"{policy.name} changes its logits after the output embedding, which is not supported"

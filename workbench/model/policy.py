@@ -6,7 +6,7 @@ batch.py and written in rollouts/sampling.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 
@@ -15,12 +15,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.core import Message, WorkbenchError
+from workbench.model.templates import Template
+from workbench.thoughts import closing, opened_by
+
+HEADER = 32  # last tokens of a prompt that are looked at for the beginning of a thought
 
 
 class Policy:
     """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding.
 
-    Raises WorkbenchError where the tokenizer has no chat template.
+    ``template``: options of the chat template, such as ``enable_thinking``. Raises WorkbenchError
+    where the tokenizer has no chat template, or it does not read one of them.
     """
 
     adapter = ""  # the folder of the adapter that it was loaded with
@@ -32,15 +37,14 @@ class Policy:
     # forward passes gather them
     gathered = True
 
-    def __init__(self, model: nn.Module, tokenizer, name: str = ""):
+    def __init__(
+        self, model: nn.Module, tokenizer, name: str = "", template: Mapping | None = None
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "")
-        if not tokenizer.chat_template:
-            raise WorkbenchError(
-                f"{self.name or 'the model'} has no chat template: take an instruction-tuned "
-                "model, or set tokenizer.chat_template"
-            )
+        self.template = Template(tokenizer, self.name, template)
+        self.template.stops = self._listed_ends
 
     @property
     def device(self) -> torch.device:
@@ -61,8 +65,16 @@ class Policy:
 
     @property
     def head(self) -> Tensor:
-        """[V, D] output embedding."""
-        return effective_weight(self.base.get_output_embeddings())
+        """[V, D] output embedding of the tokenizer's tokens.
+
+        Models pad theirs: what is not here is neither sampled nor counted in a distribution.
+        """
+        weight = effective_weight(self.base.get_output_embeddings())
+        return weight if len(weight) <= self._vocabulary else weight[: self._vocabulary]
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     @property
     def trains_in_fp32(self) -> bool:
@@ -84,16 +96,42 @@ class Policy:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a turn: the tokenizer's and those of the generation config."""
+        """Tokens that end a turn: the template's, the tokenizer's and the generation config's."""
+        last = None if self.stop_sequence else self.end[-1]
+        return frozenset({*self._listed_ends, self.tokenizer.eos_token_id, last} - {None})
+
+    @cached_property
+    def stop_sequence(self) -> tuple[int, ...]:
+        """Tokens that end a turn one after the other; () where one token does."""
+        plain = len(self.end) > 1 and not self.template.is_control(self.end[-1])
+        return self.end if plain else ()
+
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """What is put behind a reply: as the template does, else EOS.
+
+        Raises WorkbenchError where neither says how a turn ends.
+        """
+        end = self.template.end or tuple(self._listed_ends[:1])
+        if not end:
+            raise WorkbenchError(
+                f"nothing ends a turn of {self.name}: its chat template puts nothing behind a "
+                "reply, and its tokenizer has no EOS token"
+            )
+        return end
+
+    @property
+    def _listed_ends(self) -> list[int]:
+        """EOS tokens of the generation config."""
         config = getattr(self.base, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)
         several = listed if isinstance(listed, (list, tuple)) else [listed]
-        return frozenset({*several, self.tokenizer.eos_token_id} - {None})
+        return [token for token in several if token is not None]
 
     @cached_property
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.stop_ids)
+        return pad if pad is not None else self.end[-1]
 
     def need_gathered(self) -> None:
         """Raises WorkbenchError where the weights are split: ranks would wait for each other, and
@@ -110,28 +148,50 @@ class Policy:
 
         Raises WorkbenchError where the chat template refuses it.
         """
-        from jinja2 import TemplateError
+        return self.template.prompt_ids(messages)
 
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        # the template's own: "System role not supported", "Conversation roles must alternate", ...
-        except TemplateError as error:
-            raise WorkbenchError(
-                f"the chat template of {self.name} refuses this prompt: {error}"
-            ) from error
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a reply that goes on: where it spells a control token, it is text."""
+        return self.template.text_ids(text)
+
+    def foreign(self, text: str) -> bool:
+        """Does a text spell a control token, or hold a character without a token?"""
+        unknown = self.tokenizer.unk_token_id
+        return self.template.spells_control(text) or unknown in self.text_ids(text)
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply, with the end-of-turn token."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return (*ids, self.tokenizer.eos_token_id)
+        """Token ids of a reply, with the end of the turn."""
+        return self.text_ids(text) + self.end
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion, without the end-of-turn token."""
-        ids = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
+        """The text of a completion, without the end of the turn."""
+        ids = list(ids)
+        if ids[-len(self.end) :] == list(self.end):
+            ids = ids[: -len(self.end)]
+        elif ids and ids[-1] in self.stop_ids:
+            ids.pop()
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    def opening(self, prompt_ids: Sequence[int]) -> str:
+        """The mark of the thought that a prompt leaves open, which its completions go on with; ""
+        for none. Graders are given it with their text.
+        """
+        return opened_by(self.tokenizer.decode(list(prompt_ids[-HEADER:])))
+
+    def aloud(self, prompt_ids: Sequence[int], text: str) -> str:
+        """A whole reply as it goes on from a prompt.
+
+        Where that opened a thought, the reply does not open it again, and one that is nothing but
+        speech closes it first.
+        """
+        opening = self.opening(prompt_ids)
+        if not opening:
+            return text
+        if text.lstrip().startswith(opening):
+            return text.lstrip().removeprefix(opening).lstrip("\n")
+        if closing(opening) in text:
+            return text
+        return f"\n{closing(opening)}\n\n{text}"
 
     def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
         """[B, S, D] last hidden states."""

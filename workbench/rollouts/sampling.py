@@ -15,6 +15,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import add
 
 import numpy as np
 import torch
@@ -114,7 +115,6 @@ def _decode(
     streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
     uniforms = np.stack([stream.random(max_new, np.float32) for stream in streams])
     uniforms = torch.from_numpy(uniforms).to(device)
-    stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=device)
     tokens = torch.zeros(len(seeds), max_new, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(seeds), max_new, device=device)
     alive = torch.arange(len(seeds), device=device)
@@ -126,7 +126,7 @@ def _decode(
         if t + 1 == max_new:
             break
         if t % CHECK == CHECK - 1 or t + 1 in spent:
-            going = ~torch.isin(tokens[alive, : t + 1], stop).any(-1) & (budget[alive] > t + 1)
+            going = ~ends(policy, tokens[alive, : t + 1]).any(-1) & (budget[alive] > t + 1)
             n = int(going.sum())
             if n == 0:
                 break
@@ -135,11 +135,22 @@ def _decode(
                 alive, token = alive[rows], token[rows]
                 engine.keep(rows)
         engine.step(token)
-    ended = torch.isin(tokens, stop)
+    ended = ends(policy, tokens)
     count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, max_new)
     finished, count = ended.any(-1) & (count <= budget), torch.minimum(count, budget)
     rows = zip(tokens.tolist(), logprobs.tolist(), count.tolist(), finished.tolist())
     return [Sample(tuple(ids[:n]), tuple(lp[:n]), end) for ids, lp, n, end in rows]
+
+
+def ends(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, T] whether a turn ends with the token."""
+    stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=tokens.device)
+    ended = torch.isin(tokens, stop)
+    size = len(policy.stop_sequence)
+    if 0 < size <= tokens.shape[1]:
+        sequence = torch.tensor(policy.stop_sequence, device=tokens.device)
+        ended[:, size - 1 :] |= (tokens.unfold(1, size, 1) == sequence).all(-1)
+    return ended
 
 
 class Decoder:
@@ -225,9 +236,11 @@ def sample_groups(
         written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
         texts = [policy.decode(sample.ids) for samples in written for sample in samples]
         asked = [problem for problem in share for _ in range(k)]
+        openings = [policy.opening(prompt) for prompt in prompts for _ in range(k)]
+        replies = map(add, openings, texts)
         # a grader that is slow waits for a process of its own: as many at a time as processors
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            graded = zip(texts, pool.map(task.grade, asked, texts))
+            graded = zip(texts, pool.map(task.grade, asked, replies))
             groups = []
             for problem, prompt, samples in zip(share, prompts, written):
                 rollouts = [_rollout(prompt, sample, *next(graded)) for sample in samples]

@@ -150,6 +150,11 @@ class VLLM:
         for prompt, prompt_seeds, budget in zip(prompts, seeds, budgets):
             self._refuse_too_long(prompt, budget)
             rows += [(list(prompt), seed, budget) for seed in prompt_seeds]
+        if self.policy.stop_sequence:
+            raise WorkbenchError(
+                f"turns of {self.policy.name} end with several tokens, which vLLM is not asked to "
+                "look for here: leave --vllm out"
+            )
         try:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt, _, _ in rows],

@@ -35,7 +35,7 @@ from workbench.core import Problem, Step, Verdict, WorkbenchError
 from workbench.tasks.base import Reprompts, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import Row, check_text, checked, has_text, limit, read, structured
 from workbench.tasks.sandbox.outside import Call, Program, Result, check_execution, in_parallel
-from workbench.thoughts import said_aloud
+from workbench.thoughts import spoken
 
 # Read as files: livecodebench/code_generation_lite comes with a loading script, which datasets runs
 # no longer. v6 is what its last release added: 175 questions of January to April 2025 (the file's
@@ -199,7 +199,7 @@ def extract(text: str) -> tuple[str, bool]:
     everything. A fence that is not closed opens a block; one that nothing opens ends a program that
     the prompt has begun.
     """
-    said = said_aloud(text)
+    said = spoken(text)
     pieces = said.split("```")
     if len(pieces) % 2 == 0 and not pieces[1].partition("\n")[0].strip() and _parses(pieces[0]):
         pieces = ["", "\n" + pieces[0], *pieces[1:]]

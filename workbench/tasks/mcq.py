@@ -23,6 +23,7 @@ from functools import cached_property
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
+from workbench.thoughts import spoken
 
 # one split, test; the id and the columns are those that SDPO's own code reads
 SETS = {"sciknoweval": "hicai-zju/SciKnowEval"}
@@ -53,7 +54,7 @@ _LETTER = re.compile(r"[\s(*\[]*([A-Z])[\s)*\].:]*")
 
 def letter(text: str) -> str:
     """The letter of the last answer, "" where there is none."""
-    inside = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    inside = spoken(text, SYSTEM).rpartition("<answer>")[2].partition("</answer>")[0].strip()
     match = _LETTER.fullmatch(inside) if len(inside) < 20 else None
     return match[1] if match else ""
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from workbench.core import Problem, Verdict, WorkbenchError
 from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
-from workbench.thoughts import said_aloud
+from workbench.thoughts import spoken
 
 LONGEST = 100_000  # characters of an attempt that are read
 
@@ -52,7 +52,7 @@ class Calls(NamedTuple):
 
 def calls(text: str) -> Calls:
     """The calls in an attempt; an input that is no JSON object counts as none."""
-    text = said_aloud(text)[:LONGEST]
+    text = spoken(text)[:LONGEST]
     inputs: dict[str, Any] = {}
     start = 0
     while match := _INPUT.search(text, start):

@@ -10,6 +10,7 @@ import torch
 
 from workbench.core import WorkbenchError
 from workbench.methods import without_retired
+from workbench.model import distributed
 from workbench.model.learner import Learner
 from workbench.records import dumps
 
@@ -22,6 +23,23 @@ HOUSEKEEPING = (
     "checkpoint_every",
     "keep_groups",
 )
+
+
+def same_prompts(out: Path, learner: Learner, resume: bool) -> dict:
+    """What the config says of the chat template's options and date: those that the run began with.
+
+    All ranks have the first one's date.
+    """
+    policies = [p for p in (learner.policy, learner.expert) if p is not None]
+    recorded = {}
+    if resume and (out / "config.json").exists():
+        recorded = _config(out / "config.json").get("template") or {}
+    now = learner.policy.template.moment.isoformat(timespec="seconds")
+    [record, *_] = distributed.gather({"date": now} | recorded)
+    for policy in policies:
+        policy.template.restore(record)
+    kept = learner.policy.template.record()
+    return {"template": kept} if kept else {}
 
 
 def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
@@ -89,6 +107,8 @@ def _identity(config: dict) -> dict:
     identity = json.loads(dumps(config))
     for name in HOUSEKEEPING:
         identity["plan"].pop(name, None)
+    template = identity.pop("template", None) or {}
+    identity["template"] = dumps(template.get("options", {}), sort_keys=True)
     identity["options"] = without_retired(identity.get("options", {}))
     for name in ("model", "adapter", "teacher"):
         if identity.get(name):

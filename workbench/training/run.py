@@ -22,7 +22,7 @@ from workbench.model import distributed
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
 from workbench.records import RunWriter, dumps, replace_folder, write_atomic
-from workbench.training.resume import first_step
+from workbench.training.resume import first_step, same_prompts
 from workbench.training.update import update
 
 
@@ -98,7 +98,7 @@ def fit(
     _refuse_idle_ranks(plan)
     settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
     settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
-    config = settings | (config or {})
+    config = settings | same_prompts(out, learner, resume) | (config or {})
     start = first_step(out, learner, config, resume)
     first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
     exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
