@@ -16,6 +16,7 @@ from importlib import util
 from pathlib import Path
 
 from workbench.core import WorkbenchError, first_line
+from workbench.records import seal
 
 SMOLLM2 = "smollm2"
 
@@ -64,9 +65,11 @@ def _convert(file: Path, target: Path) -> None:
             raise WorkbenchError(f"{file} is not a GGUF file")
     fresh = target.with_name(f".{target.name}-{os.getpid()}.partial")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
         # transformers takes the numbers for quantised ones still, and would refuse to save them
         model.hf_quantizer = None
@@ -74,6 +77,7 @@ def _convert(file: Path, target: Path) -> None:
         del model.config.quantization_config
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
+        seal(fresh)
         os.replace(fresh, target)
     # a format, an architecture or a quantisation that transformers does not know, a full disk
     except Exception as error:

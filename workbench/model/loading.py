@@ -5,7 +5,9 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +16,7 @@ from torch import nn
 from workbench.core import WorkbenchError, first_line
 from workbench.model import distributed, gguf
 from workbench.model.policy import Policy
+from workbench.records import check_seal
 
 # A damaged or foreign model fails in as many ways as there are files in it.
 _UNREADABLE = (
@@ -25,6 +28,9 @@ _UNREADABLE = (
     KeyError,
     AttributeError,
     ImportError,
+    EOFError,
+    UnpicklingError,
+    struct.error,
 )
 # either of them makes a folder with adapter_config.json an adapter
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -55,10 +61,14 @@ def load_policy(
     half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if half else torch.float32
     loader = import_unsloth() if unsloth else None
+    if isinstance(source, Path):
+        check_seal(source)
     more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
     try:
         if loader:
-            net, tokenizer = loader.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
+            net, tokenizer = loader.from_pretrained(
+                str(source), dtype=dtype, load_in_4bit=four_bit, trust_remote_code=False
+            )
         else:
             net, tokenizer = _from_pretrained(model, source, dtype=dtype, **more)
     except _UNREADABLE as error:
@@ -83,8 +93,10 @@ def _from_pretrained(model: str | Path, source: str | Path, **how) -> tuple[nn.M
     """The network and its tokenizer, through transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    net, report = AutoModelForCausalLM.from_pretrained(
+        source, output_loading_info=True, trust_remote_code=False, **how
+    )
     missing = report["missing_keys"]
     if missing:  # transformers fills them with random numbers
         raise WorkbenchError(
@@ -103,6 +115,7 @@ def _with_saved_adapter(net: nn.Module, adapter: str | Path, model: str | Path) 
             f"there is no adapter in {adapter}: a folder with adapter_config.json and "
             "adapter_model.safetensors is needed"
         )
+    check_seal(folder)
     try:
         return PeftModel.from_pretrained(net, str(adapter))
     except _UNREADABLE as error:
@@ -207,6 +220,11 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
             "GGUF file, or smollm2"
         )
+    if "trust_remote_code" in str(error):
+        return (
+            f"the model {model} comes with program code of its own, which is never run here: take "
+            "one of an architecture that transformers has"
+        )
     return f"could not load the model {model}: {first_line(error)}"
 
 
@@ -219,6 +237,8 @@ def _check_head(policy: Policy) -> None:
     ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
     products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
     logits = policy.base(input_ids=ids, use_cache=False).logits
+    if not logits.isfinite().all():
+        raise WorkbenchError(f"{policy.name} gives no probabilities (NaN): its weights are damaged")
     if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
         raise WorkbenchError(
             f"{policy.name} changes its logits after the output embedding, which is not supported"

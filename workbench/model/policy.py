@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.core import Message, WorkbenchError
+from workbench.core import Message, WorkbenchError, first_line
 
 
 class Policy:
@@ -107,20 +107,22 @@ class Policy:
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued.
 
-        Raises WorkbenchError where the chat template refuses it.
+        Raises WorkbenchError where the chat template refuses it, fails, or makes nothing of it.
         """
-        from jinja2 import TemplateError
-
         try:
             text = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
             )
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         # the template's own: "System role not supported", "Conversation roles must alternate", ...
-        except TemplateError as error:
+        # or any: it is a program
+        except Exception as error:
             raise WorkbenchError(
-                f"the chat template of {self.name} refuses this prompt: {error}"
+                f"the chat template of {self.name} refuses this prompt: {first_line(error)}"
             ) from error
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise WorkbenchError(f"the chat template of {self.name} makes an empty prompt")
+        return ids
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply, with the end-of-turn token."""
