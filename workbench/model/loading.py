@@ -225,6 +225,11 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             f"the model {model} comes with program code of its own, which is never run here: take "
             "one of an architecture that transformers has"
         )
+    if because_of(UnpicklingError):
+        return (
+            f"the weights of {model} are damaged, or hold more than tensors: a .bin file may be a "
+            "program, which is never run here; take one with safetensors"
+        )
     return f"could not load the model {model}: {first_line(error)}"
 
 

@@ -27,6 +27,10 @@ HOUSEKEEPING = (
     "checkpoint_every",
     "keep_groups",
 )
+_DAMAGED = (
+    "{} is not a checkpoint of the workbench, or it is damaged: put it back as it was, or name "
+    "another folder"
+)
 
 
 @contextmanager
@@ -98,15 +102,15 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
         saved = torch.load(checkpoint, map_location=device, mmap=not gathered, weights_only=True)
         state, recorded, step = saved["learner"], saved["config"], saved["step"]
         finite = all(bool(weight.isfinite().all()) for weight in state["trainable"].values())
-        state["optimiser"]["state"], state["teacher"], state["skipped"]
+        teacher = state["trainable"] if state["teacher"] is None else state["teacher"]
+        whole = teacher.keys() == state["trainable"].keys() and type(state["skipped"]) is int
+        if not whole or state["optimiser"].keys() != {"state", "param_groups"}:
+            raise ValueError("it has other parts")
         last = recorded["plan"]["steps"]
         possible = type(step) is int and 0 <= step <= last
         _identity(recorded)
     except Exception as error:
-        raise WorkbenchError(
-            f"{checkpoint} is not a checkpoint of the workbench, or it is damaged: put it back as "
-            "it was, or name another folder"
-        ) from error
+        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
     if not possible:
         raise WorkbenchError(f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
     if not finite:
@@ -122,7 +126,10 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
             "for: ask for as many or more"
         )
     _refuse_gap(out, step)
-    learner.load_state(state)
+    try:
+        learner.load_state(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
     return step
 
 

@@ -259,7 +259,7 @@ class _Log:
             best = self.out / "best"
             where = f" The policy of its best evaluation is in {best}." if best.is_dir() else ""
             text = f"step {step}: {self.ended}: the run may be collapsing.{where}"
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=5)
 
 
 def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):
