@@ -152,7 +152,7 @@ def count_writes(limit: float, tell: Path | None = None) -> None:
 
     wrap(Path, "write_bytes", lambda path, data: write_bytes(path, bytes(data)[: len(data) // 2]))
     wrap(Path, "unlink"), wrap(Path, "mkdir"), wrap(os, "replace"), wrap(os, "fsync")
-    wrap(shutil, "rmtree", lambda path, **how: next(iter(Path(path).glob("*")), Path()).unlink())
+    wrap(shutil, "rmtree", lambda path, **how: [os.unlink(x) for x in [*Path(path).glob("*")][:1]])
     records.open = appending
 
 
@@ -510,7 +510,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_seen(copied):
     whole, draw, seen = path.read_bytes(), random.Random(0), 0
     before = torch.load(path, weights_only=True)
     # in what an adapter or AdamW holds, and anywhere: names, sizes, the archive's own tables
-    for place in [*(draw.randrange(len(whole)) for _ in range(80)), *range(-1200, -1, 25)]:
+    for place in [*(draw.randrange(len(whole)) for _ in range(24)), *range(-1200, -1, 50)]:
         bytes_ = bytearray(whole)
         bytes_[place] ^= 1 << draw.randrange(8)
         path.write_bytes(bytes_)
@@ -525,7 +525,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_seen(copied):
         assert step == before["step"]
         for name, weight in before["learner"]["trainable"].items():
             assert torch.equal(state["trainable"][name], weight)
-    assert seen > 90
+    assert seen > 35
 
 
 @pytest.mark.parametrize(
