@@ -220,7 +220,7 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
             "GGUF file, or smollm2"
         )
-    if "trust_remote_code" in str(error):
+    if because_of(ValueError) and "trust_remote_code" in str(error):
         return (
             f"the model {model} comes with program code of its own, which is never run here: take "
             "one of an architecture that transformers has"
