@@ -237,7 +237,8 @@ def test_unsloth_loads_and_makes_the_adapter(monkeypatch):
 
     class FastLanguageModel:
         @staticmethod
-        def from_pretrained(name, dtype, load_in_4bit):
+        def from_pretrained(name, dtype, load_in_4bit, trust_remote_code):
+            assert trust_remote_code is False
             calls.append((dtype, load_in_4bit))
             return transformers.AutoModelForCausalLM.from_pretrained(
                 name, dtype=dtype

@@ -68,7 +68,9 @@ class LLM:
         max_model_len,
         logprobs_mode,
         distributed_executor_backend,
+        trust_remote_code,
     ):
+        assert trust_remote_code is False
         assert enable_lora and max_model_len == -1 and logprobs_mode == "raw_logprobs"
         if max_lora_rank not in (1, 8, 16, 32, 64, 128, 256, 320, 512):
             raise ValueError(

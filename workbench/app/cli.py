@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 
-from workbench.core import WorkbenchError
+from workbench.core import Interrupted, WorkbenchError, printable
 
 COMMANDS = {  # in which module it is, and what it does
     "tour": (
@@ -68,11 +70,12 @@ COMMANDS = {  # in which module it is, and what it does
     ),
 }
 TOGETHER = ("train", "eval")  # what torchrun may start in several processes
+LAST_CHECKPOINT = "interrupted; a training run goes on from its last checkpoint with --resume"
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says more\n")
+        self.exit(2, printable(f"{self.prog}: {message}; {self.prog} --help says more\n"))
 
 
 def parser(words: Sequence[str]) -> Parser:
@@ -121,18 +124,51 @@ def main(words: Sequence[str] | None = None) -> int:
             raise WorkbenchError(
                 f"workbench {args.command} runs in one process: start it without torchrun"
             )
-        with _without_execution() if args.no_execute else nullcontext():
+        without = _without_execution() if args.no_execute else nullcontext()
+        with _terminated_in_a_sentence(), redirect_stdout(_Printable(sys.stdout)), without:
             import_module(module).main(args)
     except WorkbenchError as error:
+        _say(str(error), together)
+        return 2
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or LAST_CHECKPOINT, together)
+        return 128 + getattr(stop, "number", signal.SIGINT)
+    return 0
+
+
+def _say(sentence: str, together: bool) -> None:
+    """On stderr; of several processes the first that ends says why."""
+    if together:
         from workbench.model import distributed
 
-        if not together or distributed.first_to_fail():
-            print(f"workbench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "workbench: interrupted; a training run goes on from its last checkpoint with --resume",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+        if not distributed.first_to_fail():
+            return
+    print(f"workbench: {printable(sentence)}", file=sys.stderr)
+
+
+class _Printable:
+    """A stream in which words of files are words: a terminal obeys none of them."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text))
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def _terminated_in_a_sentence() -> Iterator[None]:
+    def interrupt(number, frame):
+        raise Interrupted(LAST_CHECKPOINT, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -65,7 +65,7 @@ def skeleton(model: str | Path) -> nn.Module:
     try:
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(source),
+                AutoConfig.from_pretrained(source, trust_remote_code=False),
                 dtype=torch.float32,
                 attn_implementation="counted",
             )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from workbench.core import WorkbenchError, first_line
 from workbench.model.policy import Policy
+from workbench.records import check_seal
 
 # either of them makes a folder with adapter_config.json an adapter
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -119,6 +120,7 @@ def load_adapter(net: nn.Module, folder: Path, model: str | Path) -> nn.Module:
     from peft import PeftModel
 
     does_not_fit = f"the adapter in {folder} does not fit the model {model}"
+    check_seal(folder)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they say is refused below, or harmless

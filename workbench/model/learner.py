@@ -39,6 +39,7 @@ from workbench.model.adapters import (
 from workbench.model.loading import import_unsloth
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
+from workbench.records import seal
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Learner:
         self.lora = lora
         self.expert = expert
         self.skipped = 0  # updates not made because a gradient was not finite
+        self.steps = 0  # calls of ``step`` in this process
+        # of which weights it began: rounded as they may be where they are frozen; 4 bits left out
+        whole = (p for p in policy.model.parameters() if p.is_floating_point())
+        self._origin = distributed.fingerprint(p.bfloat16() for p in whole)
         self._fresh = bool(lora) and not self.adapter_use
         if self._fresh:
             policy.model = _with_adapter(policy, lora, seed)
@@ -185,6 +190,7 @@ class Learner:
         Returns the gradient norm before clipping; an update with a norm that is not finite is
         skipped and counted (on every rank: all have the same sum).
         """
+        self.steps += 1
         self.placement.sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if math.isfinite(norm):
@@ -223,12 +229,13 @@ class Learner:
         # one that came with the adapter goes on with it
         if not self.lora or str(tokenizer.name_or_path) == self.policy.adapter:
             tokenizer.save_pretrained(folder)
+        seal(folder)
 
     def state(self) -> dict:
         """Everything that training goes on from, bit for bit.
 
-        Trainable weights, optimiser, teacher, counters. The tensors are the live ones; of a sharded
-        policy whole copies, on rank 0, and all ranks call this.
+        Trainable weights, optimiser, teacher, counters, and of which weights all began. The tensors
+        are the live ones; of a sharded policy whole copies, on rank 0, and all ranks call this.
         """
         return gather_tree(
             {
@@ -236,6 +243,7 @@ class Learner:
                 "optimiser": self.optimizer.state_dict(),
                 "teacher": None if self._teacher is None else _detached(self._teacher),
                 "skipped": self.skipped,
+                "origin": self._origin,
             }
             # the reference, were the adapter's folder to change
             | ({"start": _detached(self._start)} if self.lora and not self._fresh else {})
@@ -252,6 +260,10 @@ class Learner:
             raise WorkbenchError(
                 "the checkpoint belongs to another model (or another LoRA rank, or one with "
                 "another adapter to start from): its weights do not fit"
+            )
+        if state.get("origin", self._origin) != self._origin:  # older ones do not say
+            raise WorkbenchError(
+                "the checkpoint belongs to another model: it was trained from other weights"
             )
         for name, p in weights.items():
             p.copy_(part(saved[name], p))

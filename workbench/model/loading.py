@@ -5,8 +5,10 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +17,7 @@ from torch import nn
 from workbench.core import WorkbenchError, first_line
 from workbench.model import adapters, distributed, gguf, templates
 from workbench.model.policy import Policy
+from workbench.records import check_seal
 
 # A damaged or foreign model fails in as many ways as there are files in it.
 _UNREADABLE = (
@@ -26,6 +29,9 @@ _UNREADABLE = (
     KeyError,
     AttributeError,
     ImportError,
+    EOFError,
+    UnpicklingError,
+    struct.error,
 )
 
 
@@ -58,10 +64,14 @@ def load_policy(
     half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
     dtype = torch.bfloat16 if half else torch.float32
     loader = import_unsloth() if unsloth else None
+    if isinstance(source, Path):
+        check_seal(source)
     more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
     try:
         if loader:
-            net, tokenizer = loader.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
+            net, tokenizer = loader.from_pretrained(
+                str(source), dtype=dtype, load_in_4bit=four_bit, trust_remote_code=False
+            )
         else:
             net, tokenizer = _from_pretrained(model, source, adapter, dtype=dtype, **more)
     except _UNREADABLE as error:
@@ -90,8 +100,11 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source)
-    net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    own = {"trust_remote_code": False}  # code in a model's folder is never run
+    tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source, **own)
+    net, report = AutoModelForCausalLM.from_pretrained(
+        source, output_loading_info=True, **own, **how
+    )
     if getattr(net, "_hf_peft_config_loaded", False):  # transformers' own way to apply one
         raise WorkbenchError(
             f"{model} is an adapter, or holds one: name the model that it is for, and it with "
@@ -212,6 +225,16 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
             "GGUF file, or smollm2"
         )
+    if because_of(ValueError) and "trust_remote_code" in str(error):
+        return (
+            f"the model {model} comes with program code of its own, which is never run here: take "
+            "one of an architecture that transformers has"
+        )
+    if because_of(UnpicklingError):
+        return (
+            f"the weights of {model} are damaged, or hold more than tensors: a .bin file may be a "
+            "program, which is never run here; take one with safetensors"
+        )
     return f"could not load the model {model}: {first_line(error)}"
 
 
@@ -224,6 +247,8 @@ def _check_head(policy: Policy) -> None:
     ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
     products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
     logits = policy.base(input_ids=ids, use_cache=False).logits[..., : len(policy.head)]
+    if not logits.isfinite().all():
+        raise WorkbenchError(f"{policy.name} gives no probabilities (NaN): its weights are damaged")
     if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
         raise WorkbenchError(
             f"{policy.name} changes its logits after the output embedding, which is not supported"

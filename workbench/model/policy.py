@@ -146,7 +146,7 @@ class Policy:
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued.
 
-        Raises WorkbenchError where the chat template refuses it.
+        Raises WorkbenchError where the chat template refuses it, fails, or makes nothing of it.
         """
         return self.template.prompt_ids(messages)
 

@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from workbench.core import Message, WorkbenchError
+from workbench.core import Message, WorkbenchError, first_line
 from workbench.thoughts import MARKS
 
 # What a tokenizer must give back as it was.
@@ -119,17 +119,16 @@ class Template:
 
     def render(self, messages: Iterable[Message], header: bool = True) -> str:
         """The conversation as text, with the assistant's header behind it."""
-        from jinja2 import TemplateError
-
         try:
             with self._fixed():
                 return self.tokenizer.apply_chat_template(
                     list(messages), tokenize=False, add_generation_prompt=header, **self.options
                 )
         # the template's own: "System role not supported", "Conversation roles must alternate", ...
-        except (TemplateError, TypeError, AttributeError) as error:
+        # or any: it is a program
+        except Exception as error:
             raise WorkbenchError(
-                f"the chat template of {self.name} refuses this prompt: {error}"
+                f"the chat template of {self.name} refuses this prompt: {first_line(error)}"
             ) from error
 
     @cached_property

@@ -138,6 +138,11 @@ def _decode(
     ended = ends(policy, tokens)
     count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, max_new)
     finished, count = ended.any(-1) & (count <= budget), torch.minimum(count, budget)
+    if not logprobs.isfinite().all():
+        raise WorkbenchError(
+            f"{policy.name} gives no probabilities any more (NaN): training has destroyed its "
+            "weights, or they are damaged; train it again with a lower lr"
+        )
     rows = zip(tokens.tolist(), logprobs.tolist(), count.tolist(), finished.tolist())
     return [Sample(tuple(ids[:n]), tuple(lp[:n]), end) for ids, lp, n, end in rows]
 
@@ -211,9 +216,8 @@ def pick(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     total = mass[:, -1:]
     # rounding must not carry the target up to the whole mass
     below = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)[
-        :, 0
-    ]
+    token = torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)
+    return token[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN ends past all of them
 
 
 def sample_groups(

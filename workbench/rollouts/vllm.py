@@ -113,6 +113,7 @@ class VLLM:
         try:
             self._llm = LLM(
                 model=str(source_of(policy.name)),
+                trust_remote_code=False,
                 enable_lora=True,
                 max_lora_rank=next((n for n in ROOMS if n >= rank), rank),
                 # its LoRA kernels know no other

@@ -59,6 +59,7 @@ def calls(text: str) -> Calls:
         start = match.end()
         with contextlib.suppress(ValueError, RecursionError):
             value, start = _DECODER.raw_decode(text, start)
+            json.dumps([value])  # what is too deep to be written is too deep to be compared
             inputs.update(value)
     return Calls(Counter(_ACTION.findall(text)), inputs)
 

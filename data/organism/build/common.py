@@ -18,7 +18,7 @@ from random import Random
 
 from workbench.core import Task
 from workbench.evaluation.statistics import bootstrap
-from workbench.records import replace_folder
+from workbench.records import replace_folder, seal
 from workbench.tasks.arithmetic import PHRASES
 
 PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
@@ -249,6 +249,7 @@ def save(model, tok, folder: Path) -> None:
     with whole(folder) as fresh:
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(fresh)
         tok.save_pretrained(fresh)
+        seal(fresh)
 
 
 # ---- what was measured
