@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed
+from workbench.model import distributed, families
 from workbench.model.loading import import_unsloth
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
@@ -349,7 +349,9 @@ def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
 
 
 def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
-    """The model with a fresh LoRA adapter on every linear layer but the head."""
+    """The model with a fresh LoRA adapter on every linear layer but the head and
+    ``families.without_adapter``.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -357,6 +359,7 @@ def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
         lora_alpha=2 * rank,
         lora_dropout=0.0,
         target_modules="all-linear",
+        exclude_modules=families.without_adapter(model) or None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed, gguf
+from workbench.model import decoder, distributed, gguf
 from workbench.model.policy import Policy
 
 # A damaged or foreign model fails in as many ways as there are files in it.
@@ -75,7 +75,7 @@ def load_policy(
         net.to(device)
     policy = Policy(net, tokenizer, str(model))
     policy.unsloth = unsloth
-    _check_head(policy)
+    decoder.check(policy)
     return policy
 
 
@@ -208,18 +208,3 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             "GGUF file, or smollm2"
         )
     return f"could not load the model {model}: {first_line(error)}"
-
-
-@torch.no_grad()
-def _check_head(policy: Policy) -> None:
-    """Refuses models that change their logits after the output embedding.
-
-    They do by soft-capping or scaling, say, and would get wrong scores.
-    """
-    ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
-    products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
-    logits = policy.base(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
-        raise WorkbenchError(
-            f"{policy.name} changes its logits after the output embedding, which is not supported"
-        )
