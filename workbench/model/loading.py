@@ -16,7 +16,7 @@ from workbench.model import decoder, distributed, gguf
 from workbench.model.policy import Policy
 
 # A damaged or foreign model fails in as many ways as there are files in it.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
@@ -61,7 +61,7 @@ def load_policy(
             net, tokenizer = loader.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
         else:
             net, tokenizer = _from_pretrained(model, source, dtype=dtype, **more)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
     if adapter is not None:
         net = _with_saved_adapter(net, adapter, model)
@@ -81,16 +81,27 @@ def load_policy(
 
 def _from_pretrained(model: str | Path, source: str | Path, **how) -> tuple[nn.Module, object]:
     """The network and its tokenizer, through transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+    loader = auto_class(AutoConfig.from_pretrained(source))
+    net, report = loader.from_pretrained(source, output_loading_info=True, **how)
     missing = report["missing_keys"]
     if missing:  # transformers fills them with random numbers
         raise WorkbenchError(
             f"the model {model} lacks {len(missing)} of its weights, such as {min(missing)}"
         )
     return net, tokenizer
+
+
+def auto_class(config) -> type:
+    """Who loads it: a language model, or one with other towers beside it, which are left alone."""
+    import transformers
+
+    alone = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if alone or type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
 
 
 def _with_saved_adapter(net: nn.Module, adapter: str | Path, model: str | Path) -> nn.Module:
@@ -105,7 +116,7 @@ def _with_saved_adapter(net: nn.Module, adapter: str | Path, model: str | Path) 
         )
     try:
         return PeftModel.from_pretrained(net, str(adapter))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
 
 
