@@ -18,8 +18,10 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
@@ -73,6 +75,9 @@ def skeleton(model: str | Path) -> nn.Module:
             net = auto_class(config).from_config(config, dtype=torch.float32, **how)
     except UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
+    if not net._supports_attention_backend:  # its own attention, which wants the masks of "eager"
+        net.set_attn_implementation("eager")
+    text_config(net.config).pad_token_id = None  # some look for it among the tokens
     return net.eval().requires_grad_(False)
 
 
@@ -96,18 +101,20 @@ def _attention(module, query, key, value, attention_mask, **_):
 
 class _Experts(torch.autograd.Function):
     """What grouped products keep of the tokens that are sent to each expert: what goes into each
-    matrix and what comes out.
+    matrix and what comes out; and the matrices, where they are made anew with an adapter.
     """
 
     @staticmethod
-    def forward(ctx, hidden, sent, width):
-        ctx.save_for_backward(hidden.new_empty(sent, width))
+    def forward(ctx, hidden, sent, *matrices):
+        width = sum(sum(matrix.shape[1:]) for matrix in matrices)
+        ctx.save_for_backward(hidden.new_empty(sent, width), *matrices)
         return torch.empty_like(hidden)
 
 
 def _experts(module, hidden, top_k_index, top_k_weights):
-    width = sum(sum(p.shape[1:]) for p in module.parameters() if p.ndim == 3)
-    return _Experts.apply(hidden, top_k_index.numel(), width)
+    names = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+    matrices = [getattr(module, name) for name in names if hasattr(module, name)]
+    return _Experts.apply(hidden, top_k_index.numel(), *matrices)
 
 
 def predict(
@@ -126,23 +133,39 @@ def predict(
     network is taken to be the same model, frozen.
     """
     wide = 2 if bf16 and mode != "full" else 4
-    net = copy.deepcopy(net).to(torch.bfloat16 if wide == 2 else torch.float32)
-    static = _static(net, method, mode, sizes, wide, bf16)
+    ready = _trainable(net, mode, sizes.rank, wide)
+    static = _static(net, ready, method, mode, sizes, wide, bf16)
     parts = static | {
-        "activations": _training(net, method, sizes, wide),
-        "sampling": _sampling(net, method, sizes, wide),
+        "activations": _training(ready, method, sizes, wide),
+        "sampling": _sampling(ready, method, sizes),
     }
     busy = max(parts["activations"], parts["sampling"])
     return parts | {"peak": sum(static.values()) + busy + CONTEXT}
 
 
-def _static(
-    net: nn.Module, method: Method, mode: str, sizes: StepSizes, wide: int, bf16: bool
-) -> dict[str, float]:
-    """What stays from step to step: weights, what is trained of them, and copies.
+@functools.lru_cache(maxsize=8)
+def _trainable(net: nn.Module, mode: str, rank: int, wide: int) -> nn.Module:
+    """A copy of which ``mode`` says what is trained, in numbers of ``wide`` bytes."""
+    net = copy.deepcopy(net).to(torch.bfloat16 if wide == 2 else torch.float32)
+    if mode == "full":
+        return net.requires_grad_(True)
+    # the adapter's layers are put into the net itself
+    for parameter in peft_adapter(net, rank).parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return net
 
-    Makes ``net`` trainable as ``mode`` says.
-    """
+
+def _static(
+    net: nn.Module,
+    ready: nn.Module,
+    method: Method,
+    mode: str,
+    sizes: StepSizes,
+    wide: int,
+    bf16: bool,
+) -> dict[str, float]:
+    """What stays from step to step: weights, what is trained of them, and copies."""
     head = net.get_output_embeddings()
     linear = sum(
         module.weight.numel()
@@ -151,16 +174,8 @@ def _static(
     )
     count = sum(p.numel() for p in net.parameters())
     weights = wide * (count - linear) + (NF4 if mode == "qlora" else wide) * linear
-    frozen = weights
-    if mode == "full":
-        net.requires_grad_(True)
-        frozen = (2 if bf16 else 4) * count
-    else:
-        # the adapter's layers are put into the net itself
-        for parameter in peft_adapter(net, sizes.rank).parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    frozen = (2 if bf16 else 4) * count if mode == "full" else weights
+    trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
     averaged = method.distil is not None and method.distil.teacher == "teacher"
     return {
         "weights": weights,
@@ -187,7 +202,7 @@ def _training(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> fl
     return kept + logits + states + 12 * wide * sizes.rows * length * width
 
 
-def _sampling(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> float:
+def _sampling(net: nn.Module, method: Method, sizes: StepSizes) -> float:
     """The sampler's cache, and its logits."""
     together = min(ROWS, sizes.prompts * getattr(method, "k", 8))
     length = int(sizes.prompt + sizes.new * (1 + method.prompt_growth))
@@ -196,6 +211,7 @@ def _sampling(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> fl
     return 2 * together * _cached(net, length) + logits
 
 
+@functools.lru_cache
 def _cached(net: nn.Module, length: int) -> float:
     """Bytes that a row of so many tokens leaves in the cache: keys and values, or states."""
     from transformers import DynamicCache
@@ -217,6 +233,7 @@ def _tensors(values: dict) -> list[torch.Tensor]:
     return [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
 
 
+@functools.lru_cache
 def activations(net: nn.Module, rows: int, length: int, checkpointing: bool = False) -> int:
     """Bytes that the backward pass of a [rows, length] batch keeps, up to the last hidden state.
 
@@ -265,7 +282,9 @@ def _with_layers(net: nn.Module, n: int) -> nn.Module:
 def _run(net: nn.Module, **inputs) -> None:
     """A forward pass without storage. Raises WorkbenchError where a model needs the numbers."""
     try:
-        net(**inputs)
+        # which peft asks for its device's type, and there is none without storage
+        with mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
+            net(**inputs)
     except Exception as error:  # a foreign forward pass fails in its own ways
         raise WorkbenchError(
             f"the memory of a {type(net).__name__} cannot be counted, because it does not run "

@@ -5,6 +5,7 @@
     recurrent         whether a layer keeps a state that padding on the left would enter
     logit_forms       what a family may do to the products of states and output embedding
     decoder           the layers of a model, without its head and its other towers
+    with_adapter      what an adapter goes on, as peft names it
     without_adapter   the linear layers that no adapter goes on
 """
 
@@ -22,7 +23,7 @@ _FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 _DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # modules that choose the experts of a token
-_ROUTERS = {"router", "gate", "shared_expert_gate"}
+ROUTERS = {"router", "gate", "shared_expert_gate"}
 # layers of a Mamba mixer whose weights its kernels read without calling them
 _BYPASSED = {"out_proj", "dt_proj"}
 
@@ -103,6 +104,21 @@ def decoder(model: nn.Module) -> nn.Module:
     return layers
 
 
+def with_adapter(model: nn.Module) -> str | list[str]:
+    """All linear layers; of a mixture of experts by name, because peft would add the router to them
+    whose experts are one tensor.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    kind = conversion._MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
+    experts = conversion._MOE_TARGET_MODULE_MAPPING.get(kind)
+    if not experts:
+        return "all-linear"
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {name.rpartition(".")[2] for name in linear - set(without_adapter(model))}
+    return sorted((names | experts.keys()) - ROUTERS - {"lm_head"})
+
+
 def without_adapter(model: nn.Module) -> list[str]:
     """Linear layers by name: of other towers, routers, and those that Mamba's kernels pass by.
 
@@ -110,13 +126,13 @@ def without_adapter(model: nn.Module) -> list[str]:
     """
     inside = {name for name, module in model.named_modules() if module is decoder(model)}
     prefix = f"{min(inside)}."
-    mixers = {name for name, module in model.named_modules() if "Mamba" in type(module).__name__}
+    mixers = {name for name, module in model.named_modules() if hasattr(module, "ssm_state_size")}
     names = []
     for name, module in model.named_modules():
         parent, _, last = name.rpartition(".")
         bypassed = last in _BYPASSED and parent in mixers
         if not isinstance(module, nn.Linear) or module is model.get_output_embeddings():
             continue
-        if bypassed or not name.startswith(prefix) or _ROUTERS & set(name.split(".")):
+        if bypassed or not name.startswith(prefix) or ROUTERS & set(name.split(".")):
             names.append(name)
     return names

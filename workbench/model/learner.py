@@ -349,8 +349,8 @@ def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
 
 
 def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
-    """The model with a fresh LoRA adapter on every linear layer but the head and
-    ``families.without_adapter``.
+    """The model with a fresh LoRA adapter on every linear layer but the head, routers, other
+    towers, and what Mamba's kernels pass by.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -358,7 +358,7 @@ def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=families.with_adapter(model),
         exclude_modules=families.without_adapter(model) or None,
         task_type="CAUSAL_LM",
     )
