@@ -75,8 +75,6 @@ def skeleton(model: str | Path) -> nn.Module:
             net = auto_class(config).from_config(config, dtype=torch.float32, **how)
     except UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
-    if not net._supports_attention_backend:  # its own attention, which wants the masks of "eager"
-        net.set_attn_implementation("eager")
     text_config(net.config).pad_token_id = None  # some look for it among the tokens
     return net.eval().requires_grad_(False)
 
@@ -250,6 +248,7 @@ def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, i
     """What all layers take, and the largest of them, from what the first n take.
 
     Layers of one kind take the same: the first of each kind, beside the very first, is measured.
+    Raises WorkbenchError where a model cannot do without the numbers.
     """
     of_layers = functools.cache(of_layers)
     types = getattr(text_config(net.config), "layer_types", None) or ()
@@ -258,8 +257,14 @@ def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, i
         for i, layer in enumerate(_layers(net))
     ]
     first = {kind: kinds.index(kind, 1) for kind in kinds[1:]}
-    takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
-    total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
+    try:
+        takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
+        total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
+    except Exception as error:  # a foreign forward pass fails in its own ways
+        raise WorkbenchError(
+            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
+            f"without weights: {first_line(error)}"
+        ) from error
     return total, max(takes.values(), default=total)
 
 
@@ -279,17 +284,16 @@ def _with_layers(net: nn.Module, n: int) -> nn.Module:
     return cut
 
 
-def _run(net: nn.Module, **inputs) -> None:
-    """A forward pass without storage. Raises WorkbenchError where a model needs the numbers."""
-    try:
-        # which peft asks for its device's type, and there is none without storage
-        with mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
-            net(**inputs)
-    except Exception as error:  # a foreign forward pass fails in its own ways
-        raise WorkbenchError(
-            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
-            f"without weights: {first_line(error)}"
-        ) from error
+def _run(net: nn.Module, input_ids: torch.Tensor, **how) -> None:
+    """A forward pass without storage."""
+    # peft asks for its device's type, and there is none without storage
+    with mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
+        try:
+            net(input_ids=input_ids, **how)
+        except AttributeError:  # MPT's own attention does without no mask
+            rows, length = input_ids.shape
+            mask = torch.zeros(rows, 1, length, length, device="meta")
+            net(input_ids=input_ids, attention_mask=mask, **how)
 
 
 def _saved(net: nn.Module, rows: int, length: int) -> int:
