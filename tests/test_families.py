@@ -4,7 +4,6 @@ One row a family (zoo.py), a column a test: batch equals alone; sampler equals t
 ``log_softmax(logits)``; an update, full and LoRA; saved and loaded again; ``doctor --model``.
 """
 
-import json
 import re
 
 import numpy as np
@@ -45,7 +44,7 @@ def lacking(family):
         pytest.skip(f"transformers lacks {family}")
 
 
-def rows(sizes=(13, 21, 5), seed=3):
+def rows(sizes=(13, 17), seed=3):
     """Prompts, longer and shorter than the windows."""
     numbers = np.random.default_rng(seed)
     return [tuple(numbers.integers(6, 100, size).tolist()) for size in sizes]
@@ -77,7 +76,7 @@ def test_sampler_and_trainer_and_plain_logits_agree(family):
     policy = zoo.policy(family)
     decoder.check(policy)
     prompts = rows()
-    samples = generate(policy, prompts, [[1, 2], [3], [4]], max_new=[9, 5, 7])
+    samples = generate(policy, prompts, [[1, 2], [3]], max_new=[5, 3])
     rollouts = rollouts_of(prompts, samples)
     beside = [logp for logp, _ in rescore(policy, rollouts)]
     close = GAPS.get(family, 5e-5)
@@ -100,7 +99,9 @@ def test_what_decodes_wrongly_is_refused(family, tmp_path, capsys):
 
 
 def step(policy, method, lora):
-    learner = Learner(policy, OptimConfig(lr=1e-2), lora=lora, expert=policy if method.needs_expert else None)
+    learner = Learner(
+        policy, OptimConfig(lr=1e-2), lora=lora, expert=policy if method.needs_expert else None
+    )
     return learner, update(method, learner, TASK, TASK.problems("train", 2, 0), (0, 0))
 
 
@@ -277,6 +278,8 @@ def test_recurrent_prompts_of_different_lengths_are_read_apart(monkeypatch):
 
 
 def stretched(kind):
+    from transformers import AutoModelForCausalLM
+
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
@@ -284,8 +287,6 @@ def stretched(kind):
     family = "phi3" if kind == "longrope" else "qwen2"
     longest = 128 if kind == "longrope" else 32
     config = zoo.config(family, rope_parameters=rope, max_position_embeddings=longest)
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
     return zoo.Policy(AutoModelForCausalLM.from_config(config).eval(), zoo.tokenizer(), kind)
 
@@ -300,7 +301,9 @@ def test_rows_never_change_the_frequencies_of_others(kind):
         rescore(policy, rollouts)
     with pytest.raises(WorkbenchError, match="context of 32"):
         generate(policy, [short], [[0]], max_new=23)
-    np.testing.assert_allclose(rescore(policy, rollouts[:1])[0][0], plain_logp(policy, rollouts[0]), atol=1e-5)
+    np.testing.assert_allclose(
+        rescore(policy, rollouts[:1])[0][0], plain_logp(policy, rollouts[0]), atol=1e-5
+    )
 
 
 # ---- adapters, memory, checkpointing
@@ -316,7 +319,9 @@ def test_the_text_part_of_a_nested_configuration_counts(family):
     assert adapted and not any("vis" in name for name in adapted)
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "deepseek_v3", "llama4_text", "qwen3_next"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_moe", "mixtral", "deepseek_v3", "llama4_text", "qwen3_next"]
+)
 def test_no_adapter_on_a_router(family):
     lacking(family)
     learner = Learner(zoo.policy(family), lora=2)

@@ -99,7 +99,8 @@ FAMILIES = {
     | DELTA
     | MOE
     | {"layer_types": HYBRID, "num_experts": 4, "shared_expert_intermediate_size": 16},
-    "lfm2": GROUPED | {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_bias": True},
+    "lfm2": GROUPED
+    | {"layer_types": ["conv", "conv", "full_attention", "conv"], "conv_bias": True},
     "falcon_h1": GROUPED | MAMBA | {"mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
     "nemotron_h": GROUPED
     | MOE

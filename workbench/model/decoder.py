@@ -1,7 +1,7 @@
 """Any causal LM, decoded by its own forward pass and cache; and whether that is right.
 
-    Decoder    rows that grow by one token a step
-    check      one pass of each kind that the workbench makes, against plain forward passes
+Decoder    rows that grow by one token a step
+check      one pass of each kind that the workbench makes, against plain forward passes
 """
 
 from __future__ import annotations
@@ -88,6 +88,15 @@ def check(policy: Policy) -> None:
 
     Raises WorkbenchError, saying in a sentence what is wrong.
     """
+    try:
+        _check(policy)
+    except WorkbenchError:
+        raise
+    except Exception as error:  # a foreign forward pass fails in its own ways
+        raise WorkbenchError(f"{policy.name} cannot be run here: {first_line(error)}") from error
+
+
+def _check(policy: Policy) -> None:
     policy.logits = policy.find_logits(families.logit_forms(policy.base.config))
     if llama.supported(policy) and not policy.unsloth:
         return  # read and decoded by code that is tested for the whole family
@@ -98,10 +107,11 @@ def check(policy: Policy) -> None:
             f"{policy.name} reads a row otherwise when a longer one is beside it, so it cannot be "
             "trained in batches"
         )
-    for policy.pads_left in sorted({policy.pads_left, False}, reverse=True):
+    for pads_left in sorted({policy.pads_left, False}, reverse=True):
+        policy.pads_left = pads_left
         try:
             written, fault = _step_by_step(policy, rows), "its logits are others"
-        except Exception as error:  # a foreign forward pass fails in its own ways
+        except Exception as error:
             written, fault = None, f"it fails ({first_line(error)})"
         if written is not None and _same(policy, written, plain):
             return

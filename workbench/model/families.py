@@ -1,12 +1,12 @@
 """What differs between families of models, read from their configurations.
 
-    text_config       the part of a configuration that describes the language model
-    context           the longest row whose numbers do not depend on the rows beside it
-    recurrent         whether a layer keeps a state that padding on the left would enter
-    logit_forms       what a family may do to the products of states and output embedding
-    decoder           the layers of a model, without its head and its other towers
-    with_adapter      what an adapter goes on, as peft names it
-    without_adapter   the linear layers that no adapter goes on
+text_config       the part of a configuration that describes the language model
+context           the longest row whose numbers do not depend on the rows beside it
+recurrent         whether a layer keeps a state that padding on the left would enter
+logit_forms       what a family may do to the products of states and output embedding
+decoder           the layers of a model, without its head and its other towers
+with_adapter      what an adapter goes on, as peft names it
+without_adapter   the linear layers that no adapter goes on
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ with them.
 rows together and drops rows that finished. Every row draws from its own stream of uniforms, seeded
 by its coordinates, so a sample does not depend on what ran beside it. What a row's next state is,
 an engine says: ``llama.Decoder`` for that family, ``decoder.Decoder`` (the model's own forward
-pass) for all others. A policy whose ``engine`` is set (vllm.py) is not decoded here at all: the call goes
-there.
+pass) for all others. A policy whose ``engine`` is set (vllm.py) is not decoded here at all: the
+call goes there.
 """
 
 from __future__ import annotations
