@@ -91,8 +91,8 @@ def test_sampler_and_trainer_and_plain_logits_agree(family):
 def test_what_decodes_wrongly_is_refused(family, tmp_path, capsys):
     lacking(family)
     folder = toys.saved(zoo.policy(family), tmp_path / "model")
-    words = ["train", "grpo", "--model", str(folder), "--out", str(tmp_path / "run")]
-    assert main(words) == 2
+    words = ["train", "grpo", "--model", str(folder), "--steps", "1"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(rf"workbench: \S*{folder.name} cannot be sampled from here: .*", said)
     assert not (tmp_path / "run").exists()
@@ -185,10 +185,10 @@ def test_capped_scores_equal_autograd(cap, train_head, monkeypatch):
     torch.testing.assert_close(values, logp.gather(-1, ids).detach())
 
 
-@pytest.mark.parametrize("trust", [None, 0.3])
+@pytest.mark.parametrize("trust, shared", [(None, False), (0.3, False), (0.3, True)])
 @pytest.mark.parametrize("k", [0, 3])
 @pytest.mark.parametrize("a", [0.0, 0.5, 1.0])
-def test_a_divergence_of_capped_logits_equals_autograd(a, k, trust):
+def test_a_divergence_of_capped_logits_equals_autograd(a, k, trust, shared):
     """Against the divergence of a model whose head is the identity and whose states are the capped
     logits themselves.
     """
@@ -204,7 +204,9 @@ def test_a_divergence_of_capped_logits_equals_autograd(a, k, trust):
     if trust is None:
         theirs, matrix, logits = teacher, heads[0], capped(teacher, heads[0], caps[1])
     else:
-        theirs, matrix = torch.cat([teacher, other], -1), torch.cat([*heads], -1)
+        heads = heads[:1].repeat(2, 1, 1) if shared else heads
+        theirs = torch.cat([teacher, other], -1)
+        matrix = heads[0] if shared else torch.cat([*heads], -1)
         halves = [capped(x, y, caps[1]) for x, y in zip((teacher, other), heads)]
         logits = (1 - trust) * halves[0] + trust * halves[1]
     ours = scores.divergence(hidden, head, theirs, matrix, targets, a, k, 9.0, caps, trust)

@@ -142,6 +142,13 @@ FAMILIES = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
     "xglm": {"ffn_dim": 48, "init_std": 0.3},
     "biogpt": {},
+    "bart": {
+        "d_model": 32,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 48,
+        "init_std": 0.3,
+    },
 }
 TEXT = GROUPED | {"max_position_embeddings": 96}
 ROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -171,13 +178,6 @@ REFUSED = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     "mamba": {"state_size": 8, "time_step_rank": 4},
     "rwkv": {"attention_hidden_size": 32},
-    "bart": {
-        "d_model": 32,
-        "decoder_layers": 2,
-        "decoder_attention_heads": 4,
-        "decoder_ffn_dim": 48,
-        "init_std": 0.3,
-    },
     "minimax": GROUPED | {"num_local_experts": 4, "block_size": 8},
     "recurrent_gemma": GROUPED | {"lru_width": 32, "attention_window_size": WINDOW},
     "openai-gpt": {},

@@ -124,8 +124,8 @@ def without_adapter(model: nn.Module) -> list[str]:
 
     A router that moves makes sampler and trainer choose other experts for a token.
     """
-    inside = {name for name, module in model.named_modules() if module is decoder(model)}
-    prefix = f"{min(inside)}."
+    (place,) = (name for name, module in model.named_modules() if module is decoder(model))
+    prefix = f"{place}." if place else ""
     mixers = {name for name, module in model.named_modules() if hasattr(module, "ssm_state_size")}
     names = []
     for name, module in model.named_modules():

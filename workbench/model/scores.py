@@ -147,7 +147,7 @@ def divergence(
     hidden: Float[Tensor, "N D"],
     head: Float[Tensor, "V D"],
     teacher_hidden: Float[Tensor, "N E"],
-    teacher_head: Float[Tensor, "V E"],
+    teacher_head: Float[Tensor, "V F"],  # as wide, or half as wide with ``trust``
     targets: Int[Tensor, N],
     a: float,
     k: int = 0,
