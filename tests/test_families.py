@@ -285,10 +285,10 @@ def stretched(kind):
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-        rope |= {"original_max_position_embeddings": 32}
+    original = {"original_max_position_embeddings": 32} if kind == "longrope" else {}
     family = "phi3" if kind == "longrope" else "qwen2"
     longest = 128 if kind == "longrope" else 32
-    config = zoo.config(family, rope_parameters=rope, max_position_embeddings=longest)
+    config = zoo.config(family, rope_parameters=rope, max_position_embeddings=longest, **original)
     torch.manual_seed(0)
     return zoo.Policy(AutoModelForCausalLM.from_config(config).eval(), zoo.tokenizer(), kind)
 
