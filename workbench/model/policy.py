@@ -107,7 +107,7 @@ class Policy:
         """The one of ``forms`` that makes the model's logits of its states. Raises WorkbenchError
         where none does.
         """
-        ids = self.probe[None]
+        ids = self.probe[None, :4]
         logits = self.base(input_ids=ids, use_cache=False).logits.float()
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         errors = []
