@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core import WorkbenchError, first_line
+from workbench.model import families
 from workbench.model.policy import Policy
 from workbench.records import check_seal
 
@@ -31,14 +32,17 @@ _TOLERANCE = 1e-3  # of logits, between an adapter on a model and the two merged
 
 
 def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
-    """The model with a fresh LoRA adapter on every linear layer but the head."""
+    """The model with a fresh LoRA adapter on every linear layer but the head, routers, other
+    towers, and what Mamba's kernels pass by.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=0.0,
-        target_modules="all-linear",
+        target_modules=families.with_adapter(model),
+        exclude_modules=families.without_adapter(model) or None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)

@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import adapters, distributed, gguf, templates
+from workbench.model import adapters, decoder, distributed, gguf, templates
 from workbench.model.policy import Policy
 from workbench.records import check_seal
 
 # A damaged or foreign model fails in as many ways as there are files in it.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
@@ -74,7 +74,7 @@ def load_policy(
             )
         else:
             net, tokenizer = _from_pretrained(model, source, adapter, dtype=dtype, **more)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
     if adapter is not None:
         net = adapters.load_adapter(net, Path(adapter), model)
@@ -89,7 +89,7 @@ def load_policy(
     policy = Policy(net, tokenizer, str(model), template)
     policy.unsloth, policy.adapter = unsloth, str(adapter or "")
     templates.settle(policy, adapter, model)
-    _check_head(policy)
+    decoder.check(policy)
     return policy
 
 
@@ -97,14 +97,13 @@ def _from_pretrained(
     model: str | Path, source: str | Path, adapter: str | Path | None, **how
 ) -> tuple[nn.Module, object]:
     """The network and its tokenizer, through transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     own = {"trust_remote_code": False}  # code in a model's folder is never run
     tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source, **own)
-    net, report = AutoModelForCausalLM.from_pretrained(
-        source, output_loading_info=True, **own, **how
-    )
+    loader = auto_class(AutoConfig.from_pretrained(source, **own))
+    net, report = loader.from_pretrained(source, output_loading_info=True, **own, **how)
     if getattr(net, "_hf_peft_config_loaded", False):  # transformers' own way to apply one
         raise WorkbenchError(
             f"{model} is an adapter, or holds one: name the model that it is for, and it with "
@@ -116,6 +115,16 @@ def _from_pretrained(
             f"the model {model} lacks {len(missing)} of its weights, such as {min(missing)}"
         )
     return net, tokenizer
+
+
+def auto_class(config) -> type:
+    """Who loads it: a language model, or one with other towers beside it, which are left alone."""
+    import transformers
+
+    alone = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if alone or type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
 
 
 def source_of(model: str | Path) -> str | Path:
@@ -236,20 +245,3 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
             "program, which is never run here; take one with safetensors"
         )
     return f"could not load the model {model}: {first_line(error)}"
-
-
-@torch.no_grad()
-def _check_head(policy: Policy) -> None:
-    """Refuses models that change their logits after the output embedding.
-
-    They do by soft-capping or scaling, say, and would get wrong scores.
-    """
-    ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
-    products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
-    logits = policy.base(input_ids=ids, use_cache=False).logits[..., : len(policy.head)]
-    if not logits.isfinite().all():
-        raise WorkbenchError(f"{policy.name} gives no probabilities (NaN): its weights are damaged")
-    if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
-        raise WorkbenchError(
-            f"{policy.name} changes its logits after the output embedding, which is not supported"
-        )

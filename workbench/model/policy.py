@@ -6,6 +6,7 @@ batch.py and written in rollouts/sampling.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.core import Message, WorkbenchError
+from workbench.model import families
+from workbench.model.scores import capped
 from workbench.model.templates import Template
 from workbench.thoughts import closing, opened_by
 
@@ -22,7 +25,8 @@ HEADER = 32  # last tokens of a prompt that are looked at for the beginning of a
 
 
 class Policy:
-    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding.
+    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding,
+    perhaps scaled and soft-capped.
 
     ``template``: options of the chat template, such as ``enable_thinking``. Raises WorkbenchError
     where the tokenizer has no chat template, or it does not read one of them.
@@ -61,7 +65,7 @@ class Policy:
     @property
     def decoder(self) -> nn.Module:
         """The layers: token ids to last hidden states, without the head."""
-        return self.base.get_decoder()
+        return families.decoder(self.base)
 
     @property
     def head(self) -> Tensor:
@@ -92,7 +96,57 @@ class Policy:
     @property
     def context(self) -> int:
         """Longest prompt + completion, in tokens."""
-        return getattr(self.model.config, "max_position_embeddings", 0) or 2**31
+        return families.context(self.base.config)
+
+    @cached_property
+    def pads_left(self) -> bool:
+        """Whether padding on the left leaves a row as it is alone, so that prompts of different
+        lengths can be read together with a cache.
+        """
+        return not families.recurrent(self.base.config)
+
+    @cached_property
+    def logits(self) -> families.LogitForm:
+        """What becomes of the products of last hidden states and head.
+
+        Of what the configuration may mean, the one that gives the model's own logits. Raises
+        WorkbenchError where none does.
+        """
+        forms = families.logit_forms(self.base.config)
+        return forms[0] if len(forms) == 1 else self.find_logits(forms)
+
+    @torch.no_grad()
+    def find_logits(self, forms: Sequence[families.LogitForm]) -> families.LogitForm:
+        """The one of ``forms`` that makes the model's logits of its states. Raises WorkbenchError
+        where none does.
+        """
+        ids = self.probe[None, :4]
+        logits = self.base(input_ids=ids, use_cache=False).logits.float()
+        if not logits.isfinite().all():
+            raise WorkbenchError(
+                f"{self.name} gives no probabilities (NaN): its weights are damaged"
+            )
+        states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        errors = []
+        for scale, cap in forms:
+            products = nn.functional.linear(states * scale, self.head).float()
+            made = capped(products, cap)[..., : logits.shape[-1]]
+            errors.append(float((made - logits[..., : made.shape[-1]]).abs().max()))
+        least = min(errors) if len(self.head) <= logits.shape[-1] else math.inf
+        exact = 1e-5 if self.head.dtype in (torch.float32, torch.float64) else 1e-2
+        if not least <= exact * float(logits.abs().max()):
+            raise WorkbenchError(
+                f"{self.name} does something to its logits after the output embedding that its "
+                "configuration does not name, so its tokens cannot be scored"
+            )
+        return forms[errors.index(least)]
+
+    @property
+    def probe(self) -> Tensor:
+        """[12] token ids from the middle of the vocabulary, where no control tokens are."""
+        rows = len(self.head)
+        middle = torch.arange(12, device=self.device) * max(1, rows // 64)
+        return (middle + rows // 3) % rows
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -194,15 +248,21 @@ class Policy:
         return f"\n{closing(opening)}\n\n{text}"
 
     def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
-        """[B, S, D] last hidden states."""
+        """[B, S, D] last hidden states, ``scaled``."""
         with self._checkpointed():
-            return self.decoder(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+            output = self.decoder(input_ids=input_ids, use_cache=False, **inputs)
+        return self.scaled(output.last_hidden_state)
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """States whose products with the head are the logits, but for the cap."""
+        scale = self.logits.scale
+        return hidden if scale == 1 else hidden * scale
 
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:
         """transformers makes activations again only in layers in training mode.
 
-        They are told so for this pass; what is inside them, dropout, is not.
+        They are told so for this pass; what they do then, dropout, they do as outside training.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -212,7 +272,7 @@ class Policy:
             layers = [m for m in modules if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = partial(_again, layer)
         try:
             yield
         finally:
@@ -229,3 +289,14 @@ def effective_weight(module: nn.Module) -> Tensor:
         if name in module.lora_A or name in module.lora_embedding_A:
             weight = weight + module.get_delta_weight(name)
     return weight.to(base.dtype)  # adapters are fp32 also on bf16 weights
+
+
+def _again(layer: nn.Module, function, *inputs):
+    """A layer's forward pass that keeps its inputs alone. Both times it is not in training mode:
+    some layers ask for that themselves where they drop out.
+    """
+    layer.training = False
+    try:
+        return checkpoint(function, *inputs, use_reentrant=False)
+    finally:
+        layer.training = True
