@@ -45,7 +45,9 @@ def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
         exclude_modules=families.without_adapter(model) or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft's
+        return get_peft_model(model, config)
 
 
 # ---- saved adapters

@@ -5,10 +5,13 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +22,10 @@ from workbench.model import adapters, decoder, distributed, gguf, templates
 from workbench.model.policy import Policy
 from workbench.records import check_seal
 
+_NO_HUB = (
+    "the hub cannot be reached, and {model} is not in its cache: name a folder or a GGUF file, or "
+    "smollm2"
+)
 # A damaged or foreign model fails in as many ways as there are files in it.
 UNREADABLE = (
     OSError,
@@ -98,7 +105,9 @@ def _from_pretrained(
 ) -> tuple[nn.Module, object]:
     """The network and its tokenizer, through transformers."""
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of reading and writing files, between those of the work
     beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     own = {"trust_remote_code": False}  # code in a model's folder is never run
     tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source, **own)
@@ -145,7 +154,23 @@ def source_of(model: str | Path) -> str | Path:
     looks_local = named_as_path or path.exists()
     if looks_local and (not (path / "config.json").is_file() or adapters.is_run(path)):
         raise WorkbenchError(f"there is no model in {model}: {_instead(path)}")
+    if not looks_local:
+        _refuse_without_hub(str(model))
     return path if looks_local else str(model)
+
+
+def _refuse_without_hub(model: str) -> None:
+    """At once, where transformers would try for half a minute: a name that no server can be asked
+    for and that is not in the cache. (Behind a proxy only that asks, and it may know.)
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if getproxies() or isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError as error:
+        raise WorkbenchError(_NO_HUB.format(model=model)) from error
 
 
 def _instead(folder: Path) -> str:
@@ -230,10 +255,7 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
         )
     no_connection = any("ConnectError" in type(cause).__name__ for cause in causes)
     if no_connection or because_of(OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError):
-        return (
-            f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
-            "GGUF file, or smollm2"
-        )
+        return _NO_HUB.format(model=model)
     if because_of(ValueError) and "trust_remote_code" in str(error):
         return (
             f"the model {model} comes with program code of its own, which is never run here: take "
