@@ -48,6 +48,10 @@ COMMANDS = {  # in which module it is, and what it does
         "workbench.studies.locator_table",
         "Failure-point locators against the task's truth.",
     ),
+    "credit": (
+        "workbench.studies.credit_table",
+        "How right each method's number on a token is: its credit against the true one.",
+    ),
     "rescue": (
         "workbench.studies.teacher_rescue",
         "How often a teacher completes a wrong attempt's beginning correctly.",
