@@ -13,13 +13,14 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from workbench import methods as shipped
-from workbench.core import Group, Method, Problem, Task, WorkbenchError
+from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates
 from workbench.inspection.credit import realised_credits
 from workbench.inspection.credit_scores import (
     DECISIVE,
@@ -36,6 +37,7 @@ from workbench.paths import ORGANISM
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
+from workbench.training.update import update
 from workbench.viz.page import plain_table
 
 # the same reading Delta, six signs and weightings
@@ -70,13 +72,20 @@ def measure(
     error: float | None = None,
     says=print,
 ) -> dict[str, object]:
-    """The whole table as plain data: {"methods": {name: {score: [value, low, high]}}, ...}."""
+    """The whole table as plain data: {"methods": {name: {score: [value, low, high]}}, ...}.
+
+    A method that cannot sample here (no solutions to show, no stronger model) is left out, and
+    said.
+    """
     began = time.perf_counter()
     where = (seed, "credit")
     own = sample_groups(learner.policy, task, problems, k, where)
     groups = {"": own}
     for name, method in methods.items():
-        groups[name] = method.sample(learner, task, list(problems), where)
+        try:
+            groups[name] = method.sample(learner, task, list(problems), where)
+        except WorkbenchError as error:
+            says(f"{name} is left out: {error}")
     every = list(chain.from_iterable(groups.values()))
     says(f"true credit: about {expected_cost(every, samples):,} tokens")
     truths = iter(true_credit(learner.policy, task, every, samples, seed, error=error))
@@ -85,13 +94,37 @@ def measure(
     ideal = ideal_gradients(learner, by_method[""])
     rows = {}
     for name, method in methods.items():
+        if name not in groups:
+            continue
         credits = realised_credits(learner, groups[name], method)
         rows[name] = token_scores(credits, by_method[name], task, learner.policy.decode)
         rows[name] |= gradient_scores(learner, method, groups[name], ideal)
         says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
-    facts = _facts(own, by_method[""])
-    cost = sum(truth.cost for part in by_method.values() for truth in part)
-    return {"tokens": cost, "seconds": time.perf_counter() - began, **facts, "methods": rows}
+    cost = sum(truth.cost for truth in chain.from_iterable(by_method.values()))
+    facts = {"tokens": cost, "seconds": time.perf_counter() - began}
+    return {**facts, **_facts(own, by_method[""]), "methods": rows}
+
+
+def while_learning(
+    learner: Learner, task: Task, after: Sequence[int], methods: Mapping[str, Method], **how
+) -> list[dict[str, object]]:
+    """``measure`` after so many updates of GRPO on 16 problems each, ``after`` in rising order.
+
+    The self-teacher is the policy as it then is. ``how``: what ``measure`` takes, with ``seed``.
+
+    Raises WorkbenchError for updates of an adapter.
+    """
+    if learner.lora and any(after):
+        raise WorkbenchError("--after trains all weights: leave --lora out")
+    stages, step = [], 0
+    for stop in after:
+        while step < stop:
+            problems = task.problems("train", 16, coordinates(how["seed"], step))
+            update(shipped.find("grpo")(), learner, task, problems, (how["seed"], step))
+            step += 1
+        now = Learner(deepcopy(learner.policy), expert=learner.expert) if stop else learner
+        stages.append({"updates": stop, **measure(now, task, methods, **how)})
+    return stages
 
 
 def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, float]:
@@ -100,7 +133,7 @@ def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, f
     errors = np.concatenate([row for truth in truths for row in truth.errors])
     return {
         "correct": float(np.mean([r.verdict.correct for g in groups for r in g.rollouts])),
-        "error": float(np.sqrt(np.mean(errors[errors > 0] ** 2))),
+        "error": float(np.sqrt(np.mean(errors**2))),
         "decisive_tokens": float(np.mean(np.abs(advantage) > np.maximum(DECISIVE, 2 * errors))),
     }
 
@@ -135,6 +168,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods", nargs="+", metavar="NAME[:KEY=VALUE,...]", help="all, where none is named"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/credit.json"))
+    parser.add_argument(
+        "--after", nargs="+", type=int, default=[0], help="updates of GRPO before it is scored"
+    )
     parser.add_argument("--quick", action="store_true", help="three methods, 2 x 4 rollouts")
     add_flags(
         parser,
@@ -156,19 +192,17 @@ def main(args: argparse.Namespace) -> None:
         args.groups, args.k, args.samples = 2, 4, 8
     methods = parse(args.methods or (QUICK if args.quick else ALL))
     expert = load_policy(args.teacher, frozen=True) if args.teacher else None
-    alone = {name: method for name, method in methods.items() if expert or not method.needs_expert}
-    if args.methods and len(alone) < len(methods):
-        raise WorkbenchError(f"{next(iter(methods.keys() - alone))} needs a --teacher")
     task = load_task(args.task)
     learner = Learner(
         load_policy(args.model, frozen=bool(args.lora)), lora=args.lora, expert=expert
     )
     problems = task.problems(args.split, args.groups, args.seed)
     amounts = {"k": args.k, "samples": args.samples, "seed": args.seed}
-    measured = measure(learner, task, alone, problems, **amounts, error=args.error or None)
+    how = {"problems": problems, **amounts, "error": args.error or None}
+    stages = while_learning(learner, task, sorted(args.after), methods, **how)
     what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
     more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
-    record = {**what, **more, **amounts, **measured}
+    record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
     print(table(record))
@@ -177,7 +211,8 @@ def main(args: argparse.Namespace) -> None:
 def read(path: str | Path) -> dict:
     """A record; a score that is not defined is NaN."""
     record = json.loads(Path(path).read_text(encoding="utf-8"))
-    for row in record["methods"].values():
-        for name, score in row.items():
-            row[name] = [np.nan if value is None else value for value in score]
+    for stage in (record, *record["before"]):
+        for row in stage["methods"].values():
+            for name, score in row.items():
+                row[name] = [np.nan if value is None else value for value in score]
     return record
