@@ -211,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
 def read(path: str | Path) -> dict:
     """A record; a score that is not defined is NaN."""
     record = json.loads(Path(path).read_text(encoding="utf-8"))
-    for stage in (record, *record["before"]):
+    for stage in (record, *record.get("before", ())):
         for row in stage["methods"].values():
             for name, score in row.items():
                 row[name] = [np.nan if value is None else value for value in score]
