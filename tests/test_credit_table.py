@@ -51,7 +51,7 @@ def test_the_command_prints_the_table_and_leaves_a_record(model, task, tmp_path,
     [
         (("--methods", "grpoo"), "there is no method 'grpoo'"),
         (("--methods", "sdpo:aa=1"), "sdpo has no option 'aa'"),
-        (("--samples", "5"), "even number of samples"),
+        (("--samples", "5", "--methods", "grpo"), "even number of samples"),
         (("--after", "3", "--lora", "2"), "leave --lora out"),
     ],
 )
