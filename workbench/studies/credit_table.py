@@ -84,8 +84,8 @@ def measure(
     for name, method in methods.items():
         try:
             groups[name] = method.sample(learner, task, list(problems), where)
-        except WorkbenchError as error:
-            says(f"{name} is left out: {error}")
+        except WorkbenchError as missing:
+            says(f"{name} is left out: {missing}")
     every = list(chain.from_iterable(groups.values()))
     says(f"true credit: about {expected_cost(every, samples):,} tokens")
     truths = iter(true_credit(learner.policy, task, every, samples, seed, error=error))
