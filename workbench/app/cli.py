@@ -55,6 +55,14 @@ COMMANDS = {  # in which module it is, and what it does
         "workbench.studies.locator_table",
         "Failure-point locators against the task's truth.",
     ),
+    "credit": (
+        "workbench.studies.credit_table",
+        "How right each method's number on a token is: its credit against the true one.",
+    ),
+    "lead": (
+        "workbench.studies.teacher_lead",
+        "Will self-distillation work here? How much better the policy is when it reads the hint.",
+    ),
     "rescue": (
         "workbench.studies.teacher_rescue",
         "How often a teacher completes a wrong attempt's beginning correctly.",
