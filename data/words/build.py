@@ -5,9 +5,9 @@
     python -m data.words.build --steps 150 --seed 1    another one, to see the spread
     python -m data.words.build --measure FOLDER        what an adapter can do
 
-Supervised fine-tuning on generated problems of the training split. Three of four lessons are a plain
-question and its solution. An eighth each: a prompt that holds a solution or feedback on a wrong
-attempt (what SDPO's self-teacher reads), and TAPO's synthesis prompt with an analysis and a
+Supervised fine-tuning on generated problems of the training split. Three of four lessons are a
+plain question and its solution. An eighth each: a prompt that holds a solution or feedback on a
+wrong attempt (what SDPO's self-teacher reads), and TAPO's synthesis prompt with an analysis and a
 reconstruction. No slips are planted in plain solutions: a model of this size slips by itself.
 The run stops early enough that it still does.
 """

@@ -23,14 +23,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
 from random import Random
 from typing import Literal, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
 from workbench.spans import split_steps
 from workbench.tasks import base, prompts
-from workbench.tasks.stories import HELD, TAUGHT, Told, tell
+from workbench.tasks.stories import Told, stories, tell
 from workbench.tasks.verify.equations import Equation, equations, numbers
 
 ASK = "Solve it step by step."
@@ -97,10 +96,6 @@ class Words(base.Reprompts):
                 f"stories=held, not style={self.style}, stories={self.stories}"
             )
 
-    @cached_property
-    def _stories(self) -> tuple:
-        return TAUGHT if self.stories == "taught" else HELD
-
     def problem(self, told: Told) -> Problem:
         words = told.words
         meta = {
@@ -126,8 +121,9 @@ class Words(base.Reprompts):
         )
 
     def _candidates(self, rng: Random, n: int) -> Iterator[Told]:
+        choices = stories(self.stories)
         for _ in range(2000 * (n + 10)):
-            told = tell(rng.choice(self._stories), rng)
+            told = tell(rng.choice(choices), rng)
             if told is not None:
                 yield told
 
