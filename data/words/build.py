@@ -93,9 +93,9 @@ def build(steps: int, seed: int, lr: float, out: Path) -> Path:
     plan = TrainConfig(
         steps=steps,
         seed=seed,
-        prompts=16,
-        rows=16,
-        eval_every=25,
+        prompts=8,
+        rows=8,
+        eval_every=30,
         eval_problems=24,
         eval_samples=4,
         checkpoint_every=5,

@@ -211,7 +211,8 @@ class _Walk:
     def _fault(self, index: int, equation: Equation) -> str:
         wrong = equation.wrong
         if wrong:
-            return f"Line {index + 1} is wrong: {wrong[0]} is {wrong[1]}."
+            side, value = wrong
+            return f"Line {index + 1} is wrong: {side} is {'nothing' if value is None else value}."
         foreign = [number for number in equation.operands if number not in self.known]
         return self._should_be(index) if foreign else ""
 

@@ -15,12 +15,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-_NUMBER = r"[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?%?"
+_NUMBER = r"[$€£]?(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?!\d)(?:\.\d{1,9}(?!\d))?%?"
 _UNIT = r"(?:[ ]+(?!(?:x|of)\b)[A-Za-z]+){0,3}"  # words after a number
 _SIGN = r"(?:[-+*/×÷·−–]|\bx\b|\bof\b)"
 _TERM = rf"-?[(]*{_NUMBER}{_UNIT}[)]*"
-_SIDE = rf"{_TERM}(?:[ ]*{_SIGN}[ ]*{_TERM})*"
-_EQUATION = re.compile(rf"(?<![\w.]){_SIDE}(?:[ ]*=[ ]*{_SIDE})+")
+_SIDE = rf"{_TERM}(?:[ ]*{_SIGN}[ ]*{_TERM}){{0,11}}"  # bounded: time stays linear
+_EQUATION = re.compile(rf"(?<![\w.]){_SIDE}(?:[ ]*=[ ]*{_SIDE}){{1,7}}", re.ASCII)
 _OPERATORS = {"×": "*", "÷": "/", "·": "*", "−": "-", "–": "-", "x": "*", "of": "*"}
 _LARGEST = Fraction(10) ** 30
 
@@ -49,13 +49,13 @@ class Equation(NamedTuple):
         return tuple(number for side in worked for number in numbers(side))
 
     @property
-    def wrong(self) -> tuple[str, Fraction] | None:
-        """(side, what it comes to) of the first side that its neighbour is not equal to."""
+    def wrong(self) -> tuple[str, Fraction | None] | None:
+        """(side, what it comes to) of the first side that its neighbour is not equal to.
+
+        None for the value of a division by zero.
+        """
         for left, right in zip(self.sides, self.sides[1:]):
-            first, second = value(left), value(right)
-            if first is None or second is None:
-                continue
-            if abs(first - second) > max(_rounding(left), _rounding(right)):
+            if not _same(left, right):
                 worked = left if len(numbers(left)) > 1 else right
                 return _plain(worked), value(worked)
         return None
@@ -73,7 +73,7 @@ def equations(text: str) -> list[Equation]:
 
 def numbers(side: str) -> tuple[Fraction, ...]:
     """The numbers of a text, without signs; a percentage as a hundredth."""
-    return tuple(_number(match) for match in re.findall(_NUMBER, side))
+    return tuple(_number(match) for match in re.findall(_NUMBER, side, re.ASCII))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -86,11 +86,20 @@ def value(side: str) -> Fraction | None:
     return result if abs(result) < _LARGEST else None
 
 
+def _same(left: str, right: str) -> bool:
+    first, second = value(left), value(right)
+    if first is None or second is None:
+        return False
+    return abs(first - second) <= max(_rounding(left), _rounding(right))
+
+
 def _plain(side: str) -> str:
     """The side in Python's signs, without units."""
     for sign, operator in _OPERATORS.items():
         side = re.sub(rf"\b{sign}\b" if sign.isalpha() else sign, operator, side)
     side = re.sub(r"[A-Za-z$€£ ]|(?<=\d),(?=\d)", "", side)
+    if side.count("(") != side.count(")"):  # one that was opened before the equation
+        side = re.sub(r"[()]", "", side)
     side = re.sub(r"([\d.]+)%", r"(\1/100)", side)
     return re.sub(r"\b0+(?=\d)", "", side)
 
