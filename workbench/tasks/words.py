@@ -10,7 +10,7 @@ There are 3 boxes ...; #### 7). Attempts may be in any words.
 
 A step is a line. An equation is wrong where its sides differ, or where it uses a number that is
 neither in the question nor a result so far. When all hold and the answer is wrong, the first one
-whose result the solution does not need is the error, and else the answer. A line that begins with
+that the solution does not have is the error, and else the answer. A line that begins with
 "Wait" takes back what was wrong before it.
 
 Splits go by the story's numbers, whoever it is told of. ``stories=held`` are four whole stories
@@ -189,14 +189,15 @@ class _Walk:
         self.first_error: int | None = None
         self.unmended = ""
         self.reflections = self.right_steps = 0
-        self.results: list[tuple[int, Fraction | None]] = []  # since the last "Wait"
+        self.results = {step.result for step in self.due}
+        self.standing: list[tuple[int, Equation]] = []  # since the last "Wait"
         self.answer_line: int | None = None
 
     def read(self, index: int, line: str) -> None:
         if line.startswith(WAIT):
             self.reflections += 1
             self.unmended = ""
-            self.results = []
+            self.standing = []
         if _ANSWERS.search(line):
             self.answer_line = index
         for equation in equations(line):
@@ -205,7 +206,7 @@ class _Walk:
                 self._blame(index, fault)
             elif not self.unmended:
                 self.right_steps += 1
-            self.results.append((index, equation.result))
+            self.standing.append((index, equation))
             self.known.add(equation.result)
 
     def _fault(self, index: int, equation: Equation) -> str:
@@ -218,7 +219,7 @@ class _Walk:
 
     def _should_be(self, index: int) -> str:
         """The first step of the solution whose result is not there yet."""
-        there = {result for i, result in self.results if i < index}
+        there = {equation.result for i, equation in self.standing if i < index}
         due = [step for step in self.due if step.result not in there] or self.due[-1:]
         return f"Line {index + 1} should say {'='.join(due[0].sides)}."
 
@@ -237,12 +238,18 @@ class _Walk:
 
     def _unneeded(self, size: int, stated: Fraction | None) -> tuple[int, str]:
         """Where an attempt went wrong in which every equation holds."""
-        needed = {step.result for step in self.due}
-        for index, result in self.results:
-            if result not in needed:
+        needed = {_sum(step) for step in self.due}
+        there = {equation.result for _, equation in self.standing}
+        for index, equation in self.standing:
+            several_in_one = len(equation.operands) > 2 and equation.result in self.results
+            if not several_in_one and _sum(equation) not in needed:
                 return index, self._should_be(index)
-        there = {result for _, result in self.results}
         if stated is None or self.answer not in there:
             place = size if self.answer_line is None else self.answer_line
             return place, self._should_be(place)
         return self.answer_line, f"Line {self.answer_line + 1} should say {ANSWER}{self.answer}."
+
+
+def _sum(equation: Equation) -> tuple:
+    """What an equation works out: its numbers in any order, and what they come to."""
+    return (*sorted(equation.operands), equation.result)
