@@ -85,7 +85,7 @@ _TAUGHT = (
 )
 _TWO_STAGES = (Stage("sft", SFT, 1 / 3), Stage("grpo", (), 2 / 3))
 _BOTH = (Arm("sft-then-rl", _TWO_STAGES, task=TURNED, model="warm", seeds=2),)
-_QUANTISED = (_arm(f"grpo{FOUR_BIT}", method="grpo"), _arm(f"sdpo{FOUR_BIT}", method="sdpo"))
+_QUANTISED = tuple(_arm(f"{name}{FOUR_BIT}", method=name, seeds=1) for name in ("grpo", "sdpo"))
 ARMS = (*_ALONE, *_TAUGHT, *_BOTH, *_QUANTISED)
 
 
@@ -93,7 +93,7 @@ class Scale(NamedTuple):
     """How much is measured at the end: problems and samples of each."""
 
     problems: int = 200
-    samples: int = 4
+    samples: int = 2
     held: int = 100
     held_samples: int = 2
     examples: int = 6  # problems whose texts are kept
