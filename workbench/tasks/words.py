@@ -8,10 +8,10 @@
 The ``turned`` style writes the same steps as somebody from elsewhere would (Step 1: 3 × 4 = 12.
 There are 3 boxes ...; #### 7). Attempts may be in any words.
 
-A step is a line. An equation is wrong where its sides differ, or where it uses a number that is
-neither in the question nor a result so far. When all hold and the answer is wrong, the first one
-that the solution does not have is the error, and else the answer. A line that begins with
-"Wait" takes back what was wrong before it.
+A step is a line; where there is one line, a sentence. An equation is wrong where its sides differ,
+or where it uses a number that is neither in the question nor a result so far. When all hold and the
+answer is wrong, the first one that the solution does not have is the error, and else the answer. A
+line that begins with "Wait" takes back what was wrong before it.
 
 Splits go by the story's numbers, whoever it is told of. ``stories=held`` are four whole stories
 that no training need ever see.
@@ -27,7 +27,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
-from workbench.spans import split_steps
+from workbench.spans import thought_steps
 from workbench.tasks import base, prompts
 from workbench.tasks.stories import Told, stories, tell
 from workbench.tasks.verify.equations import Equation, equations, numbers
@@ -140,7 +140,7 @@ class Words(base.Reprompts):
         index = check(problem, text).first_error
         if index is None:
             return None
-        steps = split_steps(text)
+        steps = thought_steps(text)
         return steps[index] if index < len(steps) else Step(index, len(text), len(text))
 
     def grade(self, problem: Problem, text: str) -> Verdict:
@@ -166,10 +166,10 @@ def _key(told: Told) -> str:
 
 def check(problem: Problem, text: str) -> Check:
     """Follow an attempt line by line."""
-    walk = _Walk(problem)
-    for step in split_steps(text):
+    walk, steps = _Walk(problem), thought_steps(text)
+    for step in steps:
         walk.read(step.index, text[step.start : step.end])
-    return walk.end(len(split_steps(text)), final_answer(text))
+    return walk.end(len(steps), final_answer(text))
 
 
 def final_answer(text: str) -> Fraction | None:
