@@ -153,6 +153,7 @@ def test_dials():
         ("12-5=7", "12-5=8", 1, "Line 2 is wrong: 12-5 is 7."),
         ("12-5=7", "12-6=6", 1, "Line 2 should say 12-5=7."),  # 6 is in no place
         ("3*4=12", "3+4=7", 0, "Line 1 should say 3*4=12."),  # it holds, and is not asked
+        ("12-5=7", "4*3=12", 1, "Line 2 should say 12-5=7."),  # once more: it leads nowhere
         ("Answer: 7", "Answer: 9", 2, "Line 3 should say Answer: 7."),
         ("\nAnswer: 7", "", 2, "Line 3 should say 12-5=7."),  # it stopped before the answer
     ],
@@ -161,6 +162,8 @@ def test_first_error_and_what_is_said_of_it(old, new, line, feedback):
     text = BOXES.replace(old, new)
     if "3+4=7" in text:
         text = text.replace("12-5=7", "7-5=2").replace("Answer: 7", "Answer: 2")
+    if "4*3" in text:
+        text = text.replace("Answer: 7", "Answer: 12")
     problem = boxes()
     verdict, error = TASK.grade(problem, text), TASK.first_error(problem, text)
     assert not verdict.correct and verdict.reward == 0

@@ -47,11 +47,13 @@ class Candidate(NamedTuple):
 class Finding(NamedTuple):
     """Candidates, best first; none where the locator cannot tell.
 
-    ``cost``: tokens generated to find them.
+    ``cost``: tokens generated to find them. ``note``: what is not known of the locator on this kind
+    of text; "" where it was scored on it.
     """
 
     candidates: tuple[Candidate, ...] = ()
     cost: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,19 @@ def locate(
     cases = [Case(inspection, i, decode) for i in rollouts]
     found: dict[int, dict[str, Finding]] = {i: {} for i in rollouts}
     for locator in locators:
-        for i, finding in zip(rollouts, locator.locate(cases)):
-            found[i][locator.name] = finding
+        for i, case, finding in zip(rollouts, cases, locator.locate(cases)):
+            note = "" if isinstance(locator, Truth) else scope(case.layout.text)
+            found[i][locator.name] = finding._replace(note=note)
     return found
+
+
+def scope(text: str) -> str:
+    """What a reader must know who sees a locator's answer on such a text.
+
+    Locators were scored on sums (data/locators.md) and on sentences with equations in them
+    (data/words/locators.md).
+    """
+    return "" if equations(text) else "not validated on text without written equations"
 
 
 @dataclass(frozen=True)
@@ -181,8 +193,9 @@ class SustainedNegative:
     the teacher) suffices, and so do many slightly unlikely ones. Score: the largest S before it is
     0 again.
 
-    In free text the teacher, who has read other words, disagrees with right answers as well. So the
-    group's right rollouts are the baseline: an alarm is above every S that they reach.
+    In free text the teacher, who has read other words, disagrees with right answers as well. So
+    there the group's right rollouts are the baseline: an alarm is above the median of the highest S
+    that each of them reaches.
     """
 
     drift: float = 0.05  # nats a token that are forgiven
@@ -193,7 +206,8 @@ class SustainedNegative:
         return [self._one(case, case.delta(self.name)) for case in cases]
 
     def _one(self, case: Case, delta: np.ndarray) -> Finding:
-        alarm = max([self.alarm, *map(self._highest, case.sibling_deltas())])
+        baseline = case.sibling_deltas() if in_words(case.layout.text) else []
+        alarm = max(self.alarm, float(np.median([*map(self._highest, baseline)] or [0.0])))
         total, onset, peak = 0.0, 0, 0.0
         for t, value in enumerate(np.nan_to_num(delta)):
             if total == 0.0:
@@ -229,7 +243,9 @@ class Divergence:
 
     def _one(self, case: Case) -> Finding:
         siblings = [Spans(sibling, case.decode) for sibling in case.siblings()]
-        leaves = self._by_results if reckons_in_words(case.layout.text) else self._by_steps
+        text = case.layout.text
+        by_results = in_words(text) and equations(text)
+        leaves = self._by_results if by_results else self._by_steps
         candidates = [leaves(case, sibling) for sibling in siblings]
         return best_of_steps(sorted(candidates, key=lambda candidate: -candidate.score))
 
@@ -257,9 +273,9 @@ class Divergence:
         return case.candidate(layout.token_at(min(own.start + same, own.end - 1)), shared)
 
 
-def reckons_in_words(text: str) -> bool:
-    """Free text with equations in it: its wording says nothing of its reckoning."""
-    return bool(_WORDS.search(text)) and bool(equations(text))
+def in_words(text: str) -> bool:
+    """Free text, whose wording says nothing of its reckoning."""
+    return bool(_WORDS.search(text))
 
 
 @dataclass(frozen=True)

@@ -238,11 +238,12 @@ class _Walk:
 
     def _unneeded(self, size: int, stated: Fraction | None) -> tuple[int, str]:
         """Where an attempt went wrong in which every equation holds."""
-        needed = {_sum(step) for step in self.due}
+        needed = [_sum(step) for step in self.due]  # each once: again it leads nowhere
         there = {equation.result for _, equation in self.standing}
         for index, equation in self.standing:
-            several_in_one = len(equation.operands) > 2 and equation.result in self.results
-            if not several_in_one and _sum(equation) not in needed:
+            if _sum(equation) in needed:
+                needed.remove(_sum(equation))
+            elif len(equation.operands) == 2 or equation.result not in self.results:
                 return index, self._should_be(index)
         if stated is None or self.answer not in there:
             place = size if self.answer_line is None else self.answer_line
