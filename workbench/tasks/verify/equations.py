@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-_NUMBER = r"[$€£]?(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?!\d)(?:\.\d{1,9}(?!\d))?%?"
+_NUMBER = r"[$€£]?(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?!\d)(?:\.\d{1,18}(?!\d))?%?"
 _UNIT = r"(?:[ ]+(?!(?:x|of)\b)[A-Za-z]+){0,3}"  # words after a number
 _SIGN = r"(?:[-+*/×÷·−–]|\bx\b|\bof\b)"
 _TERM = rf"-?[(]*{_NUMBER}{_UNIT}[)]*"
