@@ -147,7 +147,7 @@ def run(arm: Arm, seed: int, rate: float, records: Path = RECORDS, scale: Scale 
 
 def train(arm: Arm, stage: Stage, seed: int, rate: float, model: Path, out: Path) -> Policy:
     """One stage of an arm: a fresh adapter on ``model``, from its checkpoint where it has one."""
-    method, optimizer, plan = settings(stage, seed, rate)
+    method, optimizer, plan = settings(stage, seed, rate, STEPS)
     expert = load_policy(merged(arm.teacher)) if arm.teacher else None
     policy = load_policy(model, four_bit=arm.name.endswith(FOUR_BIT))
     learner = Learner(policy, optimizer, lora=RANK, seed=seed, expert=expert)
@@ -163,7 +163,7 @@ def train(arm: Arm, stage: Stage, seed: int, rate: float, model: Path, out: Path
     return learner.policy
 
 
-def settings(stage: Stage, seed: int, rate: float, steps: int = STEPS) -> tuple:
+def settings(stage: Stage, seed: int, rate: float, steps: int) -> tuple:
     """Method, OptimConfig and TrainConfig of a stage."""
     kind = kind_of(stage)
     options = [f"lr={rate}", *PLAN, *stage.options]
