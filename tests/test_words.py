@@ -49,6 +49,11 @@ def boxes():
         "5 - 8 = -3",
         "1/2 of 240 = $120",
         "<<72*0.25=18>>18",
+        "701.4 / 1.05 = 668",
+        "7 for a total of 27*7 = 189 minutes",
+        "13÷1/2=26 minutes",
+        "007 + 1 = 8",
+        "1 + 2 x (3 + 4) = 15",
         "800/3=<<800/3=266.6666666666667>>266.67",
     ],
 )
@@ -74,7 +79,9 @@ def test_an_equation_that_does_not_hold(text, side, value):
     assert equation.wrong == (side, value)
 
 
-@pytest.mark.parametrize("text", ["x = 5", "Step 1: nothing", "7 = 7", "3+4 is 7", "1-2 days", ""])
+@pytest.mark.parametrize(
+    "text", ["x = 5", "Step 1: nothing", "7 = 7", "3+4 is 7", "1-2 days", "2(3+4) = 14", ""]
+)
 def test_what_is_no_equation(text):
     assert not equations(text)
 

@@ -17,12 +17,14 @@ from typing import NamedTuple
 
 _NUMBER = r"[$€£]?(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?!\d)(?:\.\d{1,18}(?!\d))?%?"
 _UNIT = r"(?:[ ]+(?!(?:x|of)\b)[A-Za-z]+){0,3}"  # words after a number
-_SIGN = r"(?:[-+*/×÷·−–]|\bx\b|\bof\b)"
+# "of" multiplies after a percentage or a fraction only: not in "a total of 3"
+_SIGN = r"(?:[-+*/×÷·−–]|\bx\b|(?:(?<=%[ ])|(?<=/\d[ ]))of\b)"
 _TERM = rf"-?[(]*{_NUMBER}{_UNIT}[)]*"
 _SIDE = rf"{_TERM}(?:[ ]*{_SIGN}[ ]*{_TERM}){{0,11}}"  # bounded: time stays linear
 _EQUATION = re.compile(rf"(?<![\w.]){_SIDE}(?:[ ]*=[ ]*{_SIDE}){{1,7}}", re.ASCII)
 _OPERATORS = {"×": "*", "÷": "/", "·": "*", "−": "-", "–": "-", "x": "*", "of": "*"}
 _LARGEST = Fraction(10) ** 30
+_TINY = Fraction(1, 10**9)  # 48 * 0.3333333333333333 is 16
 
 
 class Equation(NamedTuple):
@@ -66,7 +68,9 @@ def equations(text: str) -> list[Equation]:
     matches = []
     for match in _EQUATION.finditer(text):
         sides = tuple(side.strip() for side in match[0].split("="))
-        if any(len(numbers(side)) > 1 for side in sides):
+        # "2(3+4) = 14" begins before the match: what it comes to is not known
+        whole = all(side.count(")") <= side.count("(") for side in sides[:-1])
+        if whole and any(len(numbers(side)) > 1 for side in sides):
             matches.append(Equation(*match.span(), sides))
     return matches
 
@@ -90,18 +94,20 @@ def _same(left: str, right: str) -> bool:
     first, second = value(left), value(right)
     if first is None or second is None:
         return False
-    return abs(first - second) <= max(_rounding(left), _rounding(right))
+    return abs(first - second) <= max(_rounding(left), _rounding(right), _TINY)
 
 
 def _plain(side: str) -> str:
     """The side in Python's signs, without units."""
+    if "÷" in side:  # 13 ÷ 1/2: the slash writes a fraction
+        side = re.sub(r"(\d+/\d+)", r"(\1)", side)
     for sign, operator in _OPERATORS.items():
         side = re.sub(rf"\b{sign}\b" if sign.isalpha() else sign, operator, side)
     side = re.sub(r"[A-Za-z$€£ ]|(?<=\d),(?=\d)", "", side)
     if side.count("(") != side.count(")"):  # one that was opened before the equation
         side = re.sub(r"[()]", "", side)
     side = re.sub(r"([\d.]+)%", r"(\1/100)", side)
-    return re.sub(r"\b0+(?=\d)", "", side)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", side)
 
 
 def _evaluate(node: ast.expr) -> Fraction:
