@@ -2,7 +2,7 @@
 
     python -m data.words.build --ship warm               the warm start, 35 steps: a quarter of an
                                                          hour on one core
-    python -m data.words.build --steps 70 --ship teacher on from there: the teacher
+    python -m data.words.build --steps 80 --ship teacher on from there: the teacher
     python -m data.words.build --seed 1                  another one, to see the spread
 
 Supervised fine-tuning on generated problems of the training split. Three of four lessons are a
