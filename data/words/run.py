@@ -254,7 +254,11 @@ def tune() -> dict:
 
 
 def work_off(arms: Sequence[Arm], rate: float) -> None:
-    """Every run without a record that no other process is at, seed by seed."""
+    """Every run without a record that no other process is at, seed by seed.
+
+    Raises WorkbenchError, when all others are done, with what those said that could not be made.
+    """
+    failures = []
     for arm, seed in missing(arms, None, RECORDS):
         lock = FileLock(WORK / f".{arm.cell(seed)}.lock")
         try:
@@ -264,6 +268,11 @@ def work_off(arms: Sequence[Arm], rate: float) -> None:
                     print(_line(record), flush=True)
         except Timeout:
             continue
+        except WorkbenchError as error:
+            failures.append(f"{arm.cell(seed)}: {error}")
+            print(failures[-1], flush=True)
+    if failures:
+        raise WorkbenchError("; ".join(failures))
 
 
 def _line(record: Path) -> str:
