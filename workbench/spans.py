@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from workbench.core import Rollout, Step
 
@@ -19,6 +19,9 @@ _PART = "\N{REPLACEMENT CHARACTER}"  # what a part of a character is decoded to
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # a line with its line breaks; blank lines go with the line before
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
+# the end of a sentence: not of a title or of a number in a list ("1. First")
+_TITLES = "".join(rf"(?<!\b{title})" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "vs"))
+_SENTENCE_END = re.compile(rf"{_TITLES}(?<!^\d)(?<![.!?]\s\d)[.!?][\"')]*\s+(?=[\"'(]*[A-Z\d$])")
 
 
 def split_steps(text: str) -> list[Step]:
@@ -28,6 +31,16 @@ def split_steps(text: str) -> list[Step]:
     """
     spans = [match.span() for match in _STEP.finditer(text) if match.end() > match.start()]
     return [Step(i, start, end) for i, (start, end) in enumerate(spans)]
+
+
+def thought_steps(text: str) -> list[Step]:
+    """The steps of a text in words: its lines, or where it has one line alone, its sentences."""
+    lines = split_steps(text)
+    if len(lines) != 1:
+        return lines
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    places = pairwise([0, *ends, len(text)])
+    return [Step(i, start, end) for i, (start, end) in enumerate(places)]
 
 
 def step_texts(text: str) -> list[str]:
@@ -117,7 +130,7 @@ class Spans:
 
     @cached_property
     def steps(self) -> list[Step]:
-        return split_steps(self.text)
+        return thought_steps(self.text)
 
     @cached_property
     def lines(self) -> list[str]:
