@@ -22,7 +22,7 @@ from workbench.core import Credit, WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.methods.kd import KD
 from workbench.methods.sdpo import SDPO
-from workbench.model import gguf
+from workbench.model import gguf, loading
 from workbench.model.batch import collate, rescore, score
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
@@ -460,6 +460,7 @@ def test_gated_and_missing_models(kind, sentence, monkeypatch):
         )
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(loading, "_refuse_without_hub", lambda model: None)
     with pytest.raises(WorkbenchError, match=sentence):
         load_policy("some/model")
 

@@ -67,7 +67,7 @@ def test_steps_are_lines_that_cover_the_text(text, expected):
         ("He has 3. She has 4.", ["He has 3. ", "She has 4."]),
         ("Mr. Bo pays $3.50. Then 2 more! Why?", ["Mr. Bo pays $3.50. ", "Then 2 more! ", "Why?"]),
         ("1. First we add. 2. Then we stop.", ["1. First we add. ", "2. Then we stop."]),
-        ("He said \"no.\" Then e.g. nothing", ["He said \"no.\" ", "Then e.g. nothing"]),
+        ('He said "no." Then e.g. nothing', ['He said "no." ', "Then e.g. nothing"]),
         ("One. Two.\nThree. Four.", ["One. Two.\n", "Three. Four."]),  # lines, where there are some
         ("", []),
         ("\n\n", ["\n\n"]),

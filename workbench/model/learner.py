@@ -68,8 +68,8 @@ class Learner:
 
     ``lora``: rank of the adapter to train (0: all weights); one that the policy was loaded with is
     trained further with the rank that it has, and merged first where all weights are trained.
-    ``adapter_use`` says which. ``expert``: another, stronger policy to
-    learn from. ``checkpointing``: keep one state a layer for the backward pass and make the others
+    ``adapter_use`` says which. ``expert``: another, stronger policy to learn from.
+    ``checkpointing``: keep one state a layer for the backward pass and make the others
     again. ``shard``: split everything that is trained, and a frozen base, over the processes
     (shard.py); so does accelerate launch --use_fsdp.
 
@@ -99,9 +99,6 @@ class Learner:
         self.expert = expert
         self.skipped = 0  # updates not made because a gradient was not finite
         self.steps = 0  # calls of ``step`` in this process
-        # of which weights it began: rounded as they may be where they are frozen; 4 bits left out
-        whole = (p for p in policy.model.parameters() if p.is_floating_point())
-        self._origin = distributed.fingerprint(p.bfloat16() for p in whole)
         self._fresh = bool(lora) and not self.adapter_use
         if self._fresh:
             policy.model = _with_adapter(policy, lora, seed)
@@ -109,6 +106,7 @@ class Learner:
             trained_weights(policy.model)
         else:
             policy.model.requires_grad_(True)
+        self._origin = _origin(policy.model, bool(lora))
         policy.model.eval()  # no dropout: the sampler and the trainer must agree
         policy.checkpointing = checkpointing
         self.placement = Sharded(policy) if shard else Replicated(policy)
@@ -339,6 +337,15 @@ def _refuse(
             "the 8-bit optimiser cannot be sharded: AdamW's moments are split over the "
             "processes in fp32"
         )
+
+
+def _origin(model: nn.Module, frozen: bool) -> list[int]:
+    """Of which weights training began: those that an adapter is trained on, or all.
+
+    Rounded as they may be where they are frozen; 4-bit ones left out.
+    """
+    weights = (p for p in model.parameters() if not (frozen and p.requires_grad))
+    return distributed.fingerprint(p.bfloat16() for p in weights if p.is_floating_point())
 
 
 def _adamw(parameters: list[Tensor], settings: OptimConfig) -> torch.optim.Optimizer:

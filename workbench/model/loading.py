@@ -86,11 +86,7 @@ def load_policy(
     if adapter is not None:
         net = adapters.load_adapter(net, Path(adapter), model)
     net.requires_grad_(False).eval()
-    for layer in net.modules():
-        # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
-        # backward pass: the adapters would silently get wrong gradients (tests/test_loading.py).
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+    _keep_gradients(net)
     if not four_bit and not unsloth:
         net.to(device)
     policy = Policy(net, tokenizer, str(model), template)
@@ -98,6 +94,15 @@ def load_policy(
     templates.settle(policy, adapter, model)
     decoder.check(policy)
     return policy
+
+
+def _keep_gradients(net: nn.Module) -> None:
+    """bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
+    backward pass: the adapters would silently get wrong gradients (tests/test_loading.py).
+    """
+    for layer in net.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _from_pretrained(
@@ -165,7 +170,10 @@ def _refuse_without_hub(model: str) -> None:
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if getproxies() or isinstance(try_to_load_from_cache(model, "config.json"), str):
+    try:
+        if getproxies() or isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+    except ValueError:  # no id of the hub: transformers says so
         return
     try:
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
