@@ -67,9 +67,7 @@ def load_policy(
     source = source_of(model)
     about = {} if adapter is None else adapters.read_config(Path(adapter), model, unsloth=unsloth)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    may_be_half = (frozen or four_bit) and device != "cpu" and not adapters.whole_weights(about)
-    half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = torch.bfloat16 if half else torch.float32
+    dtype = _dtype(device, may_be_half=(frozen or four_bit) and not adapters.whole_weights(about))
     loader = import_unsloth() if unsloth else None
     if isinstance(source, Path):
         check_seal(source)
@@ -94,6 +92,13 @@ def load_policy(
     templates.settle(policy, adapter, model)
     decoder.check(policy)
     return policy
+
+
+def _dtype(device: str, may_be_half: bool) -> torch.dtype:
+    half = may_be_half and device != "cpu"
+    if half and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
 
 
 def _keep_gradients(net: nn.Module) -> None:
