@@ -41,8 +41,10 @@ def write_gguf(net: nn.Module, tokenizer, file: Path) -> None:
     _refuse(config)
     pieces = json.loads(tokenizer.backend_tokenizer.to_str())
     writer = gguf.GGUFWriter(file, config.model_type)
-    _write_sizes(writer, config, net.dtype)
-    _write_tokenizer(writer, tokenizer, pieces, config.vocab_size)
+    # a file's tokenizer names every row of its embeddings: those that no token has are left out
+    rows = min(config.vocab_size, max(tokenizer.get_vocab().values()) + 1)
+    _write_sizes(writer, config, net.dtype, rows)
+    _write_tokenizer(writer, tokenizer, pieces, rows)
     architecture = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[config.model_type]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for name, weight in net.state_dict().items():
@@ -53,7 +55,8 @@ def write_gguf(net: nn.Module, tokenizer, file: Path) -> None:
             raise WorkbenchError(f"GGUF has no place for the weight {name}")
         if config.model_type == "llama" and (".q_proj." in name or ".k_proj." in name):
             weight = _rotary_pairs(weight, config, ".k_proj." in name)
-        writer.add_tensor(place, *_numbers(weight))
+        by_token = name.endswith(("embed_tokens.weight", "lm_head.weight"))
+        writer.add_tensor(place, *_numbers(weight[:rows] if by_token else weight))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -78,7 +81,7 @@ def _refuse(config) -> None:
             )
 
 
-def _write_sizes(writer, config, dtype: torch.dtype) -> None:
+def _write_sizes(writer, config, dtype: torch.dtype, rows: int) -> None:
     import gguf
 
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -101,11 +104,11 @@ def _write_sizes(writer, config, dtype: torch.dtype) -> None:
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    writer.add_vocab_size(rows)
 
 
 def _write_tokenizer(writer, tokenizer, pieces: dict, size: int) -> None:
-    """``pieces``: its tokenizer.json. The model's vocabulary of ``size`` may be larger."""
+    """``pieces``: its tokenizer.json. ``size``: rows of the embeddings."""
     import gguf
 
     split = _SPLITS.get(_steps(pieces["pre_tokenizer"]))
