@@ -62,7 +62,7 @@ def main() -> None:
             break
     groups = [realised.group for realised in credits.values()]
     truths = dict(zip(credits, true_credit(policy, task, groups, SAMPLES, 0)))
-    notes = {TRUTH: "V after - V before"}
+    notes = {}
     for name, realised in credits.items():
         scores = token_scores([realised], [truths[name]], task, policy.decode)
         notes[name] = f"cosine {scores['cosine'][0]:.2f}"
