@@ -238,6 +238,30 @@ def test_a_stated_error_is_reached_where_values_differ_and_the_halves_stay_unbia
     assert product == pytest.approx(float(truth @ truth), rel=0.15)
 
 
+class Steep(Table):
+    """V is about .3 before the first token and 0 after a 0: noise on one side of it only."""
+
+    def chances(self, problem: int, written: tuple[int, ...]) -> np.ndarray:
+        after = {(): (0.6, 0.4, 0), (ZERO,): (0, 0, 1)}
+        return np.array(after.get(written, (0, 0.25, 0.75)))
+
+
+def test_what_a_stated_error_adds_does_not_bias_the_halves_nor_their_product():
+    """Where the halves chose their own numbers A was 5 % and its square 15 % too large here."""
+    policy = toy(Steep())
+    ids = ZERO, END
+    rollout = Rollout(
+        POLICY.prompt_ids(QUESTIONS[0].messages), ids, (-0.5, 0.0), "0", Verdict(0, False)
+    )
+    groups = [Group(replace(QUESTIONS[0], id=f"same {i}"), (rollout,)) for i in range(900)]
+    truths = measure(policy, TASK, groups, 16, 0, error=0.1, certain=0.0)
+    halves = np.array([truth.halves[0][:, 0] for truth in truths])
+    value = policy.engine.value(0, ())
+    for sample, expected in ((halves.mean(1), -value), (halves.prod(1), value**2)):
+        error = sample.std() / np.sqrt(len(sample))
+        assert error < 0.0045 and abs(sample.mean() - expected) < 3 * error
+
+
 def test_almost_certain_tokens_are_free_and_cost_next_to_no_truth():
     policy = toy(Table(sure=0.9995))
     groups = groups_of(policy, k=8)

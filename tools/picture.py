@@ -1,8 +1,10 @@
 """Draw the README's picture, data/examples/readme.png: python tools/picture.py
 
-One question, and the credit that every method gives to its tokens. The question is the first
-validation problem on which every method has something to say: some attempts right and some wrong,
-so that TAPO writes corrections and TRAPO lends a beginning.
+One question, and the credit that every method gives to its tokens, beside what would have been
+right: the true credit, from the policy's own continuations of every prefix. Beside a method's name
+the cosine of the two over its whole group. The question is the first validation problem on which
+every method has something to say: some attempts right and some wrong, so that TAPO writes
+corrections and TRAPO lends a beginning.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from workbench.inspection.credit import RealisedCredit, comparable_rollouts, credit_by_method
+from workbench.inspection.credit_scores import token_scores
+from workbench.inspection.true_credit import TrueCredit, true_credit
 from workbench.methods.grpo import GRPO
 from workbench.methods.luffy import LUFFY
 from workbench.methods.opd import OPD
@@ -34,6 +38,8 @@ METHODS = {
     "TRAPO": TRAPO(),
     "LUFFY": LUFFY(),
 }
+TRUTH = "the truth"
+SAMPLES = 64  # continuations from each prefix
 
 
 def every_method_speaks(credits: Mapping[str, RealisedCredit]) -> bool:
@@ -54,13 +60,26 @@ def main() -> None:
         credits = credit_by_method(learner, task, problem, METHODS, (0, number))
         if every_method_speaks(credits):
             break
+    groups = [realised.group for realised in credits.values()]
+    truths = dict(zip(credits, true_credit(policy, task, groups, SAMPLES, 0)))
+    notes = {}
+    for name, realised in credits.items():
+        scores = token_scores([realised], [truths[name]], task, policy.decode)
+        notes[name] = f"cosine {scores['cosine'][0]:.2f}"
+    drawn = {TRUTH: as_credit(truths["GRPO"]), **credits}
     columns = {}
-    for name, realised in comparable_rollouts(credits).items():
+    for name, realised in comparable_rollouts(drawn).items():
         columns[name] = (realised.group, realised.credit)
-    figure = credit_columns(columns, lambda token: policy.tokenizer.decode([token]))
+    show = policy.tokenizer.decode
+    figure = credit_columns(columns, lambda token: show([token]), per_row=5, width=23, notes=notes)
     path = DATA / "examples" / "readme.png"
     figure.savefig(path, dpi=110)
-    print(problem.id, path.relative_to(ROOT))
+    print(problem.id, path.relative_to(ROOT), notes)
+
+
+def as_credit(truth: TrueCredit) -> RealisedCredit:
+    """The credit of a method that tells each token its true advantage."""
+    return RealisedCredit(truth.group, truth.advantage, {})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ A_2 made from them <A_1, A_2> is unbiased, where <A, A> also counts the noise (c
 
 A token that the policy writes almost surely changes almost nothing: |A| <= 1 - pi, for rewards
 from 0 to 1. So a prefix whose next token has 1 - pi < ``certain`` takes the V after that token and
-is not continued itself: on the organism 2 of 3 prefixes, and A = 0 there without noise.
+is not continued itself: on the organism 2 of 3 prefixes, and A = 0 there without noise. (Continued
+all the same, the values of such a stretch agree: chi2 91 on 94 degrees of freedom, 3 groups.)
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from workbench.rollouts.prefixes import Prefix, continue_from
 
 CERTAIN = 1e-3
 AT_ONCE = 512  # prefixes continued in one call
+HALVES = (0, 1)
+PILOT = 2  # decides how many continuations there will be, and enters no value
 Key = tuple[str, tuple[int, ...]]  # id of a problem, first tokens of a completion
 
 
@@ -73,7 +76,8 @@ def true_credit(
 
     A prefix that several rollouts or groups share is continued once. ``error``: where neighbouring
     values differ beyond their noise, both are continued until the standard error of A is about
-    this. Which ones those are for one half the other half says, so that each stays unbiased.
+    this. Which ones those are a third half says that enters no value: a half that decides on its
+    own number, or on the other's, is biased, and with it <A_1, A_2>.
     Rewards are taken to be from 0 to 1. Seeds come from coordinates: the numbers depend neither on
     the order of the groups nor on what else was continued.
 
@@ -83,9 +87,11 @@ def true_credit(
         raise WorkbenchError(f"true credit takes an even number of samples, not {samples}")
     memory = _Memory(task)
     tree = _Tree(groups, certain)
-    _continue(policy, memory, tree.open, dict.fromkeys(tree.open, (samples // 2,) * 2), seed)
+    wanted = dict.fromkeys(tree.open, samples // 2)
     if error is not None:
-        _continue(policy, memory, tree.open, _more(groups, tree, error), seed)
+        _continue(policy, memory, tree.open, wanted, seed, (PILOT,))
+        wanted = _more(groups, tree, wanted, error)
+    _continue(policy, memory, tree.open, wanted, seed, HALVES)
     counted: set[Key] = set()
     results = []
     for group in groups:
@@ -133,27 +139,26 @@ class _Memory:
 
 @dataclass
 class _Node:
-    """One prefix: the rewards of its continuations, by half, and the tokens they took.
+    """One prefix: the rewards of its continuations, by half and the pilot's, and their tokens.
 
-    Of a whole rollout its reward, in both.
+    Of a whole rollout its reward, in all three.
     """
 
     problem: Problem
     key: Key
-    rewards: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+    rewards: tuple[list[float], ...] = field(default_factory=lambda: ([], [], []))
     ended: bool = False
     cost: int = 0
 
     @property
     def means(self) -> np.ndarray:
         """[2] V by half."""
-        return np.array([np.mean(rewards) for rewards in self.rewards])
+        return np.array([np.mean(self.rewards[half]) for half in HALVES])
 
-    @property
-    def noise(self) -> np.ndarray:
-        """[2] squared standard error of each half's V."""
-        variance = 0.0 if self.ended else spread(self.rewards[0] + self.rewards[1])
-        return np.array([variance / len(rewards) for rewards in self.rewards])
+    def noise(self, *parts: int) -> float:
+        """Squared standard error of V from these parts together."""
+        rewards = [reward for part in parts for reward in self.rewards[part]]
+        return 0.0 if self.ended else spread(rewards) / len(rewards)
 
 
 class _Tree:
@@ -170,7 +175,7 @@ class _Tree:
             for rollout in group.rollouts:
                 ids, reward = rollout.completion_ids, rollout.verdict.reward
                 end = group.problem.id, ids
-                self.ends[end] = _Node(group.problem, end, ([reward], [reward]), ended=True)
+                self.ends[end] = _Node(group.problem, end, ([reward],) * 3, ended=True)
                 for t, logp in enumerate(rollout.logprobs):
                     if -math.expm1(logp) < certain:  # never where it is NaN: borrowed
                         key = group.problem.id, ids[:t]
@@ -191,7 +196,7 @@ class _Tree:
 
 def _error(before: _Node, after: _Node) -> float:
     """Standard error of A, the mean of two halves."""
-    return 0.0 if before is after else float(np.sqrt((before.noise + after.noise).sum()) / 2)
+    return 0.0 if before is after else math.sqrt(before.noise(*HALVES) + after.noise(*HALVES))
 
 
 def spread(rewards: Sequence[float]) -> float:
@@ -215,44 +220,41 @@ def _continue(
     policy: Policy,
     task: _Memory,
     nodes: Mapping[Key, _Node],
-    wanted: Mapping[Key, tuple[int, int]],
+    wanted: Mapping[Key, int],
     seed: int,
+    parts: Sequence[int],
 ) -> None:
-    """Go on from prefixes until each has so many continuations in either half."""
+    """Go on from prefixes, so often for each of these parts."""
     keys = sorted(wanted, key=lambda key: len(key[1]))
     for begin in range(0, len(keys), AT_ONCE):
-        part = keys[begin : begin + AT_ONCE]
+        chunk = keys[begin : begin + AT_ONCE]
         starts = []
-        for key in part:
+        for key in chunk:
             where = coordinates(seed, "true credit", *key)
-            seeds: list[int] = []
-            for half, number in enumerate(wanted[key]):
-                done = len(nodes[key].rewards[half])
-                seeds += [coordinates(where, half, j) for j in range(done, number)]
+            seeds = [coordinates(where, *which) for which in product(parts, range(wanted[key]))]
             starts.append(Prefix(nodes[key].problem, key[1], seeds))
-        for key, rollouts in zip(part, continue_from(policy, task, starts)):
+        for key, rollouts in zip(chunk, continue_from(policy, task, starts)):
             rewards = [rollout.verdict.reward for rollout in rollouts]
-            first, second = nodes[key].rewards
-            missing = wanted[key][0] - len(first)
-            first += rewards[:missing]
-            second += rewards[missing:]
+            for place, part in enumerate(parts):
+                nodes[key].rewards[part].extend(rewards[place * wanted[key] :][: wanted[key]])
             nodes[key].cost += sum(len(r.completion_ids) - len(key[1]) for r in rollouts)
 
 
-def _more(groups: Sequence[Group], tree: _Tree, error: float) -> dict[Key, tuple[int, int]]:
-    """Continuations for each half of the prefixes on either side of a token that matters.
+def _more(
+    groups: Sequence[Group], tree: _Tree, fewest: Mapping[Key, int], error: float
+) -> dict[Key, int]:
+    """Continuations for each half, more on either side of a token that matters to the pilot.
 
     With V's variance v and m continuations a half, A has variance (v + v') / 2m.
     """
-    wanted = {key: [len(half) for half in node.rewards] for key, node in tree.open.items()}
+    wanted = dict(fewest)
     for group in groups:
         for rollout in group.rollouts:
             for pair in pairwise(tree.path(group, rollout)):
-                noise = np.sqrt(pair[0].noise + pair[1].noise)
-                differ = np.abs(pair[1].means - pair[0].means) > 2 * noise
-                for half, node in product(np.flatnonzero(differ), pair):
+                before, after = (np.mean(node.rewards[PILOT]) for node in pair)
+                noise = math.sqrt(sum(node.noise(PILOT) for node in pair))
+                for node in pair if abs(after - before) > 2 * noise else ():
                     if not node.ended:
-                        enough = math.ceil(spread(node.rewards[half]) / error**2)
-                        numbers = wanted[node.key]
-                        numbers[1 - half] = max(numbers[1 - half], enough)
-    return {key: tuple(numbers) for key, numbers in wanted.items()}
+                        enough = math.ceil(spread(node.rewards[PILOT]) / error**2)
+                        wanted[node.key] = max(wanted[node.key], enough)
+    return wanted
