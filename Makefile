@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
-CODE := workbench tests notebooks tools benchmarks data/organism/build
+CODE := workbench tests notebooks tools benchmarks data/organism/build data/words
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 # Test processes beside each other, one thread each: two processes with two threads each on two cores are several times slower.
 JOBS ?= 2
