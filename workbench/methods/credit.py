@@ -10,8 +10,8 @@ less. Realised credit: A_t; no reward enters but through the hint. A rollout wit
 The abstract of the paper was read, not the whole text. Our reading: the sum above; of the batch the
 ``others`` problems that come next are taken, in a circle, so a batch of one problem has no
 baseline. lam is ours too, and the whole baseline (1) is much: under another problem each digit is
-unlikely, so on the organism the baseline is three times the size of Delta_t and the credit above 0
-on 95 of 100 tokens, right or wrong. With lam = 0 it is SDPO's in token form.
+unlikely, so on the organism the baseline is over three times the size of Delta_t and the credit
+above 0 on 95 of 100 tokens, right or wrong. With lam = 0 it is SDPO's in token form.
 """
 
 from __future__ import annotations
