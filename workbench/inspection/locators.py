@@ -135,12 +135,12 @@ def locate(
 
 
 def scope(text: str) -> str:
-    """What a reader must know who sees a locator's answer on such a text.
-
-    Locators were scored on sums (data/locators.md) and on sentences with equations in them
-    (data/words/locators.md).
+    """What a reader must know who sees a locator's answer on such a text: locators were scored on
+    sums (data/locators.md).
     """
-    return "" if equations(text) else "not validated on text without written equations"
+    if not equations(text):
+        return "not validated on text without written equations"
+    return "not validated on equations in sentences" if in_words(text) else ""
 
 
 @dataclass(frozen=True)
