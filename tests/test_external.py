@@ -461,3 +461,27 @@ def test_verdicts_survive_a_record(tiny_policy):
 
     back = group_from_dict(line)
     assert same(group, back) and not back.rollouts[0].verdict.known
+
+
+# ---- the command line
+
+
+def test_from_a_file_to_a_page_and_to_another_file(tiny_folder, tmp_path, capsys):
+    from workbench.app.cli import main
+
+    texts = ["1+1=2\nAnswer 2", "1+1=3\nAnswer 3", "<script>alert(1)</script>"]
+    rows = [{"question": f"{i}+1", "completions": texts, "rewards": [1, 0, 0]} for i in range(2)]
+    rows.append({"question": "<b>2+2</b>", "completions": texts[:1]})
+    path, page, pairs = lines(tmp_path, *rows), tmp_path / "page.html", tmp_path / "dpo.jsonl"
+    words = ["rollouts", str(path), "--model", str(tiny_folder)]
+    more = ["--html", str(page), "--to", "dpo", "--out", str(pairs)]
+    assert main([*words, *more]) == 0
+    said = capsys.readouterr().out
+    assert "3 questions, 7 rollouts: 2 right, 4 wrong, 1 of unknown verdict" in said
+    assert "4 rows in" in said and len(pairs.read_text().splitlines()) == 4
+    text = page.read_text()
+    assert "GRPO credit" in text and "failure point by" in text and "No credit by GRPO" in text
+    assert "<script" not in text and "<b>2+2" not in text
+    assert main([*words, "--to", "dpo"]) == 2
+    assert main(["rollouts", str(tmp_path / "no.jsonl"), "--model", str(tiny_folder)]) == 2
+    assert capsys.readouterr().err.count("workbench: ") == 2

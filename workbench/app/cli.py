@@ -28,6 +28,10 @@ COMMANDS = {  # in which module it is, and what it does
         "Measure avg@k, pass@k, length and an interval on held-out problems.",
     ),
     "compare": ("workbench.app.compare", "Put runs side by side."),
+    "rollouts": (
+        "workbench.app.rollouts",
+        "Look at rollouts from elsewhere (TRL, verl, prime-rl, your own file), and hand them on.",
+    ),
     "study": (
         "workbench.studies.grid",
         "Make the comparison's runs: every method, several seeds; what is there already is kept.",
