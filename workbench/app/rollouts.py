@@ -14,12 +14,16 @@ from pathlib import Path
 from workbench.app.arguments import add, positive
 from workbench.core import Group, WorkbenchError, first_line
 
-ARGUMENTS = {
+READERS = {
     "--model": {"required": True, "metavar": "MODEL", "help": "whose tokenizer, and who reads"},
     "--task": {"metavar": "NAME", "help": "what grades them, where the file has no rewards"},
+}
+PAGE = {
     "--html": {"type": Path, "metavar": "F", "help": "write a page with the first groups"},
     "--groups": {"type": positive, "default": 4, "help": "how many of them"},
     "--methods": {"default": "grpo,sdpo", "help": "whose credit the page shows"},
+}
+EXPORT = {
     "--to": {"metavar": "FORM", "help": "sft, completions, tokens, dpo, verl or groups"},
     "--out": {"type": Path, "metavar": "F", "help": "where to: a .jsonl or .parquet file"},
 }
@@ -27,7 +31,8 @@ ARGUMENTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help=".jsonl, .parquet, or a folder")
-    add(parser, ARGUMENTS)
+    for arguments in (READERS, PAGE, EXPORT):
+        add(parser, arguments)
 
 
 def main(args: argparse.Namespace) -> None:
