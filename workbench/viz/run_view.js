@@ -63,7 +63,8 @@ class Browser {
     this.input(bar, "Follow this problem", "checkbox", "follow");
     this.list = make("div", "wb-list", undefined, { role: "group", "aria-label": "Groups" });
     this.panes = make("div", "wb-panes");
-    this.root.replaceChildren(bar, this.list, this.panes);
+    const legend = `Credit (${this.data.unit}). Blue, line above: pushed up; orange, line below: down.`;
+    this.root.replaceChildren(bar, this.list, make("p", "wb-sum", legend), this.panes);
   }
   input(bar, text, type, name, attributes = {}) {
     const label = bar.appendChild(make("label", "", `${text} `));
@@ -199,7 +200,8 @@ class Browser {
         text += this.data.texts[unpacked.tokens[t]];
         if (numbers.length < 8) numbers.push(this.word(unpacked.numbers[t], item));
       }
-      const kind = shade === null ? "wb-none" : shade ? `wb-${shade > 0 ? "u" : "d"}${Math.abs(shade)}` : "wb-0";
+      const side = shade > 0 ? "u" : "d";
+      const kind = shade === null ? "wb-none" : shade ? `wb-${side}${Math.abs(shade)}` : "wb-0";
       part.append(make("span", `wb-t ${kind}`, text, { title: `credit ${numbers.join(", ")}` }));
     }
     return part;
@@ -227,7 +229,8 @@ class Browser {
 }
 
 function browse(el, data) {
-  const root = make("div", "wb-heat wb-run", undefined, { dir: "ltr", role: "region", "aria-label": "Runs" });
+  const attributes = { dir: "ltr", role: "region", "aria-label": "Runs" };
+  const root = make("div", "wb-heat wb-run", undefined, attributes);
   el.append(root);
   return new Browser(root, data);
 }
