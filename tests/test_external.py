@@ -338,6 +338,43 @@ def test_prm800k_as_it_is(tiny_policy, tmp_path):
     assert group.rollouts[0].text == "1+1=2\n2+1=3" and verdicts(group) == [(1.0, True)]
 
 
+def test_step_labels_as_trl_has_them(tiny_policy, tmp_path):
+    row = {"prompt": "1+1+1", "completions": ["1+1=2", "2+1=4", "so 4"]}
+    labels = [[True, False, False], [True] * 3]
+    path = lines(tmp_path, *({**row, "labels": label} for label in labels))
+    groups = load_rollouts(path, tiny_policy)
+    [group] = groups
+    assert [r.text for r in group.rollouts] == ["1+1=2\n\n2+1=4\n\nso 4"] * 2
+    row = {"question": "1+1", "completions": ["1+1=2\n\n2", "2\n3"], "first_wrong_step": [-1, 1]}
+    groups = load_rollouts(lines(tmp_path, {**row, "label": "easy"}), tiny_policy)
+    right, wrong = (groups.task.first_error(groups[0].problem, r.text) for r in groups[0].rollouts)
+    assert right is None and wrong == (1, 2, 3)
+
+
+def test_what_other_writers_leave_out_or_add(tiny_policy, tmp_path):
+    parts = [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"text": "1"}]}]
+    ids = list(tiny_policy.completion_ids("17"))
+    rows = [
+        {"prompt": parts, "completion": ids, "id": 0, "reward": None, "tool_calls": None},
+        {"prompt": "1+1", "completion": "2", "id": 1, "reward": float("nan")},
+        {"step": 1, "prompt": QUESTION, "completion": "2", "some": 1.0, "advantage": None},
+        {"input": "5+5", "output": "10", "score": 0.5, "acc": 0.5},
+    ]
+    first, second, third = load_rollouts(lines(tmp_path, *rows), tiny_policy)
+    assert list(first.problem.messages) == QUESTION and first.problem.id == "0"
+    assert [r.text for r in first.rollouts] == ["17", "2"]
+    assert not any(r.verdict.known for r in first.rollouts)
+    assert second.rollouts[0].verdict == Verdict(1.0, True, "", {"some": 1.0})
+    assert verdicts(third) == [(0.5, True)]
+
+
+def test_a_prompt_that_the_chat_template_did_not_write_is_said_so(tmp_path):
+    rows = [{"input": "Human: 1+1? AI:", "output": "2", "score": 1.0, "step": 1}]
+    with pytest.warns(UserWarning, match="1 prompts are not what the chat template of chatml"):
+        [group] = load_rollouts(lines(tmp_path, *rows), chatml())
+    assert group.problem.messages[0]["content"] == "Human: 1+1? AI:"
+
+
 # ---- bad input: one sentence each, with the place
 
 
@@ -371,6 +408,11 @@ GOOD = {"question": "1+1", "completions": ["2"], "rewards": [1]}
         ([{**GOOD, "completions": ["\ud800"]}], "surrogate"),
         ([{"problem": {}, "rollouts": []}], "line 1 is no group of a run"),
         ([{**GOOD, "messages": 1, "question": [{"role": "user"}]}], "neither text nor a list"),
+        ([prime_record([5], [6], [False], 1)], "no token that is trained on"),
+        ([prime_record([], [6, 7], [True, True], 1)], "no prompt: its first token"),
+        ([prime_record([5], [6], [True], 1) | {"advantages": None}], "do not fit its 2 tokens"),
+        ([{"problem": "a", "steps": [], "label": 0}], '"steps" is no list of texts'),
+        ([{"labeler": "x", "question": {}, "label": {}}], "not of PRM800K's form"),
         ([], "it is empty"),
     ],
 )

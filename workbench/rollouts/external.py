@@ -4,8 +4,9 @@
     TokenView(groups, policy)
     inspect_group(policy, groups[0], groups.task, {"GRPO": GRPO()})
 
-What a file may look like: formats.py. A file is read once from end to end, so that a bad record is
-said at once; what is in it is then read, tokenised and graded group by group, when it is asked for.
+What a file may look like: logs.py and formats.py. A file is read once from end to end, so that a
+bad record is said at once; what is in it is then read, tokenised and graded group by group, when it
+is asked for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 from workbench.core import Group, Message, Problem, Rollout, Task, Verdict, WorkbenchError
 from workbench.model.policy import Policy
 from workbench.records import group_from_dict
-from workbench.rollouts.formats import Attempt, Entry, entry_of
+from workbench.rollouts.formats import Attempt, Entry
+from workbench.rollouts.logs import entry_of
 from workbench.rollouts.sources import Source, sources
 from workbench.spans import split_steps
 from workbench.tasks.base import FreeText, chat
@@ -69,6 +71,7 @@ class Rollouts(Sequence[Group]):
         self._files = files
         self._places: dict[Any, list[tuple[int, Any]]] = {}
         self._strange: list[str] = []  # completions that do not come back from their tokens
+        self._foreign: list[str] = []  # prompts that the chat template did not write
         kinds: dict[str, str] = {}
         for number, file in enumerate(files):
             for place, row in file.scan():
@@ -102,6 +105,14 @@ class Rollouts(Sequence[Group]):
                 stacklevel=4,
             )
             self._strange = []
+        if self._foreign:
+            warnings.warn(
+                f"{len(self._foreign)} prompts are not what the chat template of "
+                f"{self.policy.name} writes (the first: {self._foreign[0]}): each is taken for one "
+                "question",
+                stacklevel=4,
+            )
+            self._foreign = []
 
     def _key(self, row: Row, kinds: dict[str, str]) -> Any:
         if _is_group(row):
@@ -122,8 +133,10 @@ class Rollouts(Sequence[Group]):
         if _is_group(rows[0]):
             return _recorded(rows[0])
         entries = [entry_of(row) for row in rows]
-        messages, prompt_ids = _prompt(self.policy, entries[0])
         first = entries[0]
+        messages, prompt_ids = _prompt(self.policy, first)
+        if first.written == "stripped" and _recovered(self.policy, first.question) is None:
+            self._foreign.append(first.where)
         problem_id = first.id or _named(messages) or f"{Path(first.where).stem}:{rows[0].number}"
         attempts = [(entry.where, attempt) for entry in entries for attempt in entry.attempts]
         meta: dict[str, Any] = {} if first.step is None else {"step": first.step}
@@ -248,9 +261,13 @@ def _prompt(policy: Policy, entry: Entry) -> tuple[tuple[Message, ...], tuple[in
 
 
 def _messages(policy: Policy, text: str) -> tuple[Message, ...]:
-    """The messages of a prompt as the model read it, with its special tokens or without.
+    """What the chat template wrote into ``text``; where it did not, the whole is one question."""
+    return _recovered(policy, text) or chat(text)
 
-    Where the policy's chat template did not write it, the whole is one question.
+
+def _recovered(policy: Policy, text: str) -> tuple[Message, ...] | None:
+    """The messages of a prompt as the model read it, with its special tokens or without; None where
+    the policy's chat template did not write it.
     """
     user = {"role": "user", "content": PLACE[0]}
     for stripped in (False, True):
@@ -261,7 +278,7 @@ def _messages(policy: Policy, text: str) -> tuple[Message, ...]:
                     {"role": message["role"], "content": part}
                     for message, part in zip(messages, parts.groups())
                 )
-    return chat(text)
+    return None
 
 
 def _pattern(policy: Policy, messages: Sequence[Message], stripped: bool) -> str:
