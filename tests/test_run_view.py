@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_browser import browser  # noqa: F401  (a fixture)
+from test_browser import MOUNT, browser  # noqa: F401  (a fixture)
 
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.paths import RECORDS
 from workbench.records import Run, read_run
-from workbench.viz.run_view import NONE, RunView
+from workbench.viz.run_view import HERE, NONE, RunView
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
 def decode(token: int) -> str:
-    return "\n" if token == 7 else f"w{token} "
+    return {7: "\n", 8: HOSTILE}.get(token, f"w{token} ")
 
 
 def run(groups: int, rollouts: int, tokens: int, name: str = "big", steps: int = 20) -> Run:
@@ -159,6 +159,31 @@ def test_choose_sort_filter_and_follow(browser, tmp_path):  # noqa: F811
     steps = rows.locator("span:nth-child(1)").all_text_contents()
     assert {text.split()[0] for text in steps} == {"one", "other"} and len(steps) == 8
     assert page.locator(".wb-body .wb-t").count() > 10 and page.problems == []
+    page.close()
+
+
+@pytest.mark.browser
+def test_the_live_widget_takes_new_data_and_shows_text_as_text(browser, tmp_path):  # noqa: F811
+    view = RunView(run(8, 2, 3000, steps=2), decode=decode)
+    page = browser.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
+    page.set_content("<!doctype html><meta charset='utf-8'><body></body>")
+    code = (HERE / "run_view.js").read_text()
+    page.evaluate(MOUNT, [code, json.dumps(view.data), {"twin": "wb-twin-x"}])
+    page.wait_for_selector(".wb-body .wb-t")
+    shown = page.locator(".wb-body").first.text_content()
+    ids = view.runs[0].groups[0][1].rollouts[0].completion_ids
+    assert 8 in ids and shown.replace("⏎", "") == "".join(map(decode, ids))
+    assert page.locator("img, .wb-body script").count() == 0
+    page.get_by_label("Step").evaluate("e => { e.value = 1; e.dispatchEvent(new Event('input')) }")
+    more = RunView(run(12, 2, 30, steps=4), decode=decode).data
+    page.evaluate("data => model.set('data', data)", more)
+    assert page.get_by_label("Step").get_attribute("max") == "3"
+    assert "step 1" in page.locator(".wb-where").text_content()  # what was chosen stays
+    page.evaluate("leave()")
+    assert problems == []
     page.close()
 
 

@@ -123,8 +123,8 @@ def _row(tag: str, cells: Sequence[Any]) -> str:
 
 
 def _metrics(run: Run) -> dict[int, dict[str, float]]:
-    """Reward and validation accuracy by step, where they are."""
-    names = [name for name in ("reward", "correct", "val_accuracy") if name in run.metrics]
+    """What the bar says of a step: reward, right answers and avg@k, where they are."""
+    names = [name for name in ("reward", "correct", "eval_avg") if name in run.metrics]
     rows = run.metrics[["step", *names]].to_dict("records") if names else []
     return {int(row.pop("step")): {n: v for n, v in row.items() if v == v} for row in rows}
 
