@@ -527,3 +527,25 @@ def test_from_a_file_to_a_page_and_to_another_file(tiny_folder, tmp_path, capsys
     assert main([*words, "--to", "dpo"]) == 2
     assert main(["rollouts", str(tmp_path / "no.jsonl"), "--model", str(tiny_folder)]) == 2
     assert capsys.readouterr().err.count("workbench: ") == 2
+
+
+def test_locators_are_scored_on_the_steps_that_people_labelled(tiny_folder, tmp_path, capsys):
+    """Divergence is right by construction: the labelled step is where the right sibling differs."""
+    from workbench.app.cli import main
+
+    rows = []
+    for i in range(6):
+        right = [f"{i}+1={i + 1}", f"{i + 1}+2={i + 3}", f"Answer {i + 3}"]
+        wrong = [right[0], f"{i + 1}+2={i + 4}", f"Answer {i + 4}"]
+        for steps, label in ((right, -1), (wrong, 1)):
+            row = {"problem": f"{i}+1+2", "steps": steps, "label": label}
+            rows.append(row | {"final_answer_correct": label == -1})
+    path = lines(tmp_path, *rows)
+    assert main(["rollouts", str(path), "--model", str(tiny_folder), "--locators"]) == 0
+    said = capsys.readouterr().out
+    assert "6 labelled wrong attempts" in said
+    [row] = [line for line in said.splitlines() if line.startswith("divergence")]
+    assert row.count("100.0% [100.0%, 100.0%]") == 3
+    path = lines(tmp_path, GOOD, name="plain.jsonl")
+    assert main(["rollouts", str(path), "--model", str(tiny_folder), "--locators"]) == 2
+    assert "no attempt has any" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from workbench.app.arguments import add, positive
+from workbench.app.arguments import add, positive, switch
 from workbench.core import Group, WorkbenchError, first_line
 
 READERS = {
@@ -24,6 +24,7 @@ PAGE = {
     "--methods": {"default": "grpo,sdpo", "help": "whose credit the page shows"},
 }
 EXPORT = {
+    "--locators": switch("score the failure-point locators on the steps that the file labels"),
     "--to": {"metavar": "FORM", "help": "sft, completions, tokens, dpo, verl or groups"},
     "--out": {"type": Path, "metavar": "F", "help": "where to: a .jsonl or .parquet file"},
 }
@@ -50,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     if args.html:
         _write_page(args, policy, groups)
         print(f"The tokens are in {args.html}")
+    if args.locators:
+        print(scores(policy, groups))
     if args.out:
         print(f"{export_groups(groups, args.out, args.to)} rows in {args.out}")
 
@@ -61,6 +64,41 @@ def summary(groups) -> str:
         f"{len(groups)} questions, {sum(marks.values())} rollouts: {marks['✓']} right, "
         f"{marks['✗']} wrong, {marks['?']} of unknown verdict"
     )
+
+
+def scores(policy, groups) -> str:
+    """A table: how often each locator names the step that people labelled as the first wrong one.
+
+    Raises WorkbenchError where no attempt has such a label.
+    """
+    from workbench.inspection.locators import (
+        Case,
+        Chance,
+        Divergence,
+        SteepestDrop,
+        SustainedNegative,
+        Truth,
+    )
+    from workbench.inspection.readings import inspect_group
+    from workbench.studies.locator_table import MEASURES, score
+    from workbench.viz.page import plain_table
+
+    cases = []
+    for group in groups:
+        errors = [groups.task.first_error(group.problem, r.text) for r in group.rollouts]
+        if any(errors):
+            inspection = inspect_group(policy, group, groups.task)
+            wrong = [i for i, error in enumerate(errors) if error is not None]
+            cases += [Case(inspection, i, policy.decode) for i in wrong]
+    if not cases:
+        raise WorkbenchError("--locators needs steps that are labelled, and no attempt has any")
+    truths, rows = Truth().locate(cases), []
+    for locator in (SteepestDrop(), SustainedNegative(), Divergence(), Chance()):
+        rates = score(locator.locate(cases), truths)
+        cells = ["{:.1%} [{:.1%}, {:.1%}]".format(*rates[measure]) for measure in MEASURES]
+        rows.append([locator.name, *cells])
+    text = plain_table(["locator", *MEASURES.values()], rows)
+    return f"{len(cases)} labelled wrong attempts, 95 % intervals\n{text}"
 
 
 def _write_page(args: argparse.Namespace, policy, groups) -> None:
