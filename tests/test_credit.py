@@ -88,9 +88,11 @@ def test_a_column_for_each_method_with_every_token(found):
         if text.get_ha() == "center":
             middle, half = text.get_position()[0], len(text.get_text()) / 2
             assert (middle + half - 0.5) // 12 == (middle - half) // 12 or half > 5
-    figure = credit_columns({name: (way.group, way.credit) for name, way in kept.items()}, decode)
+    figure = credit_columns(
+        {name: (way.group, way.credit) for name, way in kept.items()}, decode, notes={"SFT": ".30"}
+    )
     words = [text.get_text() for text in figure.axes[0].texts]
-    assert {"SFT", "TRAPO", "✓ expert"} <= set(words)
+    assert {"SFT", "TRAPO", "✓ expert", ".30"} <= set(words)
     assert len(words) >= sum(
         len(r.completion_ids) for way in kept.values() for r in way.group.rollouts
     )

@@ -30,10 +30,15 @@ import toys
 from workbench.core import Group, Scores
 from workbench.corrections.replay import Replay
 from workbench.inspection.readings import inspect_group
+from workbench.methods.cast import CAST
+from workbench.methods.credit import CREDIT
 from workbench.methods.grpo import GRPO
 from workbench.methods.kd import KD
 from workbench.methods.luffy import LUFFY
 from workbench.methods.opd import OPD
+from workbench.methods.rlcsd import RLCSD
+from workbench.methods.rlrt import RLRT
+from workbench.methods.rlsd import RLSD
 from workbench.methods.scope import SCOPE
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
@@ -67,6 +72,13 @@ METHODS = {
     "SCOPE": SCOPE(),
     "SCOPE, as in the paper": SCOPE(normalise="paper", tau=0.5),
     "OPD": OPD(k=4),
+    "AntiSD, token form": SDPO(form="token", ascend=True),
+    "SC-SDPO, token form": SDPO(form="token", by_pass_rate=True),
+    "RLSD": RLSD(),
+    "RLCSD": RLCSD(),
+    "RLRT": RLRT(),
+    "CAST": CAST(),
+    "CREDIT": CREDIT(),
     "OPD from the reference": OPD(k=4, teacher="reference"),
 }
 DISTILLED = {
@@ -75,6 +87,9 @@ DISTILLED = {
     "SDPO, forward KL": SDPO(a=0.0, top_k=5),
     "SDPO, mixed with GRPO": SDPO(mix=0.9, aggregate="sequence"),
     "SRPO": SDPO(srpo=True),
+    "AntiSD": SDPO(ascend=True, mix=0.5),
+    "ROSD": SDPO(onset=True, mix=0.2),
+    "SC-SDPO": SDPO(by_pass_rate=True),
     "OPD, all tokens": OPD(k=4, form="logit", top_k=0),
     "OPD, top 5": OPD(k=4, form="logit", top_k=5),
     "OPD from the reference, all tokens": OPD(k=4, teacher="reference", form="logit"),

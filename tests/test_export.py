@@ -1,254 +1,247 @@
-"""What is exported is what the other library trains on: each form is loaded by it and takes a step,
-and what TRL logs itself is read back.
-"""
-
-from __future__ import annotations
+"""workbench export: a policy as one plain model, and as a GGUF file that says the same."""
 
 import json
-import math
+import shutil
+from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
-import toys
-from test_compose import PROBLEM, RIGHT, TASK, WRONG, composed
-from test_external import same
-from test_readings import group_of
+import tiny
+import torch
+from test_adapters import logps, save_adapter, save_base
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from workbench.core import Group, WorkbenchError
-from workbench.corrections.buffer import Correction, append
-from workbench.corrections.compose import to_rollout
-from workbench.corrections.export import (
-    as_dataset,
-    export_corrections,
-    export_groups,
-    rows,
+from workbench.app.cli import main
+from workbench.model.batch import rescore
+from workbench.model.loading import load_policy
+from workbench.model.policy import Policy
+from workbench.rollouts.sampling import sample_groups
+from workbench.tasks.arithmetic import Arithmetic
+
+TASK = Arithmetic()
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-from workbench.rollouts.external import load_rollouts
-
-ASKED = [{"role": "user", "content": "47+85-29"}]
-
-
-@pytest.fixture
-def group(tiny_policy) -> Group:
-    return group_of(tiny_policy, WRONG, "47+85=122\nAnswer 122", RIGHT)
-
-
-@pytest.fixture
-def correction(tiny_policy, group) -> Correction:
-    composition = composed(tiny_policy, group)
-    return Correction(composition, to_rollout(tiny_policy, TASK, composition), "tiny")
-
-
-def reply(text: str) -> list[dict]:
-    return [{"role": "assistant", "content": text}]
+SPLITS = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    ),
+}
+for numbers, name in {r"\p{N}": "qwen2", r"\p{N}{1,3}": "llama-bpe"}.items():
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+    rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    split = pre_tokenizers.Split(Regex(words + numbers + rest), "isolated")
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    SPLITS[name] = pre_tokenizers.Sequence([split, bytes_only])
 
 
-# ---- the rows
+def byte_level(split) -> Tokenizer:
+    """A byte-level tokenizer with a few merges and four control tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("1", "2"), ("Ġ", "+"), ("t", "h"), ("th", "e"), ("Ġ", "the")]
+    tokens = [*letters, *("".join(pair) for pair in merges)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tok = Tokenizer(models.BPE(vocabulary, merges))
+    tok.pre_tokenizer, tok.decoder = split, decoders.ByteLevel()
+    tok.add_special_tokens(["<|end|>", "<|user|>", "<|system|>", "<|assistant|>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok, eos_token="<|end|>", pad_token="<|end|>", chat_template=TEMPLATE
+    )
 
 
-def test_a_correction_in_each_form(tiny_policy, correction):
-    text = correction.rollout.text
-    assert rows([correction], "sft") == [{"messages": ASKED + reply(text)}]
-    assert rows([correction], "completions") == [{"prompt": ASKED, "completion": reply(text)}]
-    [pair] = rows([correction], "dpo")
-    assert pair == {"prompt": ASKED, "chosen": reply(text), "rejected": reply(WRONG)}
-    shared = correction.composition.prefix
-    assert shared and text.startswith(shared) and WRONG.startswith(shared)
-    [tokens] = rows([correction], "tokens")
-    kept = len(correction.rollout.prompt_ids) + correction.composition.keep
-    assert tokens["input_ids"][kept:] == tokens["labels"][kept:]
-    assert set(tokens["labels"][:kept]) == {-100}
-    learned = tiny_policy.decode([i for i in tokens["labels"] if i != -100])
-    assert shared + learned == text
+def save_byte_level(folder: Path, family: str, split=SPLITS["gpt-2"], **options) -> Path:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 272,  # three rows more than the tokenizer has
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "eos_token_id": 261,
+        "pad_token_id": 261,
+        "bos_token_id": None,
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes | options)
+    net = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    net.save_pretrained(folder)
+    byte_level(split).save_pretrained(folder)
+    return folder
 
 
-def test_a_group_gives_its_right_attempts_and_a_pair_for_each_wrong_one(group):
-    assert [row["messages"][-1]["content"] for row in rows([group], "sft")] == [RIGHT]
-    pairs = rows([group], "dpo")
-    assert [pair["rejected"][0]["content"] for pair in pairs] == [
-        WRONG,
-        "47+85=122\nAnswer 122",
+def some_rollouts(policy: Policy):
+    [group] = sample_groups(policy, TASK, TASK.problems("train", 1, 0), 2, (0,))
+    return group.rollouts
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype, close", [("bf16", 0.3), ("fp16", 0.05), ("fp32", 2e-4)])
+def test_a_merged_model_in_plain_files(dtype, close, tmp_path, capsys):
+    """It says what model and adapter said, within the rounding to 16 bits; tokenizer and chat
+    template come along, and plain transformers reads it in the type that was asked for.
+    """
+    base = save_base("llama", tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "a", r=4, use_rslora=True)
+    out = tmp_path / "out"
+    words = ["export", str(base), "--adapter", str(adapter), "--out", str(out), "--dtype", dtype]
+    assert main(words) == 0 and f"is in {out}" in capsys.readouterr().out
+    policy, plain = load_policy(base, adapter=adapter), load_policy(out)
+    rollouts = some_rollouts(policy)
+    np.testing.assert_allclose(logps(plain, rollouts), logps(policy, rollouts), atol=close)
+    assert plain.prompt_ids(TASK.problems("test", 1, 0)[0].messages) == policy.prompt_ids(
+        TASK.problems("test", 1, 0)[0].messages
+    )
+    written = json.loads((out / "config.json").read_text())["dtype"]
+    assert {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[dtype] == written
+    assert not list(out.glob("adapter*")) and sorted(p.name for p in tmp_path.iterdir()) == [
+        "a",
+        "base",
+        "out",
     ]
-    assert all(pair["chosen"] == reply(RIGHT) for pair in pairs)
-
-
-def test_wrong_corrections_stay_behind_and_unknown_ones_do_not(correction):
-    from dataclasses import replace
-
-    from workbench.core import Verdict
-
-    def judged(reward: float) -> Correction:
-        rollout = replace(correction.rollout, verdict=Verdict(reward, reward > 0))
-        return replace(correction, rollout=rollout)
-
-    assert len(rows([judged(1.0), judged(0.0), judged(math.nan)], "sft")) == 2
-    with pytest.raises(WorkbenchError, match="nothing to export as sft: nothing right"):
-        rows([judged(0.0)], "sft")
 
 
 @pytest.mark.parametrize(
-    "form, name, sentence",
+    "family, options",
     [
-        ("gguf", "a.jsonl", "no form 'gguf' to export; there are sft, completions, tokens, dpo"),
-        ("sft", "a.csv", "the form sft is written to a .jsonl or .parquet file, not to a.csv"),
-        ("groups", "a.parquet", "the form groups is written to a .jsonl file"),
+        ("Llama", {"tie_word_embeddings": True}),
+        ("Llama", {"tie_word_embeddings": False, "rope_theta": 50_000.0}),
+        ("Qwen2", {"tie_word_embeddings": False}),
+        ("Qwen3", {"head_dim": 128}),  # all have it, and transformers reads no other
     ],
 )
-def test_what_cannot_be_exported_leaves_no_file(group, tmp_path, form, name, sentence):
-    with pytest.raises(WorkbenchError, match=sentence):
-        export_groups([group], tmp_path / name, form)
-    with pytest.raises(WorkbenchError, match="no wrong attempt with a right one beside it"):
-        export_groups([Group(PROBLEM, group.rollouts[:2])], tmp_path / "b.jsonl", "dpo")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_gguf_file_says_the_same(family, options, dtype, tmp_path, monkeypatch):
+    """Written, read again by transformers, and compared with the folder beside it, token for token:
+    weights, sizes, tokenizer and chat template.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    split = SPLITS["qwen2" if "Qwen" in family else "llama-bpe"]
+    model = save_byte_level(tmp_path / "model", family, split, **options)
+    out = tmp_path / "out"
+    assert main(["export", str(model), "--out", str(out), "--dtype", dtype, "--gguf"]) == 0
+    folder, file = load_policy(out), load_policy(out / "gguf" / "out.gguf")
+    problem = TASK.problems("test", 1, 0)[0]
+    assert folder.prompt_ids(problem.messages) == file.prompt_ids(problem.messages)
+    text = "12 + 7, the sum:\n19 théâtre"
+    assert folder.completion_ids(text) == file.completion_ids(text)
+    rollouts = some_rollouts(folder)
+    for one, two in zip(rescore(folder, rollouts), rescore(file, rollouts), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
 
 
-# ---- out and in
+@pytest.mark.parametrize("name", SPLITS)
+def test_what_gguf_says_of_the_tokenizer(name, tmp_path):
+    import gguf
+
+    model = save_byte_level(tmp_path / "model", "Llama", SPLITS[name])
+    assert main(["export", str(model), "--out", str(tmp_path / "out"), "--gguf"]) == 0
+    fields = gguf.GGUFReader(tmp_path / "out" / "gguf" / "out.gguf").fields
+    contents = {name: field.contents() for name, field in fields.items()}
+    assert contents["tokenizer.ggml.pre"] == name and contents["llama.vocab_size"] == 272
+    kinds = contents["tokenizer.ggml.token_type"]
+    assert kinds[0] == gguf.TokenType.NORMAL and kinds[261:265] == [gguf.TokenType.CONTROL] * 4
+    assert kinds[265:] == [gguf.TokenType.UNUSED] * 7
+    assert contents["tokenizer.ggml.merges"][0] == "1 2"
+    assert contents["tokenizer.chat_template"] == TEMPLATE
 
 
-def test_out_and_in_changes_nothing(tiny_policy, group, tmp_path):
-    unknown = Group.from_texts(PROBLEM, ["?", "Answer 7"], tiny_policy)
-    assert export_groups([group, unknown], tmp_path / "all.jsonl", "groups") == 2
-    first, second = load_rollouts(tmp_path / "all.jsonl", tiny_policy)
-    assert same(first, group) and same(second, unknown)
+ODD = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(Regex(r"\d"), "isolated"), pre_tokenizers.ByteLevel(False)]
+)
 
 
-@pytest.mark.parametrize("form", ["sft", "completions"])
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_the_forms_for_trainers_are_read_back_too(tiny_policy, group, tmp_path, form, suffix):
-    path = tmp_path / f"out.{suffix}"
-    export_groups([group], path, form)
-    [back] = load_rollouts(path, tiny_policy, TASK)
-    [rollout] = back.rollouts
-    assert list(back.problem.messages) == ASKED and rollout.verdict.correct
-    assert rollout.completion_ids == group.rollouts[2].completion_ids
-    assert rollout.prompt_ids == group.rollouts[2].prompt_ids
+@pytest.mark.parametrize(
+    "family, split, options, why",
+    [
+        ("Llama", ODD, {}, "with this tokenizer"),
+        ("Llama", None, {"attention_bias": True}, "with biases"),
+        ("Llama", None, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scal"),
+        ("Llama", None, {"hidden_act": "gelu"}, "activation gelu"),
+        ("Mistral", None, {}, "the family mistral"),
+    ],
+)
+def test_what_gguf_files_are_not_written_for(family, split, options, why, tmp_path, capsys):
+    model = save_byte_level(tmp_path / "model", family, split or SPLITS["gpt-2"], **options)
+    assert main(["export", str(model), "--out", str(tmp_path / "out"), "--gguf"]) == 2
+    sentence = capsys.readouterr().err
+    assert why in sentence and "convert_hf_to_gguf.py" in sentence
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]  # nothing half-written
 
 
-def test_verls_columns(group, tmp_path):
-    export_groups([group, group], tmp_path / "train.parquet", "verl")
-    table = pd.read_parquet(tmp_path / "train.parquet")
-    assert list(table) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
-    [row] = table.to_dict("records")  # a problem once
-    assert list(row["prompt"]) == ASKED
-    assert row["reward_model"] == {"style": "rule", "ground_truth": "103"}
-    assert row["extra_info"]["index"] == 0
-    # its SFT data set reads "messages" with pyarrow's types
-    export_groups([group], tmp_path / "sft.parquet", "sft")
-    sft = pd.read_parquet(tmp_path / "sft.parquet", dtype_backend="pyarrow")
-    assert list(sft["messages"][0]) == ASKED + reply(RIGHT)
+def test_the_organism_has_no_gguf_tokenizer(tmp_path, capsys):
+    model = save_base("llama", tmp_path / "base")
+    assert main(["export", str(model), "--out", str(tmp_path / "out"), "--gguf"]) == 2
+    assert "with this tokenizer" in capsys.readouterr().err
 
 
-# ---- the libraries themselves
+def test_push(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            calls.append(("create", name, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append(("upload", repo_id, sorted(p.name for p in Path(folder_path).iterdir())))
+            if repo_id == "me/refused":
+                raise RuntimeError("403 Forbidden\nand more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    base = save_base("llama", tmp_path / "base")
+    assert main(["export", str(base), "--out", str(tmp_path / "a"), "--push", "me/mine"]) == 0
+    assert calls[0] == ("create", "me/mine", True) and "model.safetensors" in calls[1][2]
+    capsys.readouterr()
+    assert main(["export", str(base), "--out", str(tmp_path / "b"), "--push", "me/refused"]) == 2
+    err = capsys.readouterr().err
+    assert "is written, but could not be pushed to me/refused: 403 Forbidden\n" in err
 
 
-def settings(kind, folder, **more):
-    return kind(
-        output_dir=str(folder),
-        max_steps=1,
-        per_device_train_batch_size=2,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        learning_rate=1e-3,
-        gradient_checkpointing=False,
-        **more,
+def test_what_export_refuses(tmp_path, capsys):
+    base = save_base("llama", tmp_path / "base")
+    adapter = save_adapter(base, tmp_path / "a", r=2)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"plan": {}, "model": str(base)}))
+    out = ["--out", str(tmp_path / "out")]
+
+    capsys.readouterr()
+
+    def refused(*words: str) -> str:
+        assert main(["export", *map(str, words)]) == 2
+        assert not (tmp_path / "out").exists()
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    assert "is there already" in refused(base, "--out", base)
+    assert "has left neither" in refused(run, *out)
+    shutil.copytree(adapter, run / "adapter")
+    assert "leave --adapter out" in refused(run, "--adapter", adapter, *out)
+    assert "it is an adapter" in refused(adapter, *out)
+    assert main(["export", str(run), *out]) == 0
+    policy = load_policy(base, adapter=adapter)
+    rollouts = some_rollouts(policy)
+    merged = logps(load_policy(tmp_path / "out"), rollouts)
+    assert np.abs(merged - logps(policy, rollouts)).max() < 0.3
+    huge = tiny.policy(num_hidden_layers=1)
+    with torch.no_grad():
+        huge.model.model.layers[0].mlp.down_proj.weight[0, 0] = 1e6
+    huge.model.save_pretrained(tmp_path / "huge")
+    huge.tokenizer.save_pretrained(tmp_path / "huge")
+    capsys.readouterr()
+    assert (
+        main(["export", str(tmp_path / "huge"), "--out", str(tmp_path / "h"), "--dtype", "fp16"])
+        == 2
     )
-
-
-def moved(policy, before) -> bool:
-    return not all(
-        (old == new).all() for old, new in zip(before, policy.model.parameters(), strict=True)
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["sft", "completions", "tokens"])
-def test_trls_sft_trainer_takes_a_step(tiny_policy, group, correction, tmp_path, form):
-    from trl import SFTConfig, SFTTrainer
-
-    append(tmp_path / "buffer.jsonl", correction)
-    export_corrections(tmp_path / "buffer.jsonl", tmp_path / "out.jsonl", form)
-    from datasets import Dataset
-
-    written = (tmp_path / "out.jsonl").read_text().splitlines()
-    data = Dataset.from_list([json.loads(line) for line in written] * 2)
-    assert data[0] == as_dataset([correction], form)[0]
-    before = [weight.clone() for weight in tiny_policy.model.parameters()]
-    trainer = SFTTrainer(
-        tiny_policy.model,
-        args=settings(SFTConfig, tmp_path),
-        train_dataset=data,
-        processing_class=tiny_policy.tokenizer,
-    )
-    # the trainer's tokens are ours, and so is what it learns
-    ids, labels = (trainer.train_dataset[0][name] for name in ("input_ids", "labels"))
-    rollout, keep = correction.rollout, correction.composition.keep
-    assert tuple(ids[: len(rollout.prompt_ids)]) == rollout.prompt_ids
-    if form != "sft":
-        assert tuple(ids) == (*rollout.prompt_ids, *rollout.completion_ids)
-        masked = len(rollout.prompt_ids) + (keep if form == "tokens" else 0)
-        assert labels == [-100] * masked + ids[masked:]
-    loss = trainer.train().training_loss
-    assert math.isfinite(loss) and loss > 0 and moved(tiny_policy, before)
-
-
-@pytest.mark.slow
-def test_trls_dpo_trainer_takes_a_step(tiny_policy, group, correction, tmp_path):
-    from trl import DPOConfig, DPOTrainer
-
-    before = [weight.clone() for weight in tiny_policy.model.parameters()]
-    trainer = DPOTrainer(
-        tiny_policy.model,
-        ref_model=toys.tiny_policy().model,
-        args=settings(DPOConfig, tmp_path),
-        train_dataset=as_dataset([correction, group], "dpo"),
-        processing_class=tiny_policy.tokenizer,
-    )
-    example = trainer.train_dataset[0]
-    assert tuple(example["chosen_ids"]) == correction.rollout.completion_ids
-    assert tuple(example["rejected_ids"]) == group.rollouts[0].completion_ids
-    # policy and reference are the same: log 2
-    assert trainer.train().training_loss == pytest.approx(math.log(2), abs=1e-3)
-    assert moved(tiny_policy, before)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["messages", "text"])
-def test_what_trl_logs_itself_is_read(tiny_policy, tmp_path, kind):
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    prompts = ["17+14", "5+5"]
-    asked = [[{"role": "user", "content": p}] for p in prompts] if kind == "messages" else prompts
-
-    def length_reward(completions, **_):
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return [float(len(text)) for text in texts]
-
-    trainer = GRPOTrainer(
-        tiny_policy.model,
-        reward_funcs=length_reward,
-        args=settings(
-            GRPOConfig,
-            tmp_path,
-            num_generations=2,
-            gradient_accumulation_steps=2,
-            max_completion_length=12,
-            log_completions=True,
-        ),
-        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in asked]),
-        processing_class=tiny_policy.tokenizer,
-    )
-    trainer.train()
-    logged = pd.read_parquet(next((tmp_path / "completions").glob("*.parquet")))
-    groups = load_rollouts(tmp_path / "completions", toys.tiny_policy())
-    assert sorted(group.problem.messages[-1]["content"] for group in groups) == sorted(prompts)
-    rollouts = [r for group in groups for r in group.rollouts]
-    assert sorted(r.verdict.reward for r in rollouts) == sorted(logged["length_reward"])
-    assert all(len(group.rollouts) == 2 for group in groups)
-    plain = tiny_policy.tokenizer(groups[0].problem.messages[-1]["content"])["input_ids"]
-    expected = tiny_policy.prompt_ids(groups[0].problem.messages) if kind == "messages" else plain
-    assert groups[0].rollouts[0].prompt_ids == tuple(expected)
+    assert "not all finite in float16" in capsys.readouterr().err and not (tmp_path / "h").exists()

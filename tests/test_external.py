@@ -434,6 +434,9 @@ def test_files_that_cannot_be_read(tiny_policy, tmp_path):
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(WorkbenchError, match="could not read .*torn.parquet"):
         load_rollouts(tmp_path / "torn.parquet", tiny_policy)
+    (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}\n'.encode("latin-1"))
+    with pytest.raises(WorkbenchError, match="line 1 is not JSON: it is no UTF-8"):
+        load_rollouts(tmp_path / "latin.jsonl", tiny_policy)
     torn = tmp_path / "torn.jsonl"
     torn.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:-9])
     with pytest.raises(WorkbenchError, match="line 2 is not JSON.*perhaps cut off"):

@@ -4,12 +4,14 @@ and on hostile text.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_spans import layout
 
 from data.organism.build.common import tokenizer
-from workbench.core import Group, Inspection, Rollout, WorkbenchError
+from workbench.core import Group, Inspection, Rollout, Verdict, WorkbenchError
 from workbench.inspection.locators import (
     BEST,
     Chance,
@@ -142,6 +144,60 @@ def test_steps_are_compared_by_their_numbers():
     assert shared_steps(own, ["So 16 -  3 = <<16-3=13>>13\n", "A: 12"]) == 1
     assert shared_steps(["First, think.\n", "1"], ["first,  THINK.\n", "1"]) == 2
     assert shared_steps([], ["1"]) == 0
+
+
+WORDED = "There are 3 boxes of 4, so that makes 3*4=12 pencils.\nTom takes 5, so 12-5=8 are left.\n"
+OTHER_WORDS = (
+    "In the boxes there are 3 x 4 = 12 pencils.\nWithout 5 of them: 12 - 5 = 7.\nAnswer: 7"
+)
+
+
+def test_free_text_diverges_at_a_result_and_not_at_its_wording():
+    [point] = only(group(WORDED + "Answer: 8", RIGHT), Divergence()).candidates
+    assert point.step == 0  # RIGHT is of another problem: it never has 12
+    with_right = Group(PROBLEM, (rollout(WORDED + "Answer: 8"), right_in_words(OTHER_WORDS)))
+    [point] = only(with_right, Divergence()).candidates
+    assert (point.step, point.score) == (1, 1)
+    assert decode(with_right.rollouts[0].completion_ids[point.token :]).startswith("12-5=8")
+    right_steps = WORDED.replace("=8", "=7") + "Answer: 8"  # only the answer is not what they say
+    with_right = Group(PROBLEM, (rollout(right_steps), right_in_words(OTHER_WORDS)))
+    assert [c.step for c in only(with_right, Divergence()).candidates] == [2]
+
+
+def test_one_line_is_read_by_its_sentences():
+    one_line = WORDED.replace("\n", " ") + "Answer: 8"
+    with_right = Group(PROBLEM, (rollout(one_line), right_in_words(OTHER_WORDS)))
+    assert [c.step for c in only(with_right, Divergence()).candidates] == [1]
+
+
+def right_in_words(text: str) -> Rollout:
+    made = rollout(text)
+    return replace(made, verdict=Verdict(1.0, True))
+
+
+def test_right_siblings_are_the_baseline_of_a_cusum_in_free_text():
+    wrong, right = rollout(WORDED + "Answer: 8"), right_in_words(OTHER_WORDS)
+    style = np.full(len(right.completion_ids), -0.2)  # the teacher would have worded it otherwise
+    delta = np.zeros(len(wrong.completion_ids))
+    delta[:10], delta[60] = -0.2, -20.0
+    inspection = Inspection(Group(PROBLEM, (wrong, right, right)), {"delta": (delta, style, style)})
+    alone = Inspection(Group(PROBLEM, (wrong,)), {"delta": (delta,)})
+    assert only(alone, SustainedNegative()).candidates[0].token == 0
+    assert only(inspection, SustainedNegative()).candidates[0].token == 60
+    sums = Inspection(
+        Group(PROBLEM, (rollout(WRONG), right, right)),
+        {"delta": (np.full(len(rollout(WRONG).completion_ids), -0.2), style, style)},
+    )
+    assert only(sums, SustainedNegative()).candidates[0].token == 0  # sums have no wording
+
+
+def test_a_locator_says_where_it_was_not_validated():
+    prose = "She was the older one, so she went first."
+    for text, validated in ((WRONG, True), (WORDED, True), (prose, False), ("", False)):
+        inspection = with_delta((0, -3.0), text=text)
+        for locator in (Divergence(), SteepestDrop(), SustainedNegative(), Chance()):
+            assert (only(inspection, locator).note == "") is validated
+        assert only(inspection, Truth()).note == ""
 
 
 def test_chance_hits_one_step_in_as_many_as_there_are():

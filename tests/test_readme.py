@@ -16,7 +16,7 @@ def test_the_numbers_are_those_of_the_records():
 def decimals(text: str) -> list[str]:
     """Decimal fractions and percentages that are no version or size."""
     return re.findall(
-        r"(?<![\w.])\d*\.\d+|\d+ ?%", re.sub(r"Python 3\.\d+|Apache-2\.0|2\.7 million", "", text)
+        r"(?<![\w.])\d*\.\d+|\d+ ?%", re.sub(r"Python 3\.\d+|Apache-2\.0|https:\S+", "", text)
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data.organism.build.common import tokenizer
 from workbench.core import Rollout, Verdict
-from workbench.spans import Spans, common_prefix, split_steps, token_starts
+from workbench.spans import Spans, common_prefix, split_steps, thought_steps, token_starts
 from workbench.tasks.base import line_spans
 
 
@@ -59,6 +59,23 @@ def test_steps_are_lines_that_cover_the_text(text, expected):
     assert "".join(expected) == text and [s.index for s in split_steps(text)] == list(
         range(len(expected))
     )
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("He has 3. She has 4.", ["He has 3. ", "She has 4."]),
+        ("Mr. Bo pays $3.50. Then 2 more! Why?", ["Mr. Bo pays $3.50. ", "Then 2 more! ", "Why?"]),
+        ("1. First we add. 2. Then we stop.", ["1. First we add. ", "2. Then we stop."]),
+        ('He said "no." Then e.g. nothing', ['He said "no." ', "Then e.g. nothing"]),
+        ("One. Two.\nThree. Four.", ["One. Two.\n", "Three. Four."]),  # lines, where there are some
+        ("", []),
+        ("\n\n", ["\n\n"]),
+    ],
+)
+def test_one_line_is_as_many_steps_as_sentences(text, expected):
+    assert [text[s.start : s.end] for s in thought_steps(text)] == expected
+    assert "".join(expected) == text
 
 
 def test_steps_are_those_of_the_arithmetic_checker():

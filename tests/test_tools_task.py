@@ -88,6 +88,54 @@ def test_the_rule(tmp_path, change, right):
     assert task.grade(problem, attempt(change(ANSWER))).correct is right
 
 
+@pytest.mark.parametrize(
+    "due, given, same",
+    [
+        ("1", "1", True),
+        ("1", "1.0", True),
+        ("1.0", "1", True),
+        ("2.5", "2.50", True),
+        ("1e3", "1000", True),
+        ("0", "-0.0", True),
+        ("9007199254740993", "9007199254740992.0", False),
+        ("1", "true", False),
+        ("true", "1", False),
+        ("true", "1.0", False),
+        ("false", "0", False),
+        ("true", "true", True),
+        ("true", "false", False),
+        ("true", '"true"', False),
+        ("1", '"1"', False),
+        ("null", "0", False),
+        ("null", "false", False),
+        ("null", '""', False),
+        ("null", "null", True),
+        ("[]", "{}", False),
+        ("[1, true]", "[1, 1]", False),
+        ("[1, 2]", "[2, 1]", False),
+        ('{"b": [true], "c": 1}', '{"c": 1.0, "b": [true]}', True),
+        ('{"b": [true]}', '{"b": [1]}', False),
+        ('{"b": {"c": 0}}', '{"b": {"c": false}}', False),
+        ("1", "NaN", False),
+        ("1", "Infinity", False),
+        ('"é"', '"\\u00e9"', True),
+    ],
+)
+def test_values_are_equal_as_json_is(tmp_path, due, given, same):
+    answer = [{"Action": "f", "Action_Input": f'{{"a": {due}}}'}]
+    task = load_task(f"tools:{written(tmp_path, {**RECORD, 'answer': answer})}")
+    text = f'Action: f\nAction Input: {{"a": {given}}}'
+    assert task.grade(task._problems[0], text).correct is same
+
+
+def test_null_is_not_nothing(tmp_path):
+    answer = [{"Action": "f", "Action_Input": {"a": None}}]
+    task = load_task(f"tools:{written(tmp_path, {**RECORD, 'answer': answer})}")
+    for inputs, right in (("{}", False), ('{"a": null}', True), ('{"a": null, "b": null}', False)):
+        verdict = task.grade(task._problems[0], f"Action: f\nAction Input: {inputs}")
+        assert verdict.correct is right
+
+
 def test_feedback_does_not_give_the_answer_away(tmp_path):
     task = load_task(f"tools:{written(tmp_path, RECORD)},max_new=9")
     [problem] = task._problems

@@ -112,6 +112,8 @@ def test_what_a_layer_means_goes_by_the_last_word_of_its_name():
         and channel_of("GRPO credit").name == "GRPO credit"
     )
     assert not channel_of("teacher entropy").signed and channel_of("delta").signed
+    truth = channel_of("true advantage")
+    assert truth.signed and truth.unit == "change of the chance of ending right"
     assert (channel_of("mine").up, channel_of("mine").down) == ("positive", "negative")
 
 

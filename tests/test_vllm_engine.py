@@ -68,7 +68,9 @@ class LLM:
         max_model_len,
         logprobs_mode,
         distributed_executor_backend,
+        trust_remote_code,
     ):
+        assert trust_remote_code is False
         assert enable_lora and max_model_len == -1 and logprobs_mode == "raw_logprobs"
         if max_lora_rank not in (1, 8, 16, 32, 64, 128, 256, 320, 512):
             raise ValueError(
@@ -280,7 +282,7 @@ def test_the_adapter_goes_over_once_a_change(folder, vllm):
 def test_reference_and_teacher(folder, vllm):
     """The reference is the base without an adapter.
 
-    The teacher is one more adapter, and the policy's stays as it is.
+    The teacher is sent as another adapter, and the policy's goes over again after it.
     """
     learner, llm = made(folder)
     arguments = (PROMPTS, [[1], [2], [3]])
@@ -295,13 +297,13 @@ def test_reference_and_teacher(folder, vllm):
     assert [request and request.lora_name for request in llm.requests] == [
         "default-1",
         None,
-        "teacher-2",
-        "default-1",
+        "default-2",
+        "default-3",
     ]
     learner.update_teacher()
     with learner.weights("teacher") as weights:
         same(generate(weights, *arguments, max_new=8), own(weights, *arguments, max_new=8))
-    assert llm.requests[-1].lora_name == "teacher-3"
+    assert llm.requests[-1].lora_name == "default-4"
 
 
 def test_every_update_is_weighed(folder, vllm, monkeypatch):

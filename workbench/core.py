@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,9 +44,27 @@ class WorkbenchError(Exception):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal, with a sentence on what became of the work."""
+
+    def __init__(self, text: str, number: int = signal.SIGINT):
+        super().__init__(text)
+        self.number = number
+
+
 def first_line(error: Exception) -> str:
     """What an error says first, or its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# what a terminal obeys or cannot show: control characters, overrides of the writing direction,
+# halves of surrogates
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text of a file for a terminal: what a terminal would obey is written out, as \\x1b is."""
+    return _OBEYED.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 @dataclass(frozen=True)

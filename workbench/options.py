@@ -38,6 +38,8 @@ def _parse(text: str, default: Any) -> Any:
     """``text`` as a value of the default's type; infinite only where the default is."""
     if isinstance(default, bool):
         return {"true": True, "false": False}[text.lower()]
+    if not isinstance(default, str) and not text.isascii():  # other scripts have digits too
+        raise ValueError("not ASCII")
     value = type(default)(text)
     if isinstance(value, float) and math.isfinite(default) and not math.isfinite(value):
         raise ValueError("not finite")

@@ -4,12 +4,14 @@
     env.json        what it ran on
     metrics.jsonl   one line a step: pandas.read_json(path, lines=True)
     groups.jsonl    a few whole groups with their credit
-    checkpoint.pt   what it resumes from
-    model/          the trained policy (or adapter/), in Hugging Face format
+    checkpoint.pt   what it resumes from: a zip archive, which holds a checksum of each of its parts
+    model/          the trained policy, in Hugging Face format; with LoRA adapter/, in peft's, for
+                    the model that config.json names; with checksums.json
     best/           the policy at its best evaluation, if above its start
+    .lock           while a training writes here, or where one was killed
 
-Every file is either appended to line by line or replaced whole, so a run that is killed at any
-moment can be read and resumed.
+Every file is either appended to line by line or replaced whole, and is on the disk before the next
+one is begun: a run that is killed at any moment can be read and resumed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,12 +32,21 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core import Group, Problem, Rollout, StepRecord, Verdict, WorkbenchError
+from workbench.core import (
+    Group,
+    Problem,
+    Rollout,
+    StepRecord,
+    Verdict,
+    WorkbenchError,
+    first_line,
+)
 
 SCHEMA_VERSION = 1
+CHECKSUMS = "checksums.json"
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
+def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
     """All of the file or none of it, also when the process or the disk gives up half-way."""
     if path.exists() and not path.is_file():
         raise WorkbenchError(f"could not write {path}: it is no ordinary file")
@@ -42,11 +54,59 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        _sync(partial)
         os.replace(partial, path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
         raise WorkbenchError(f"could not write {path}: {error.strerror or error}") from error
+    with suppress(OSError):  # not every system can
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """What was written to a file or a folder goes onto the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def seal(folder: Path) -> None:
+    """Leave the checksums of a folder's weights beside them, and all of it on the disk."""
+    sums = {path.name: _checksum(path) for path in sorted(folder.glob("*.safetensors"))}
+    write_atomic(folder / CHECKSUMS, dumps(sums, indent=1))
+    for path in folder.iterdir():
+        _sync(path)
+
+
+def check_seal(folder: Path) -> None:
+    """Raises WorkbenchError where weights are not those that were sealed.
+
+    Folders without checksums, older or of others, are taken as they are.
+    """
+    if not (folder / CHECKSUMS).is_file():
+        return
+    try:
+        sums = dict(json.loads((folder / CHECKSUMS).read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise WorkbenchError(f"{folder / CHECKSUMS} is damaged: {first_line(error)}") from error
+    for path in folder.glob("*.safetensors"):
+        if path.name in sums and sums[path.name] != _checksum(path):
+            raise WorkbenchError(
+                f"{path} is damaged: its checksum is not that in {CHECKSUMS} (which you may delete "
+                "if you put other weights there)"
+            )
+
+
+def _checksum(path: Path) -> str:
+    """CRC-32: it finds damage, not malice, at twice the speed of the fastest hash."""
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return f"crc32:{crc:08x}"
 
 
 def _plain(value: Any) -> Any:
@@ -144,26 +204,33 @@ class RunWriter:
             raise WorkbenchError(
                 f"could not write to {self.folder}: {error.strerror or error}"
             ) from error
-        if start_step == 0:
-            write_atomic(self.folder / "env.json", dumps(environment(), indent=1))
+        # first what makes it a run: one that is killed here can be resumed
         write_atomic(
             self.folder / "config.json",
             dumps({"schema_version": SCHEMA_VERSION, **config}, indent=1),
         )
+        if start_step == 0 or not (self.folder / "env.json").exists():
+            write_atomic(self.folder / "env.json", dumps(environment(), indent=1))
         for name in ("metrics.jsonl", "groups.jsonl"):
             earlier = [line for line in _lines(self.folder / name) if line["step"] < start_step]
             write_atomic(self.folder / name, "".join(dumps(line) + "\n" for line in earlier))
 
     def write(self, record: StepRecord) -> None:
-        self._append("metrics.jsonl", {"step": record.step, **record.metrics})
-        for group, credit in zip(record.groups, record.credit):
-            line = {"step": record.step, **group_to_dict(group), "credit": credit}
-            self._append("groups.jsonl", line)
+        self._append("metrics.jsonl", [{"step": record.step, **record.metrics}])
+        groups = zip(record.groups, record.credit)
+        self._append(
+            "groups.jsonl",
+            [{"step": record.step, **group_to_dict(g), "credit": credit} for g, credit in groups],
+        )
 
-    def _append(self, name: str, line: Mapping) -> None:
+    def _append(self, name: str, lines: Sequence[Mapping]) -> None:
+        if not lines:
+            return
         try:
             with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.write(dumps(line) + "\n")
+                file.writelines(dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise WorkbenchError(
                 f"could not write {self.folder / name}: {error.strerror or error}"
@@ -171,9 +238,10 @@ class RunWriter:
 
 
 def _lines(path: Path) -> list[dict]:
-    """The whole lines of a JSON-lines file.
+    """The whole lines of a run's file: JSON objects with a step.
 
-    A last line that a killed process left unfinished is dropped.
+    A last line that a killed process left unfinished is dropped. Raises WorkbenchError, naming the
+    line, for any other.
     """
     if not path.exists():
         return []
@@ -182,10 +250,31 @@ def _lines(path: Path) -> list[dict]:
     raw = path.read_bytes().rstrip(b"\n").split(b"\n")
     for number, line in enumerate(raw, 1):
         try:
-            lines.append(json.loads(line))
-        except ValueError as error:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number < len(raw):
                 raise WorkbenchError(f"{path}, line {number} is not JSON: {error}") from error
+            continue
+        if not isinstance(value, dict) or type(value.get("step")) is not int:
+            raise WorkbenchError(
+                f"{path}, line {number} is damaged: an object with a whole number as its step is "
+                "needed"
+            )
+        lines.append(value)
+    return lines
+
+
+def read_metrics(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl: numbers by name, None for one that is not finite.
+
+    Raises WorkbenchError, naming the line, where there is something else.
+    """
+    path = folder / "metrics.jsonl"
+    lines = _lines(path)
+    for number, line in enumerate(lines, 1):
+        for name, value in line.items():
+            if value is not None and type(value) not in (int, float):
+                raise WorkbenchError(f"{path}, line {number} is damaged: {name} is no number")
     return lines
 
 
@@ -216,10 +305,8 @@ def read_run(folder: str | Path) -> Run:
                 (line["step"], group_from_dict(line), line["credit"])
                 for line in _lines(folder / "groups.jsonl")
             )
-            metrics = pd.DataFrame(_lines(folder / "metrics.jsonl"))
-            if len(metrics) and "step" not in metrics:
-                raise ValueError("metrics.jsonl has other fields than a run's")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            metrics = pd.DataFrame(read_metrics(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkbenchError(
             f"the run in {folder} is damaged: {type(error).__name__}: {error}"
         ) from error
@@ -252,7 +339,12 @@ class TensorBoard:
 
 
 def replace_folder(new: Path, old: Path) -> None:
-    """Put a folder that is complete in the place of an older one."""
+    """Put a folder that is complete in the place of an older one, which is whole until then."""
+    aside = old.with_name(f".{old.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
     if old.exists():
-        shutil.rmtree(old)
+        os.replace(old, aside)
     os.replace(new, old)
+    with suppress(OSError):
+        _sync(old.parent)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from workbench.core import Rollout, Step
 
@@ -19,6 +19,9 @@ _PART = "\N{REPLACEMENT CHARACTER}"  # what a part of a character is decoded to
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # a line with its line breaks; blank lines go with the line before
 _STEP = re.compile(r"\n*[^\n]*(?:\n+|\Z)")
+# the end of a sentence: not of a title or of a number in a list ("1. First")
+_TITLES = "".join(rf"(?<!\b{title})" for title in ("Mr", "Mrs", "Ms", "Dr", "St", "vs"))
+_SENTENCE_END = re.compile(rf"{_TITLES}(?<!^\d)(?<![.!?]\s\d)[.!?][\"')]*\s+(?=[\"'(]*[A-Z\d$])")
 
 
 def split_steps(text: str) -> list[Step]:
@@ -28,6 +31,16 @@ def split_steps(text: str) -> list[Step]:
     """
     spans = [match.span() for match in _STEP.finditer(text) if match.end() > match.start()]
     return [Step(i, start, end) for i, (start, end) in enumerate(spans)]
+
+
+def thought_steps(text: str) -> list[Step]:
+    """The steps of a text in words: its lines, or where it has one line alone, its sentences."""
+    lines = split_steps(text)
+    if len(lines) != 1:
+        return lines
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    places = pairwise([0, *ends, len(text)])
+    return [Step(i, start, end) for i, (start, end) in enumerate(places)]
 
 
 def step_texts(text: str) -> list[str]:
@@ -98,14 +111,26 @@ class Spans:
     def text(self) -> str:
         return self.decode(self.rollout.completion_ids[: self.written])
 
-    @property
+    @cached_property
     def written(self) -> int:
-        """Tokens before the end-of-turn token."""
-        return len(self.rollout.completion_ids) - self.rollout.finished
+        """Tokens before the end of the turn, which is mostly one token: what ``decode`` leaves
+        out.
+        """
+        ids = self.rollout.completion_ids
+        if not self.rollout.finished:
+            return len(ids)
+        said, last = self.decode(ids), len(ids) - 1
+        for size in reversed(range(len(ids))):
+            shorter = self.decode(ids[:size])
+            if shorter == said:
+                return size
+            if len(shorter) < len(said):  # it leaves nothing out
+                break
+        return last
 
     @cached_property
     def steps(self) -> list[Step]:
-        return split_steps(self.text)
+        return thought_steps(self.text)
 
     @cached_property
     def lines(self) -> list[str]:
@@ -116,7 +141,7 @@ class Spans:
     def starts(self) -> list[int]:
         """[T] where each token begins in ``text``; the end-of-turn token begins at its end."""
         starts = token_starts(self.decode, self.rollout.completion_ids[: self.written])
-        return starts + [len(self.text)] * self.rollout.finished
+        return starts + [len(self.text)] * (len(self.rollout.completion_ids) - self.written)
 
     def step_at(self, character: int) -> int:
         """The step that holds a character.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,16 @@ def temperature(text: str) -> float:
         if 0 <= float(text) < float("inf"):
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
+
+
+def template_option(text: str) -> tuple[str, bool | int | str]:
+    """KEY=VALUE: true and false, whole numbers, and else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    if value.lower() in ("true", "false"):
+        return name, value.lower() == "true"
+    return name, int(value) if re.fullmatch("0|-?[1-9][0-9]*", value) else value
 
 
 def named(text: str) -> str:
@@ -43,6 +54,20 @@ def add(parser: argparse.ArgumentParser, arguments: Mapping[str, Mapping]) -> No
         parser.add_argument(name, **options)
 
 
+ADAPTER = {
+    "--adapter": {"type": folder, "metavar": "DIR", "help": "a peft adapter to put on the model"}
+}
+TEMPLATE = {
+    "--template": {
+        "action": "extend",
+        "nargs": "+",
+        "type": template_option,
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "an option of the model's chat template, such as enable_thinking=false or "
+        "reasoning_effort=low; several, or repeated",
+    },
+}
 MODEL_AND_TASK = {
     "--model": {
         "required": True,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 
-from workbench.core import WorkbenchError
+from workbench.core import Interrupted, WorkbenchError, printable
 
 COMMANDS = {  # in which module it is, and what it does
     "tour": (
@@ -31,6 +34,10 @@ COMMANDS = {  # in which module it is, and what it does
     "rollouts": (
         "workbench.app.rollouts",
         "Look at rollouts from elsewhere (TRL, verl, prime-rl, your own file), and hand them on.",
+    ),
+    "export": (
+        "workbench.app.export",
+        "Write a policy as one plain model in 16 bits, its adapter merged; GGUF, hub.",
     ),
     "study": (
         "workbench.studies.grid",
@@ -52,6 +59,14 @@ COMMANDS = {  # in which module it is, and what it does
         "workbench.studies.locator_table",
         "Failure-point locators against the task's truth.",
     ),
+    "credit": (
+        "workbench.studies.credit_table",
+        "How right each method's number on a token is: its credit against the true one.",
+    ),
+    "lead": (
+        "workbench.studies.teacher_lead",
+        "Will self-distillation work here? How much better the policy is when it reads the hint.",
+    ),
     "rescue": (
         "workbench.studies.teacher_rescue",
         "How often a teacher completes a wrong attempt's beginning correctly.",
@@ -67,11 +82,12 @@ COMMANDS = {  # in which module it is, and what it does
     ),
 }
 TOGETHER = ("train", "eval")  # what torchrun may start in several processes
+LAST_CHECKPOINT = "interrupted; a training run goes on from its last checkpoint with --resume"
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"{self.prog}: {message}; {self.prog} --help says more\n")
+        self.exit(2, printable(f"{self.prog}: {message}; {self.prog} --help says more\n"))
 
 
 def parser(words: Sequence[str]) -> Parser:
@@ -87,7 +103,25 @@ def parser(words: Sequence[str]) -> Parser:
         command = commands.add_parser(name, help=text, description=text)
         if name in words[:1]:
             import_module(module).add_arguments(command)
+            command.add_argument(
+                "--no-execute",
+                action="store_true",
+                help="run no program that a model wrote: tasks that need it are refused "
+                "(also: WORKBENCH_NO_EXECUTE=1)",
+            )
     return top
+
+
+@contextmanager
+def _without_execution() -> Iterator[None]:
+    """``--no-execute``: what tasks/sandbox/outside.py and its processes look for."""
+    name = "WORKBENCH_NO_EXECUTE"
+    before = os.environ.get(name, "")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -102,17 +136,51 @@ def main(words: Sequence[str] | None = None) -> int:
             raise WorkbenchError(
                 f"workbench {args.command} runs in one process: start it without torchrun"
             )
-        import_module(module).main(args)
+        without = _without_execution() if args.no_execute else nullcontext()
+        with _terminated_in_a_sentence(), redirect_stdout(_Printable(sys.stdout)), without:
+            import_module(module).main(args)
     except WorkbenchError as error:
+        _say(str(error), together)
+        return 2
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or LAST_CHECKPOINT, together)
+        return 128 + getattr(stop, "number", signal.SIGINT)
+    return 0
+
+
+def _say(sentence: str, together: bool) -> None:
+    """On stderr; of several processes the first that ends says why."""
+    if together:
         from workbench.model import distributed
 
-        if not together or distributed.first_to_fail():
-            print(f"workbench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "workbench: interrupted; a training run goes on from its last checkpoint with --resume",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+        if not distributed.first_to_fail():
+            return
+    print(f"workbench: {printable(sentence)}", file=sys.stderr)
+
+
+class _Printable:
+    """A stream in which words of files are words: a terminal obeys none of them."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text))
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def _terminated_in_a_sentence() -> Iterator[None]:
+    def interrupt(number, frame):
+        raise Interrupted(LAST_CHECKPOINT, number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

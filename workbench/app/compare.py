@@ -69,7 +69,7 @@ def summary(run: Run) -> dict[str, object]:
     row = {
         "run": run.folder.name,
         "method": config["method"],
-        "model": Path(str(config.get("model", ""))).name,
+        "model": _model(config),
         "seed": config["plan"]["seed"],
         "steps": len(metrics),
     }
@@ -88,6 +88,13 @@ def summary(run: Run) -> dict[str, object]:
         "tokens": f"{int(metrics.generated.sum()):,}",
         "seconds": f"{seconds:.0f}",
     }
+
+
+def _model(config) -> str:
+    """What the run started from: a model, and perhaps an adapter on it."""
+    model = Path(str(config.get("model", ""))).name
+    adapter = config.get("adapter")
+    return f"{model} + {'/'.join(Path(adapter).parts[-2:])}" if adapter else model
 
 
 def _with_interval(row, name: str) -> str:

@@ -9,7 +9,7 @@ import platform
 import shutil
 from importlib import metadata, util
 
-from workbench.app.arguments import add, named, positive, switch
+from workbench.app.arguments import ADAPTER, add, named, positive, switch
 from workbench.core import WorkbenchError
 from workbench.paths import ORGANISM
 from workbench.tasks.sandbox import outside
@@ -41,6 +41,7 @@ ARGUMENTS = {
         "metavar": "MODEL",
         "help": "a folder, a hub id (only its configuration is read), a GGUF file, or smollm2",
     },
+    **ADAPTER,
     "--method": {"metavar": "METHOD", "help": "one method (default: all)"},
     "--checkpointing": switch("with activations made again in the backward pass"),
     "--8bit-optimizer": switch("with AdamW's moments in 8 bits", "eight_bit"),
@@ -61,13 +62,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.model is None:
-        if args.method or args.measure:
-            raise WorkbenchError("doctor --method and --measure want a --model")
+        if args.method or args.measure or args.adapter:
+            raise WorkbenchError("doctor --method, --measure and --adapter want a --model")
         print(report())
         return
     from workbench import methods
     from workbench.app import memory
+    from workbench.model.adapters import read_config
 
+    if args.adapter:  # it would be trained further
+        args.rank = read_config(args.adapter, args.model).get("r", args.rank)
     names = [args.method] if args.method else list(methods.METHODS)
     kinds = [methods.find(name) for name in names]
     sizes = memory.StepSizes(

@@ -6,14 +6,22 @@ import argparse
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 
-from workbench.app.arguments import MODEL_AND_TASK, add, positive, switch, temperature
+from workbench.app.arguments import (
+    ADAPTER,
+    MODEL_AND_TASK,
+    TEMPLATE,
+    add,
+    positive,
+    switch,
+    temperature,
+)
 from workbench.core import WorkbenchError
 
 MODEL = {
     **MODEL_AND_TASK,
-    "--adapter": {"type": Path, "metavar": "DIR", "help": "a peft adapter to put on the model"},
+    **ADAPTER,
+    **TEMPLATE,
     "--4bit": switch("load the model's weights in 4 bits", "four_bit"),
 }
 PROBLEMS = {
@@ -45,7 +53,13 @@ def main(args: argparse.Namespace) -> None:
         )
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
-    policy = load_policy(args.model, adapter=args.adapter, frozen=True, four_bit=args.four_bit)
+    policy = load_policy(
+        args.model,
+        adapter=args.adapter,
+        frozen=True,
+        four_bit=args.four_bit,
+        template=dict(args.template),
+    )
     result = evaluate(policy, task, problems, args.samples, args.seed, temperature=args.temperature)
     if distributed.main():
         print(json.dumps(asdict(result)) if args.json else result)

@@ -9,23 +9,27 @@ The peak memory of a training step on a GPU, part by part, from a model's config
 
 Weights, gradients, optimiser and copies are counted. What the backward pass keeps is counted too,
 not estimated: the model runs without storage (PyTorch's meta device), and every tensor that
-autograd saves is added up. What is left to a rule is the cache of the sampler and the tensors that
+autograd saves, or the sampler's cache, is added up. What is left to a rule are the tensors that
 live for a moment.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import nn
 
-from workbench.core import Method, WorkbenchError
-from workbench.model.learner import peft_adapter
-from workbench.model.loading import source_of, why_not_loaded
+from workbench.core import Method, WorkbenchError, first_line
+from workbench.model.adapters import peft_adapter
+from workbench.model.families import decoder, text_config
+from workbench.model.loading import UNREADABLE, auto_class, source_of, why_not_loaded
 from workbench.model.scores import CHUNK_ELEMENTS
 from workbench.rollouts.sampling import ROWS
 
@@ -57,20 +61,21 @@ class StepSizes:
 
 def skeleton(model: str | Path) -> nn.Module:
     """The model on the meta device: shapes without numbers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     source = source_of(model)
     ALL_ATTENTION_FUNCTIONS.register("counted", _attention)
+    ALL_EXPERTS_FUNCTIONS.register("counted", _experts)
     try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        how = {"attn_implementation": "counted", "experts_implementation": "counted"}
         with torch.device("meta"):
-            net = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(source),
-                dtype=torch.float32,
-                attn_implementation="counted",
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+            net = auto_class(config).from_config(config, dtype=torch.float32, **how)
+    except UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
+    text_config(net.config).pad_token_id = None  # some look for it among the tokens
     return net.eval().requires_grad_(False)
 
 
@@ -81,7 +86,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value):
-        out = torch.empty_like(query)
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(
             query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32)
         )
@@ -90,6 +95,24 @@ class _Attention(torch.autograd.Function):
 
 def _attention(module, query, key, value, attention_mask, **_):
     return _Attention.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+
+class _Experts(torch.autograd.Function):
+    """What grouped products keep of the tokens that are sent to each expert: what goes into each
+    matrix and what comes out; and the matrices, where they are made anew with an adapter.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, sent, *matrices):
+        width = sum(sum(matrix.shape[1:]) for matrix in matrices)
+        ctx.save_for_backward(hidden.new_empty(sent, width), *matrices)
+        return torch.empty_like(hidden)
+
+
+def _experts(module, hidden, top_k_index, top_k_weights):
+    names = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+    matrices = [getattr(module, name) for name in names if hasattr(module, name)]
+    return _Experts.apply(hidden, top_k_index.numel(), *matrices)
 
 
 def predict(
@@ -108,23 +131,39 @@ def predict(
     network is taken to be the same model, frozen.
     """
     wide = 2 if bf16 and mode != "full" else 4
-    net = copy.deepcopy(net).to(torch.bfloat16 if wide == 2 else torch.float32)
-    static = _static(net, method, mode, sizes, wide, bf16)
+    ready = _trainable(net, mode, sizes.rank, wide)
+    static = _static(net, ready, method, mode, sizes, wide, bf16)
     parts = static | {
-        "activations": _training(net, method, sizes, wide),
-        "sampling": _sampling(net, method, sizes, wide),
+        "activations": _training(ready, method, sizes, wide),
+        "sampling": _sampling(ready, method, sizes),
     }
     busy = max(parts["activations"], parts["sampling"])
     return parts | {"peak": sum(static.values()) + busy + CONTEXT}
 
 
-def _static(
-    net: nn.Module, method: Method, mode: str, sizes: StepSizes, wide: int, bf16: bool
-) -> dict[str, float]:
-    """What stays from step to step: weights, what is trained of them, and copies.
+@functools.lru_cache(maxsize=8)
+def _trainable(net: nn.Module, mode: str, rank: int, wide: int) -> nn.Module:
+    """A copy of which ``mode`` says what is trained, in numbers of ``wide`` bytes."""
+    net = copy.deepcopy(net).to(torch.bfloat16 if wide == 2 else torch.float32)
+    if mode == "full":
+        return net.requires_grad_(True)
+    # the adapter's layers are put into the net itself
+    for parameter in peft_adapter(net, rank).parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return net
 
-    Makes ``net`` trainable as ``mode`` says.
-    """
+
+def _static(
+    net: nn.Module,
+    ready: nn.Module,
+    method: Method,
+    mode: str,
+    sizes: StepSizes,
+    wide: int,
+    bf16: bool,
+) -> dict[str, float]:
+    """What stays from step to step: weights, what is trained of them, and copies."""
     head = net.get_output_embeddings()
     linear = sum(
         module.weight.numel()
@@ -133,16 +172,8 @@ def _static(
     )
     count = sum(p.numel() for p in net.parameters())
     weights = wide * (count - linear) + (NF4 if mode == "qlora" else wide) * linear
-    frozen = weights
-    if mode == "full":
-        net.requires_grad_(True)
-        frozen = (2 if bf16 else 4) * count
-    else:
-        # the adapter's layers are put into the net itself
-        for parameter in peft_adapter(net, sizes.rank).parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    frozen = (2 if bf16 else 4) * count if mode == "full" else weights
+    trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
     averaged = method.distil is not None and method.distil.teacher == "teacher"
     return {
         "weights": weights,
@@ -166,47 +197,108 @@ def _training(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> fl
     if method.distil is None:
         return kept + logits + states
     length = sizes.prompt + sizes.new * (1 + method.teacher_prompt_growth)
-    return kept + logits + states + 12 * wide * sizes.rows * length * net.config.hidden_size
+    return kept + logits + states + 12 * wide * sizes.rows * length * width
 
 
-def _sampling(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> float:
-    """The sampler's cache of keys and values, and its logits."""
-    config = net.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def _sampling(net: nn.Module, method: Method, sizes: StepSizes) -> float:
+    """The sampler's cache, and its logits."""
     together = min(ROWS, sizes.prompts * getattr(method, "k", 8))
-    length = sizes.prompt + sizes.new * (1 + method.prompt_growth)
-    a_token = 2 * 2 * config.num_hidden_layers * heads * size * wide
+    length = int(sizes.prompt + sizes.new * (1 + method.prompt_growth))
     logits = 4 * 4 * together * len(net.get_output_embeddings().weight)
-    return a_token * together * length + logits
+    # a step appends by copying
+    return 2 * together * _cached(net, length) + logits
 
 
+@functools.lru_cache
+def _cached(net: nn.Module, length: int) -> float:
+    """Bytes that a row of so many tokens leaves in the cache: keys and values, or states."""
+    from transformers import DynamicCache
+
+    def of_layers(n: int) -> int:
+        cache = DynamicCache(config=net.config)
+        ids = torch.zeros(1, length, dtype=torch.long, device="meta")
+        _run(_with_layers(net, n), input_ids=ids, past_key_values=cache, use_cache=True)
+        return sum(tensor.nbytes for layer in cache.layers for tensor in _tensors(vars(layer)))
+
+    return _each_layer(net, of_layers)[0]
+
+
+def _tensors(values: dict) -> list[torch.Tensor]:
+    """Of a cache's layer: keys, values, and states, which are numbered."""
+    tensors = []
+    for value in values.values():
+        tensors += _tensors(value) if isinstance(value, dict) else [value]
+    return [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
+
+
+@functools.lru_cache
 def activations(net: nn.Module, rows: int, length: int, checkpointing: bool = False) -> int:
     """Bytes that the backward pass of a [rows, length] batch keeps, up to the last hidden state.
 
     With checkpointing: each layer's input, and what one layer keeps while it is made again.
     """
-    layers = net.config.num_hidden_layers
-    if layers <= 2 and not checkpointing:
-        return _saved(net, rows, length)
-    one = _saved(_with_layers(net, 1), rows, length)
-    a_layer = _saved(_with_layers(net, 2), rows, length) - one
-    if checkpointing:
-        return a_layer + layers * rows * length * net.config.hidden_size * net.dtype.itemsize
-    return one + (layers - 1) * a_layer
+    total, largest = _each_layer(net, lambda n: _saved(_with_layers(net, n), rows, length))
+    if not checkpointing:
+        return total
+    width = text_config(net.config).hidden_size
+    return largest + len(_layers(net)) * rows * length * width * net.dtype.itemsize
+
+
+def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, int]:
+    """What all layers take, and the largest of them, from what the first n take.
+
+    Layers of one kind take the same: the first of each kind, beside the very first, is measured.
+    Raises WorkbenchError where a model cannot do without the numbers.
+    """
+    of_layers = functools.cache(of_layers)
+    types = getattr(text_config(net.config), "layer_types", None) or ()
+    kinds = [
+        (tuple(p.shape for p in layer.parameters()), *types[i : i + 1])
+        for i, layer in enumerate(_layers(net))
+    ]
+    first = {kind: kinds.index(kind, 1) for kind in kinds[1:]}
+    try:
+        takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
+        total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
+    except Exception as error:  # a foreign forward pass fails in its own ways
+        raise WorkbenchError(
+            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
+            f"without weights: {first_line(error)}"
+        ) from error
+    return total, max(takes.values(), default=total)
+
+
+def _layers(net: nn.Module) -> nn.ModuleList:
+    """The stack, whatever a family calls it."""
+    lists = [m for m in decoder(net).children() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len)
 
 
 def _with_layers(net: nn.Module, n: int) -> nn.Module:
-    """The model with its first n layers only: they are alike, so two tell about all."""
-    decoder = net.get_decoder()
-    cut = copy.copy(decoder)
-    cut._modules = decoder._modules | {"layers": decoder.layers[:n]}
+    """The decoder with its first n layers only."""
+    stack = _layers(net)
+    cut = copy.copy(decoder(net))
+    cut._modules = {
+        name: module[:n] if module is stack else module for name, module in cut._modules.items()
+    }
     return cut
 
 
-def _saved(decoder: nn.Module, rows: int, length: int) -> int:
+def _run(net: nn.Module, input_ids: torch.Tensor, **how) -> None:
+    """A forward pass without storage."""
+    # peft asks for its device's type, and there is none without storage
+    with mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()):
+        try:
+            net(input_ids=input_ids, **how)
+        except AttributeError:  # MPT's own attention does without no mask
+            rows, length = input_ids.shape
+            mask = torch.zeros(rows, 1, length, length, device="meta")
+            net(input_ids=input_ids, attention_mask=mask, **how)
+
+
+def _saved(net: nn.Module, rows: int, length: int) -> int:
     """Bytes that autograd saves in one forward pass, each storage once, parameters left out."""
-    parameters = {p.untyped_storage()._cdata for p in decoder.parameters()}
+    parameters = {p.untyped_storage()._cdata for p in net.parameters()}
     storages = {}  # by address; held, so that no other gets it
 
     def pack(tensor):
@@ -217,7 +309,7 @@ def _saved(decoder: nn.Module, rows: int, length: int) -> int:
 
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        decoder(input_ids=ids, use_cache=False)
+        _run(net, input_ids=ids, use_cache=False)
     return sum(storage.nbytes() for storage in storages.values())
 
 

@@ -13,12 +13,20 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from workbench.app.arguments import add, positive
+from workbench.app.arguments import ADAPTER, add, named, positive
 from workbench.core import Group, Problem, Task, WorkbenchError
 from workbench.paths import ROOT
 from workbench.records import read_run, write_atomic
 
 ARGUMENTS = {
+    "--model": {
+        "type": named,
+        "default": "data/organism/3m",
+        "metavar": "MODEL",
+        "help": "a folder, a hub id or a GGUF file (default: the organism, data/organism/3m)",
+    },
+    **ADAPTER,
+    "--task": {"default": "arithmetic", "metavar": "NAME", "help": "as workbench train takes it"},
     "--out": {
         "type": Path,
         "default": Path("tour.html"),
@@ -34,13 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    tour(args.out, steps=args.steps, seed=args.seed)
+    tour(
+        args.out,
+        model=args.model,
+        adapter=args.adapter,
+        task=args.task,
+        steps=args.steps,
+        seed=args.seed,
+    )
 
 
 def tour(
     out: str | Path,
     *,
     model: str = "data/organism/3m",
+    adapter: str | Path | None = None,
     task: str = "arithmetic",
     steps: int = 60,
     seed: int = 0,
@@ -53,8 +69,8 @@ def tour(
     """Evaluate, train by GRPO, evaluate again on the same held-out problems; print a table and
     write the page ``out``. Returns the run's folder.
 
-    ``model`` is a hub id, a path, or a path inside this checkout. ``plan`` are further fields of
-    ``TrainConfig``.
+    ``model`` is a hub id, a path, or a path inside this checkout; ``adapter`` is merged into it
+    first. ``plan`` are further fields of ``TrainConfig``.
     """
     from workbench.app.tour_page import Story, tour_page
     from workbench.methods.grpo import GRPO
@@ -66,7 +82,7 @@ def tour(
     out = Path(out)
     method, plan = GRPO(k=k), TrainConfig(steps=steps, seed=seed, **plan)
     task = load_task(task)
-    policy = load_policy(ROOT / model if (ROOT / model).exists() else model)
+    policy = load_policy(_place(model), adapter=adapter)
     learner = Learner(policy, OptimConfig(), seed=seed)
     folder = _fresh_folder(out)
     held_out = task.problems("test", problems, seed)
@@ -74,8 +90,7 @@ def tour(
     say = partial(print, flush=True)
     say(f"1/3  {model} on {problems} held-out problems, {samples} samples each")
     before = sampled("before")
-    size = f"{steps} updates of {plan.prompts} problems x {k} rollouts"
-    say(f"2/3  GRPO: {size}; the run is in {folder}")
+    say(f"2/3  GRPO: {steps} updates of {plan.prompts} x {k} rollouts; the run is in {folder}")
     config = {"model": model, "task": task.name, "optimiser": asdict(learner.settings)}
     fit(method, learner, task, plan, folder, config=config, progress=progress)
     say("3/3  the same problems again")
@@ -84,6 +99,10 @@ def tour(
     write_atomic(out, tour_page(story, folder.relative_to(out.parent)))
     say(f"The page is {out}")
     return folder
+
+
+def _place(model: str) -> str | Path:
+    return ROOT / model if (ROOT / model).exists() else model
 
 
 def _fresh_folder(out: Path) -> Path:

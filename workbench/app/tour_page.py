@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 
 from workbench.core import Group, Problem, Rollout, Task
@@ -22,6 +21,7 @@ from workbench.records import Run
 from workbench.training.run import TrainConfig
 from workbench.viz.curves import learning_curves
 from workbench.viz.html import group_html
+from workbench.viz.markup import escape
 from workbench.viz.page import (
     Section,
     cards,

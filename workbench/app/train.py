@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from workbench.app.arguments import MODEL_AND_TASK, add, folder, named, positive, switch
+from workbench.app.arguments import MODEL_AND_TASK, TEMPLATE, add, folder, named, positive, switch
 from workbench.core import WorkbenchError
 
 WHAT = {
@@ -14,6 +14,13 @@ WHAT = {
         "help": "the name of a file in workbench/methods, such as grpo or sft",
     },
     **MODEL_AND_TASK,
+    "--adapter": {
+        "type": folder,
+        "metavar": "DIR",
+        "help": "a peft adapter to start from, such as runs/sft/adapter: with --lora it is trained "
+        "further (with its own rank), else it is merged into the weights, which are then trained",
+    },
+    **TEMPLATE,
     "--teacher": {
         "type": named,
         "metavar": "PATH_OR_HUB_ID",
@@ -91,6 +98,8 @@ def main(args: argparse.Namespace) -> None:
         )
     task = load_task(args.task)
     learner = _learner(args, optimizer)
+    if args.adapter and distributed.main():
+        print(f"{args.adapter} is {learner.adapter_use}")
     if args.vllm:
         learner.policy.engine = vllm.VLLM(learner.policy)
     config = _config(args, method, optimizer)
@@ -131,7 +140,12 @@ def _learner(args: argparse.Namespace, optimizer):
     if args.teacher:
         expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit)
     policy = load_policy(
-        args.model, frozen=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth
+        args.model,
+        adapter=args.adapter,
+        frozen=bool(args.lora),
+        four_bit=args.four_bit,
+        unsloth=args.unsloth,
+        template=dict(args.template),
     )
     return Learner(
         policy,

@@ -246,7 +246,7 @@ def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
     kept_ids = composition.source.completion_ids[: composition.keep]
     new = composition.transition + composition.continuation
     ids = _tokens(policy, kept_ids, composition.prefix, new)
-    ids += (policy.tokenizer.eos_token_id,)
+    ids += policy.end
     if len(prompt) + len(ids) > policy.context:
         raise WorkbenchError(
             f"the prompt and the correction have {len(prompt) + len(ids)} tokens, "
@@ -257,7 +257,7 @@ def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
         ids,
         (float("nan"),) * len(ids),
         composition.text,
-        task.grade(composition.problem, composition.text),
+        task.grade(composition.problem, policy.opening(prompt) + composition.text),
         origin="edited" if "user" in composition.authors.values() else "correction",
         borrowed=len(ids),
     )
@@ -280,14 +280,13 @@ def _tokens(policy: Policy, kept_ids: tuple[int, ...], prefix: str, new: str) ->
 
     A tokenizer that puts a space before a text of its own reads the two together.
     """
-    tokenizer = policy.tokenizer
+    if policy.foreign(new):
+        raise WorkbenchError(
+            "the reconstruction holds a control token of the tokenizer, or a character "
+            "that it does not know"
+        )
     for head, text in ((kept_ids, new), ((), prefix + new)):
-        ids = head + tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        if set(ids[len(kept_ids) :]) & (set(tokenizer.all_special_ids) | policy.stop_ids):
-            raise WorkbenchError(
-                "the reconstruction holds a control token of the tokenizer, or a character "
-                "that it does not know"
-            )
+        ids = head + policy.text_ids(text)
         if ids[: len(kept_ids)] == kept_ids and policy.decode(ids) == prefix + new:
             return ids
     raise WorkbenchError(

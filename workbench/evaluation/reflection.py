@@ -222,8 +222,7 @@ def _wrong_beginning(policy: Policy, task: Task, group: Group) -> Planted | None
         if error is not None and error.start < error.end:  # not where a step is only missing
             text = rollout.text[: error.end]
             whole_lines = text if text.endswith("\n") else text + "\n"
-            ids = policy.completion_ids(whole_lines)[:-1]  # without the end of the completion
-            return Planted(group.problem, ids)
+            return Planted(group.problem, policy.text_ids(whole_lines))
     return None
 
 

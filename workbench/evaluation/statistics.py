@@ -2,6 +2,7 @@
 
     bootstrap                the mean of independent values, such as problems
     bootstrap_ratio          a ratio of two sums over problems
+    bootstrap_formula        any formula of how often each problem counts
     bootstrap_difference     between the means of two independent sets
     bootstrap_nested         a mean over questions, each of which was run with several seeds
     wilson                   a success rate
@@ -14,7 +15,7 @@ problem are not independent, so it is problems that are resampled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -43,6 +44,24 @@ def bootstrap_ratio(upper: np.ndarray, lower: np.ndarray) -> tuple[float, float]
     counted = below > 0
     low, high = np.quantile(upper[rows].sum(1)[counted] / below[counted], EDGES)
     return float(low), float(high)
+
+
+def bootstrap_formula(
+    formula: Callable[[np.ndarray], np.ndarray], problems: int
+) -> tuple[float, float, float]:
+    """Value and 95 % percentile interval of a number of ``problems`` problems.
+
+    ``formula`` takes [draws, problems], how often each of them counts, and gives [draws]. Draws
+    for which it gives NaN are left out; an interval of none is NaN.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, problems, (DRAWS, problems))
+    counts = (rows[..., None] == np.arange(problems)).sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value, draws = formula(np.ones((1, problems)))[0], formula(counts.astype(float))
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, EDGES) if len(draws) else (np.nan, np.nan)
+    return float(value), float(low), float(high)
 
 
 def bootstrap_difference(

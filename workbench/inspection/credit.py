@@ -40,28 +40,42 @@ class RealisedCredit:
         return RealisedCredit(replace(self.group, rollouts=rollouts), credit, channels)
 
 
-@torch.no_grad()
 def realised_credit(
     learner: Learner | FrozenLearner, group: Group, method: Method
 ) -> RealisedCredit:
     """What ``method`` tells each token of a group that is taken as the whole batch."""
+    return realised_credits(learner, [group], method)[0]
+
+
+@torch.no_grad()
+def realised_credits(
+    learner: Learner | FrozenLearner, groups: Sequence[Group], method: Method
+) -> list[RealisedCredit]:
+    """What ``method`` tells each token of groups that are taken as the whole batch."""
     policy = learner.policy
-    credits = method.credit([group], learner)
-    places = [place for _, place in places_of(credits, [group])]
-    blank = [np.full(len(r.completion_ids), np.nan, np.float32) for r in group.rollouts]
-    realised = list(blank)
+    credits = method.credit(list(groups), learner)
+    places = places_of(credits, groups)
+    realised = _blank(groups)
     for batch in collate(credits, policy.pad_id, ROWS, policy.device):
         loss = method.loss(score(learner, batch, method), batch)
         for i, row in zip(batch.places, loss.credit.cpu().numpy()):
-            realised[places[i]] = row[: len(credits[i].pg)]
-    channels = {}
+            group, rollout = places[i]
+            realised[group][rollout] = row[: len(credits[i].pg)]
+    channels: list[dict[str, tuple[np.ndarray, ...]]] = [{} for _ in groups]
     for name in CHANNELS:
-        numbers = list(blank)
-        for place, credit in zip(places, credits):
-            numbers[place] = getattr(credit, name)
-        if any(np.nan_to_num(row).any() for row in numbers):
-            channels[name] = tuple(numbers)
-    return RealisedCredit(group, tuple(realised), channels)
+        numbers = _blank(groups)
+        for (group, rollout), credit in zip(places, credits):
+            numbers[group][rollout] = getattr(credit, name)
+        for by_name, rows in zip(channels, numbers):
+            if any(np.nan_to_num(row).any() for row in rows):
+                by_name[name] = tuple(rows)
+    return [RealisedCredit(*row) for row in zip(groups, map(tuple, realised), channels)]
+
+
+def _blank(groups: Sequence[Group]) -> list[list[np.ndarray]]:
+    """NaN for each token of each rollout."""
+    lengths = [[len(rollout.completion_ids) for rollout in group.rollouts] for group in groups]
+    return [[np.full(n, np.nan, np.float32) for n in row] for row in lengths]
 
 
 # ---- one question, seen by several methods

@@ -19,6 +19,7 @@ from workbench.model.policy import Policy
 from workbench.rollouts.sampling import Sample, generate
 from workbench.spans import common_prefix
 from workbench.tasks.prompts import parse_synthesis
+from workbench.thoughts import said_aloud, spoken
 
 
 class Rate(NamedTuple):
@@ -94,7 +95,8 @@ class ValueDrop:
     def _rate(self, case: Case, prefix: tuple[int, ...], tails: Sequence[Sample]) -> Rate:
         right = 0
         for tail in tails:
-            text = self.policy.decode(prefix + tail.ids)
+            text = self.policy.opening(case.rollout.prompt_ids)
+            text += self.policy.decode(prefix + tail.ids)
             right += self.task.grade(case.inspection.group.problem, text).correct
         return Rate.of(right, self.samples)
 
@@ -123,7 +125,7 @@ class OwnDiagnosis:
         prompts: dict[int, tuple[int, ...]] = {}
         seeds = []
         for place, case in enumerate(cases):
-            right = [sibling.text for sibling in case.siblings()]
+            right = [spoken(sibling.text) for sibling in case.siblings()]
             if not right:
                 continue
             problem = case.inspection.group.problem
@@ -137,11 +139,12 @@ class OwnDiagnosis:
             max_new = 2 * self.task.max_new
             written = generate(self.policy, list(prompts.values()), seeds, max_new=max_new)
             for place, [sample] in zip(prompts, written):
-                findings[place] = self._read(cases[place], sample)
+                opening = self.policy.opening(prompts[place])
+                findings[place] = self._read(cases[place], sample, opening)
         return findings
 
-    def _read(self, case: Case, sample: Sample) -> Finding:
-        parsed = parse_synthesis(self.policy.decode(sample.ids))
+    def _read(self, case: Case, sample: Sample, opening: str) -> Finding:
+        parsed = parse_synthesis(said_aloud(opening + self.policy.decode(sample.ids)))
         cost = len(sample.ids)
         if not parsed:
             return Finding(cost=cost)

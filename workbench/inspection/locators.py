@@ -17,6 +17,7 @@ workbench/studies/locator_table.py scores them against the truth.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,9 @@ import numpy as np
 
 from workbench.core import Group, Inspection, Rollout, WorkbenchError, coordinates
 from workbench.spans import Decode, Spans, common_prefix, shared_steps
+from workbench.tasks.verify.equations import equations
 
+_WORDS = re.compile(r"[a-z]{2,} [a-z]{2,}")
 BEST = 3  # candidates that a locator names at most
 
 
@@ -44,11 +47,13 @@ class Candidate(NamedTuple):
 class Finding(NamedTuple):
     """Candidates, best first; none where the locator cannot tell.
 
-    ``cost``: tokens generated to find them.
+    ``cost``: tokens generated to find them. ``note``: what is not known of the locator on this kind
+    of text; "" where it was scored on it.
     """
 
     candidates: tuple[Candidate, ...] = ()
     cost: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,13 @@ class Case:
             for i, r in enumerate(self.inspection.group.rollouts)
             if i != self.index and r.verdict.correct
         ]
+
+    def sibling_deltas(self) -> list[np.ndarray]:
+        """[T] Delta of the other rollouts that are correct, where the teacher read them."""
+        deltas = self.inspection.layers["delta"]
+        rollouts = self.inspection.group.rollouts
+        right = [i for i, r in enumerate(rollouts) if i != self.index and r.verdict.correct]
+        return [deltas[i] for i in right if np.isfinite(deltas[i]).any()]
 
     def candidate(self, token: int, score: float) -> Candidate:
         return Candidate(self.layout.step_of(token), token, float(score))
@@ -116,9 +128,19 @@ def locate(
     cases = [Case(inspection, i, decode) for i in rollouts]
     found: dict[int, dict[str, Finding]] = {i: {} for i in rollouts}
     for locator in locators:
-        for i, finding in zip(rollouts, locator.locate(cases)):
-            found[i][locator.name] = finding
+        for i, case, finding in zip(rollouts, cases, locator.locate(cases)):
+            note = "" if isinstance(locator, Truth) else scope(case.layout.text)
+            found[i][locator.name] = finding._replace(note=note)
     return found
+
+
+def scope(text: str) -> str:
+    """What a reader must know who sees a locator's answer on such a text.
+
+    Locators were scored on sums (data/locators.md) and on sentences with equations in them
+    (data/words/locators.md).
+    """
+    return "" if equations(text) else "not validated on text without written equations"
 
 
 @dataclass(frozen=True)
@@ -170,6 +192,10 @@ class SustainedNegative:
     token at which S last left 0 before the first alarm. One unlikely token (a third as likely to
     the teacher) suffices, and so do many slightly unlikely ones. Score: the largest S before it is
     0 again.
+
+    In free text the teacher, who has read other words, disagrees with right answers as well. So
+    there the group's right rollouts are the baseline: an alarm is above the median of the highest S
+    that each of them reaches.
     """
 
     drift: float = 0.05  # nats a token that are forgiven
@@ -180,15 +206,24 @@ class SustainedNegative:
         return [self._one(case, case.delta(self.name)) for case in cases]
 
     def _one(self, case: Case, delta: np.ndarray) -> Finding:
+        baseline = case.sibling_deltas() if in_words(case.layout.text) else []
+        alarm = max(self.alarm, float(np.median([*map(self._highest, baseline)] or [0.0])))
         total, onset, peak = 0.0, 0, 0.0
         for t, value in enumerate(np.nan_to_num(delta)):
             if total == 0.0:
-                if peak >= self.alarm:
+                if peak >= alarm:
                     break
                 onset, peak = t, 0.0
             total = max(0.0, total - float(value) - self.drift)
             peak = max(peak, total)
-        return Finding((case.candidate(onset, peak),)) if peak >= self.alarm else Finding()
+        return Finding((case.candidate(onset, peak),)) if peak >= alarm else Finding()
+
+    def _highest(self, delta: np.ndarray) -> float:
+        total = peak = 0.0
+        for value in np.nan_to_num(delta):
+            total = max(0.0, total - float(value) - self.drift)
+            peak = max(peak, total)
+        return peak
 
 
 @dataclass(frozen=True)
@@ -196,28 +231,35 @@ class Divergence:
     """The first step in which the rollout leaves the nearest correct sibling: the one with the most
     leading steps in common.
 
-    Steps are the same when they hold the same numbers (without numbers: the same words). Score:
-    steps in common. The point is the first character in which the two steps differ; in free text
-    the wording differs sooner than the reckoning does.
+    Free text leaves it at the first written equation whose result the sibling never has; elsewhere
+    steps are the same when they hold the same numbers (without numbers: the same words), and the
+    point is the first character in which they differ. Score: steps (results) in common.
     """
 
     name: str = "divergence"
 
     def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [
-            best_of_steps(
-                sorted(
-                    (
-                        self._leaves(case, Spans(sibling, case.decode))
-                        for sibling in case.siblings()
-                    ),
-                    key=lambda candidate: -candidate.score,
-                )
-            )
-            for case in cases
-        ]
+        return [self._one(case) for case in cases]
 
-    def _leaves(self, case: Case, sibling: Spans) -> Candidate:
+    def _one(self, case: Case) -> Finding:
+        siblings = [Spans(sibling, case.decode) for sibling in case.siblings()]
+        text = case.layout.text
+        by_results = in_words(text) and equations(text)
+        leaves = self._by_results if by_results else self._by_steps
+        candidates = [leaves(case, sibling) for sibling in siblings]
+        return best_of_steps(sorted(candidates, key=lambda candidate: -candidate.score))
+
+    def _by_results(self, case: Case, sibling: Spans) -> Candidate:
+        """Where a result is the sibling's, the way to it is not asked."""
+        theirs = {equation.result for equation in equations(sibling.text)}
+        text = case.layout.text
+        for shared, equation in enumerate(equations(text)):
+            if equation.result not in theirs:
+                return case.candidate(case.layout.token_at(equation.start), shared)
+        # the results are right, so what was made of them is not: the last thing said
+        return case.candidate(case.layout.token_at(len(text.rstrip()) - 1), len(equations(text)))
+
+    def _by_steps(self, case: Case, sibling: Spans) -> Candidate:
         layout = case.layout
         shared = shared_steps(layout.lines, sibling.lines)
         if shared == len(layout.steps):
@@ -229,6 +271,11 @@ class Divergence:
             else 0
         )
         return case.candidate(layout.token_at(min(own.start + same, own.end - 1)), shared)
+
+
+def in_words(text: str) -> bool:
+    """Free text, whose wording says nothing of its reckoning."""
+    return bool(_WORDS.search(text))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,15 @@ from importlib import import_module
 from workbench.core import Method, WorkbenchError
 
 METHODS = {
+    "cast": "CAST",
+    "credit": "CREDIT",
     "grpo": "GRPO",
     "kd": "KD",
     "luffy": "LUFFY",
     "opd": "OPD",
+    "rlcsd": "RLCSD",
+    "rlrt": "RLRT",
+    "rlsd": "RLSD",
     "scope": "SCOPE",
     "sdpo": "SDPO",
     "sft": "SFT",

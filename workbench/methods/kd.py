@@ -58,7 +58,9 @@ class KD(Method):
         require_teacher(learner, self.teacher, "KD")
         groups = []
         for group in sample_groups(learner.expert, task, problems, self.k, seed):
-            rollouts = tuple(adopted(learner.policy, group.problem, r) for r in group.rollouts)
+            rollouts = tuple(
+                adopted(learner.policy, group.problem, r, learner.expert) for r in group.rollouts
+            )
             tokens = float(sum(len(rollout.completion_ids) for rollout in rollouts))
             groups.append(Group(group.problem, rollouts, {"expert_tokens": tokens}))
         return groups
@@ -71,16 +73,33 @@ class KD(Method):
         return SFT().loss(scores, batch)
 
 
-def adopted(policy: Policy, problem: Problem, rollout: Rollout) -> Rollout:
+def adopted(policy: Policy, problem: Problem, rollout: Rollout, teacher: Policy) -> Rollout:
     """What another model with the same tokenizer wrote, after the policy's own prompt.
 
-    None of its tokens is the policy's. Raises WorkbenchError when it does not fit the context.
+    None of its tokens is the policy's. Where their templates end turns or open thoughts otherwise,
+    it is written as the policy's does. Raises WorkbenchError when it does not fit the context.
     """
-    prompt, size = policy.prompt_ids(problem.messages), len(rollout.completion_ids)
+    prompt, ids, text = policy.prompt_ids(problem.messages), rollout.completion_ids, rollout.text
+    opening = teacher.opening(rollout.prompt_ids)
+    if opening != policy.opening(prompt):
+        text = opening + text if opening else policy.aloud(prompt, text)
+        ids = policy.text_ids(text) + policy.end * rollout.finished
+    elif rollout.finished and teacher.end != policy.end:
+        end = teacher.end if ids[-len(teacher.end) :] == teacher.end else ids[-1:]
+        ids = ids[: -len(end)] + policy.end
+    size = len(ids)
     if len(prompt) + size > policy.context:
         raise WorkbenchError(
             f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
             f"tokens, more than the model's context of {policy.context}"
         )
     unscored = (float("nan"),) * size
-    return replace(rollout, prompt_ids=prompt, logprobs=unscored, origin="expert", borrowed=size)
+    return replace(
+        rollout,
+        prompt_ids=prompt,
+        completion_ids=ids,
+        logprobs=unscored,
+        text=text,
+        origin="expert",
+        borrowed=size,
+    )

@@ -15,7 +15,7 @@ baseline and no clip. Any k: SCOPE's paper ran it with k = 1 against k = 8 of it
 rollouts it is k = 8.
 
 The teacher is the learner's expert, any policy with the same tokenizer, or the policy as it was
-loaded (with LoRA: the base, its adapter off). OPSD, whose teacher is the policy itself under a
+loaded. OPSD, whose teacher is the policy itself under a
 prompt that holds a solution, is SDPO(teacher="frozen", demonstration="reference"): see sdpo.py.
 
 Differs from the paper: nothing known. From the released scripts: both are at temperature 1 (they
@@ -77,18 +77,10 @@ class OPD(Method):
         answers = teacher_logprobs(learner, asked, self.teacher)
         rollouts = [r for r, logp in zip(asked, answers) if logp is not None]
         if self.form == "logit":
-            self._refuse_small_head(learner)
             return [Credit.of(r, kl=1.0, teacher_prompt_ids=r.prompt_ids) for r in rollouts]
         teacher = [logp for logp in answers if logp is not None]
         student = [logp for logp, _ in rescore(learner.policy, rollouts)]
         return [Credit.of(r, pg=q - p) for r, q, p in zip(rollouts, teacher, student)]
-
-    def _refuse_small_head(self, learner) -> None:
-        if self.teacher == "expert" and len(learner.expert.head) < len(learner.policy.head):
-            raise WorkbenchError(
-                f"the teacher {learner.expert.name} has fewer outputs than "
-                f"{learner.policy.name}: form=logit cannot compare them"
-            )
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         """Metrics, means over tokens:
@@ -150,4 +142,5 @@ def teacher_logprobs(learner, rollouts: Sequence[Rollout], which: str) -> list[n
 
 
 def _fits(rollout: Rollout, teacher: Policy) -> bool:
-    return len(rollout.prompt_ids) + len(rollout.completion_ids) <= teacher.context
+    ids = rollout.prompt_ids + rollout.completion_ids
+    return len(ids) <= teacher.context and max(ids) < len(teacher.head)

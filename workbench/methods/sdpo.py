@@ -1,6 +1,7 @@
 r"""SDPO: self-distillation policy optimisation.
 
-arXiv 2601.20802 v2 (and the authors' code); SRPO routing: 2604.02288; OPSD: 2601.18734
+arXiv 2601.20802 v2 (and the authors' code); SRPO routing: 2604.02288; OPSD: 2601.18734;
+pass-rate weights (SC-SDPO): 2605.27765; ascent (AntiSD): 2605.11609; onset (ROSD): 2605.28014
 
     q         = pi_theta'(. | reprompt(x, demonstration or feedback), y_<t)
                 theta': weights that follow theta slowly
@@ -43,7 +44,16 @@ Differs from the paper and its code:
 - srpo: one mean over all tokens of the batch, and exp(-H(q_t)) has mean 1 over each rollout, so
   that micro-batches do not change it.
 
-OPSD is SDPO(teacher="frozen", demonstration="reference").
+OPSD is SDPO(teacher="frozen", demonstration="reference"). Of three more papers the abstracts were
+read, not the whole text, and each is one factor on w_t:
+
+- SC-SDPO, ``by_pass_rate``: [p (1 - p)]^(1/2) of a problem, p the share of its group that is right,
+  with mean 1 over the rollouts of the batch that are distilled;
+- AntiSD, ``ascend``: -1, the divergence from the hinted teacher grows (as a term beside GRPO: mix);
+  a token where the teacher's entropy is not above ``gate`` nats is left out. The gate is by token
+  (our reading: the paper switches the term off when the teacher's entropy collapses);
+- ROSD, ``onset``: 0 before the first step that the nearest right sibling does not have (the locator
+  "divergence"), and on right rollouts. The paper's hint is a short corrective idea; ours is SDPO's.
 """
 
 from __future__ import annotations
@@ -53,6 +63,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
+import numpy as np
 import torch
 
 from workbench.core import (
@@ -71,8 +82,9 @@ from workbench.core import (
 from workbench.methods.grpo import GRPO
 from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
+from workbench.spans import Spans, shared_steps, step_texts
 from workbench.tasks.prompts import reprompt
-from workbench.thoughts import said_aloud
+from workbench.thoughts import spoken
 
 Form = Literal["logit", "token", "sequence"]
 Teacher = Literal["ema", "mixed", "frozen", "live"]
@@ -100,6 +112,10 @@ class SDPO(Method):
     cap: float = 2.0  # largest importance weight
     advantage_clip: float = math.inf  # largest credit of any token of the vocabulary
     aggregate: Aggregate = "token"
+    by_pass_rate: bool = False  # SC-SDPO: problems that are right half of the time count most
+    ascend: bool = False  # AntiSD: away from the teacher
+    gate: float = 0.0  # where it ascends: nats of the teacher's entropy that a token needs
+    onset: bool = False  # ROSD: only wrong rollouts, and only from where they went wrong
 
     teacher_prompt_growth = 1  # the demonstration
 
@@ -111,6 +127,8 @@ class SDPO(Method):
             )
         if not all(0 <= share <= 1 for share in (self.a, self.mix, self.trust)):
             raise WorkbenchError("SDPO takes a, mix and trust from 0 to 1")
+        if (self.ascend and self.srpo) or not 0 <= self.gate < math.inf:
+            raise WorkbenchError("SDPO takes ascend or srpo, not both, and gate of 0 or more")
         if self.srpo and self.mix:
             raise WorkbenchError(
                 "SDPO takes srpo or mix, not both: srpo gives each rollout to one of the two losses"
@@ -137,7 +155,8 @@ class SDPO(Method):
         texts = self._demonstrations(group, i)
         group_texts = [r.text for r in group.rollouts]
         draw = Random(coordinates("demonstration", group.problem.id, i, *group_texts))
-        demonstration = _without_thoughts(draw.choice(texts)) if texts else ""
+        asked = group.problem.messages[-1]["content"] + group.problem.messages[0]["content"]
+        demonstration = _unless_blank(spoken(draw.choice(texts), asked)) if texts else ""
         if self.feedback == "always" or (self.feedback == "fallback" and not demonstration):
             return demonstration, _unless_blank(rollout.verdict.feedback)
         return demonstration, ""
@@ -167,10 +186,27 @@ class SDPO(Method):
                 prompt = prompts[key]
                 taught = prompt is not None
                 pg = 0.0 if self.srpo and taught else pg
-                credits.append(
-                    Credit.of(rollout, pg=pg, kl=float(taught), teacher_prompt_ids=prompt)
-                )
+                kl = taught * self.sign * self.onset_mask(learner.policy, group, i)
+                credits.append(Credit.of(rollout, pg=pg, kl=kl, teacher_prompt_ids=prompt))
+        if self.by_pass_rate:
+            credits = pass_rate_weighted(credits, groups)
         return credits
+
+    @property
+    def sign(self) -> float:
+        return -1.0 if self.ascend else 1.0
+
+    def onset_mask(self, policy, group: Group, i: int) -> np.ndarray | float:
+        """[T] 1 from where rollout i leaves its nearest right sibling; 0 where it was right."""
+        rollout = group.rollouts[i]
+        if not self.onset:
+            return 1.0
+        if rollout.verdict.correct:
+            return 0.0
+        spans = Spans(rollout, policy.decode)
+        right = [step_texts(r.text) for r in group.rollouts if r.verdict.correct]
+        shared = max((shared_steps(spans.lines, lines) for lines in right), default=0)
+        return (np.arange(len(rollout.completion_ids)) >= spans.first_token(shared)).astype(float)
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         objective, coefficient = self.objective(scores, batch)
@@ -205,6 +241,8 @@ class SDPO(Method):
         off_sampler = torch.where(sampled, old_logp - batch.sampler_logp, 0.0).exp()
         off_policy = (logp - old_logp).exp()
         weight = kl * off_policy.clamp(max=self.cap) * off_sampler.clamp(max=self.cap)
+        if self.ascend:
+            weight = weight * (scores.teacher_entropy > self.gate)
         lengths = batch.mask.sum(-1, keepdim=True)
         if self.srpo:
             sure = (-scores.teacher_entropy).exp() * batch.mask
@@ -278,9 +316,16 @@ class SDPO(Method):
         }
 
 
-def _without_thoughts(text: str) -> str:
-    said = said_aloud(text)
-    return _unless_blank(said if said == text else said.lstrip())
+def pass_rate_weighted(credits: list[Credit], groups: list[Group]) -> list[Credit]:
+    """SC-SDPO: each problem's ``kl`` times [p (1 - p)]^(1/2), with mean 1 over its rollouts."""
+    weights = []
+    for group in groups:
+        rate = np.mean([rollout.verdict.correct for rollout in group.rollouts])
+        weights += [math.sqrt(rate * (1 - rate))] * len(group.rollouts)
+    pairs = list(zip(credits, weights, strict=True))
+    counted = [weight for credit, weight in pairs if credit.kl.any()]
+    mean = float(np.mean(counted)) if any(counted) else 1.0
+    return [replace(c, kl=(c.kl * weight / mean).astype(np.float32)) for c, weight in pairs]
 
 
 def _unless_blank(text: str) -> str:
@@ -303,6 +348,7 @@ def teacher_prompt(
         longer = max(texts, key=lambda name: len(texts[name]))
         tokens = policy.completion_ids(texts[longer])[:-1]
         shorter = policy.decode(tokens[: max(0, len(tokens) - (len(ids) - room))])
+        shorter = shorter[: len(texts[longer]) - 1]  # an end of several tokens was cut, not this
         # a cut inside a character would come back longer
         texts[longer] = _unless_blank(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))
     return None

@@ -4,10 +4,11 @@ r"""SFT: supervised fine-tuning on expert solutions.
 
 Realised credit of a token: 1 on every token of the expert solution, right or wrong, likely or not:
 what reinforcement learning is compared with. SFT-then-RL is two runs, the second on the model that
-the first left:
+the first left, or from its adapter:
 
     workbench train sft --model MODEL --out runs/sft ...
     workbench train grpo --model runs/sft/model --out runs/sft-grpo ...
+    workbench train grpo --model M --adapter runs/sft/adapter --lora 16 ...
 
 Choice: the mean is over all tokens of the batch; each epoch-free step draws its problems like every
 other method, so steps compare.

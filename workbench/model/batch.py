@@ -9,12 +9,23 @@ rescore   what any policy says of completions, without gradient
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.core import CHANNELS, Batch, Credit, Distil, Method, Packed, Rollout, Scores
+from workbench.core import (
+    CHANNELS,
+    Batch,
+    Credit,
+    Distil,
+    Method,
+    Packed,
+    Rollout,
+    Scores,
+    WorkbenchError,
+)
 from workbench.model import distributed, llama
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
@@ -143,6 +154,11 @@ def states(policy: Policy, packed: Packed) -> Tensor:
         hidden = llama.completion_states(policy, *zip(*distinct))
         by_row = dict(zip(distinct, hidden.split([len(completion) for _, completion in distinct])))
         return torch.cat([by_row[row] for row in packed.rows])
+    if packed.input_ids.shape[1] > policy.context:
+        raise WorkbenchError(
+            f"a prompt and its completion have {packed.input_ids.shape[1]} tokens, more than the "
+            f"model's context of {policy.context}"
+        )
     # right padding after a causal model's real tokens: no mask needed
     hidden = policy.hidden(packed.input_ids)
     index = packed.gather[..., None].expand(-1, -1, hidden.shape[-1])
@@ -151,8 +167,8 @@ def states(policy: Policy, packed: Packed) -> Tensor:
 
 def logp_and_entropy(policy: Policy, packed: Packed) -> tuple[Tensor, Tensor]:
     """[B, T] log-prob and entropy (nats) of every completion token, 0 where padded."""
-    hidden = states(policy, packed)
-    logp, entropy = token_scores(hidden, policy.head, packed.targets[packed.mask])
+    hidden, targets = states(policy, packed), packed.targets[packed.mask]
+    logp, entropy = token_scores(hidden, policy.head, targets, policy.logits.cap)
     return spread(packed.mask, logp), spread(packed.mask, entropy)
 
 
@@ -170,14 +186,26 @@ def score(learner: Learner, batch: Batch, method: Method | None = None) -> Score
     if distil is not None:
         teacher = _read(learner, batch, distil)
     hidden = states(learner.policy, batch)
-    logp, entropy = token_scores(hidden, learner.policy.head, batch.targets[batch.mask])
+    head, cap = learner.policy.head, learner.policy.logits.cap
+    logp, entropy = token_scores(hidden, head, batch.targets[batch.mask], cap)
     compared = {} if distil is None else _compare(learner, batch, hidden, teacher, distil)
     return Scores(
         spread(batch.mask, logp), spread(batch.mask, entropy), reference=reference, **compared
     )
 
 
-def _read(learner: Learner, batch: Batch, distil: Distil) -> tuple[Tensor, Tensor] | None:
+class Teacher(NamedTuple):
+    """What ``divergence`` takes of one: [N, E] states and [V, E] head whose products are its
+    logits, soft-capped to ``cap``; ``trust`` where they are those of two models.
+    """
+
+    hidden: Tensor
+    head: Tensor
+    cap: float = 0.0
+    trust: float | None = None
+
+
+def _read(learner: Learner, batch: Batch, distil: Distil) -> Teacher | None:
     """What the teacher says of the rollouts that it has a prompt for; None where there are none."""
     taught = [
         (credit.teacher_prompt_ids, credit.rollout.completion_ids)
@@ -196,7 +224,7 @@ def _compare(
     learner: Learner,
     batch: Batch,
     hidden: Tensor,
-    teacher: tuple[Tensor, Tensor] | None,
+    teacher: Teacher | None,
     distil: Distil,
 ) -> dict[str, Tensor]:
     """The fields of ``Scores`` that a teacher fills.
@@ -210,12 +238,15 @@ def _compare(
     taught = batch.mask & torch.tensor(has_teacher, device=batch.mask.device)
     compared = divergence(
         hidden[taught[batch.mask]],
-        learner.policy.head,
-        *teacher,
+        _first_rows(learner.policy.head, len(teacher.head)),
+        teacher.hidden,
+        teacher.head,
         batch.targets[taught],
         distil.alpha,
         distil.top_k,
         distil.clip,
+        (learner.policy.logits.cap, teacher.cap),
+        teacher.trust,
     )
     columns = {
         "teacher": compared.teacher,
@@ -228,26 +259,33 @@ def _compare(
 
 
 @torch.no_grad()
-def _teacher(learner: Learner, packed: Packed, distil: Distil) -> tuple[Tensor, Tensor]:
-    """[N, E] states and [V, E] head whose product are the teacher's logits.
+def _teacher(learner: Learner, packed: Packed, distil: Distil) -> Teacher:
+    """A geometric mixture of two distributions is the softmax of the mixture of their logits.
 
-    A geometric mixture of two distributions is the softmax of the mixture of their logits. That is
-    one product again: of mixed states where the two share a head, else of the states side by side
-    with the heads side by side.
+    That is one product again: of mixed states where the two share a head, else of the states side
+    by side with the heads side by side. Logits that are soft-capped are mixed after it.
     """
     if distil.teacher == "expert":
-        # models of one family may pad their heads to different sizes: the rows after the policy's
-        # are no tokens
-        head = learner.expert.head[: len(learner.policy.head)].detach()
-        return states(learner.expert, packed), head
+        # models of one family may have heads of different sizes: over the rows that both have
+        head = _first_rows(learner.expert.head, len(learner.policy.head)).detach()
+        return Teacher(states(learner.expert, packed), head, learner.expert.logits.cap)
+    cap = learner.policy.logits.cap
     if distil.teacher != "mixed":
-        return _states_and_head(learner, packed, distil.teacher)
+        return Teacher(*_states_and_head(learner, packed, distil.teacher), cap)
     reference, head = _states_and_head(learner, packed, "reference")
     policy, policy_head = _states_and_head(learner, packed, "policy")
-    if head.data_ptr() == policy_head.data_ptr():
-        return torch.lerp(reference, policy, distil.trust), policy_head
+    shared = head.data_ptr() == policy_head.data_ptr()
+    heads = policy_head if shared else torch.cat([head, policy_head], -1)
+    if cap:
+        return Teacher(torch.cat([reference, policy], -1), heads, cap, distil.trust)
+    if shared:
+        return Teacher(torch.lerp(reference, policy, distil.trust), policy_head)
     mixture = torch.cat([reference * (1 - distil.trust), policy * distil.trust], -1)
-    return mixture, torch.cat([head, policy_head], -1)
+    return Teacher(mixture, heads)
+
+
+def _first_rows(head: Tensor, rows: int) -> Tensor:
+    return head if len(head) <= rows else head[:rows]
 
 
 def _states_and_head(learner: Learner, packed: Packed, which: str) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ import atexit
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -282,7 +282,7 @@ def total(numbers: Tensor) -> Tensor:
     return numbers
 
 
-def fingerprint(tensors: Sequence[Tensor]) -> list[int]:
+def fingerprint(tensors: Iterable[Tensor]) -> list[int]:
     """The sum of each tensor's bits, read as whole numbers: exact, in any order, on any device."""
     bits = (tensor.detach().contiguous().view(_BITS[tensor.element_size()]) for tensor in tensors)
     return torch.stack([numbers.sum(dtype=torch.int64) for numbers in bits]).tolist()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from workbench.core import WorkbenchError
 from workbench.model import gguf_metadata
+from workbench.records import seal
 
 SMOLLM2 = "smollm2"
 PROBE = "A b  12 345,\n\n6: d'accord é中 <|x|>"  # text that tokenizers cut differently
@@ -65,6 +66,7 @@ def _convert(file: Path, target: Path) -> None:
     fresh = target.with_name(f".{target.name}-{os.getpid()}.partial")
     try:
         _write(file, fresh)
+        seal(fresh)
         os.replace(fresh, target)
     # a format, an architecture or a quantisation that transformers does not know, a full disk
     except Exception as error:
@@ -86,13 +88,16 @@ def _write(file: Path, folder: Path) -> None:
     reader = GGUFReader(file)
     fields = {key: field.contents() for key, field in reader.fields.items()}
     gguf_metadata.check_file(fields)
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name, trust_remote_code=False
+    )
     gguf_metadata.cut_digits(fields, tokenizer)
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     gguf_metadata.check_config(fields, config.get_text_config(), tokenizer)
-    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # each is looked at below
+    # each is looked at below
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     model, report = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, **how
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False, **how
     )
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     gguf_metadata.check_tensors(tensors, model, report)

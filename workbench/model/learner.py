@@ -1,10 +1,10 @@
 """A learner: a policy with an optimiser, a frozen reference and an EMA teacher.
 
-With LoRA, policy, reference and teacher are one frozen base: the reference is the base with its
-adapters off, the teacher a second adapter. The base may be kept in bf16, or in 4 bits a weight
-(QLoRA, arXiv 2305.14314); the adapters are fp32 always. With full fine-tuning the reference is a
-frozen copy of the weights as they were loaded, and the teacher one more, made when it is first
-asked for.
+The reference is a frozen copy of what is trained as it was at the start, and the teacher one more,
+made when it is first asked for: of all weights, or with LoRA of the adapter's, on one frozen base
+for all three. (A fresh adapter adds nothing, so there the reference is the base with its adapter
+off.) The base may be kept in bf16, or in 4 bits a weight (QLoRA, arXiv 2305.14314); the adapters
+are fp32 always. What becomes of an adapter that the policy was loaded with: adapters.py.
 
     OptimConfig      AdamW, and how fast the teacher follows
     Learner          what is trained; ``weights`` lends the network with another set of weights
@@ -26,10 +26,20 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed
+from workbench.model import distributed, templates
+from workbench.model.adapters import (
+    has_adapter,
+    merge,
+    peft_adapter,
+    save_adapter,
+    short,
+    trained_weights,
+    why_not_trained,
+)
 from workbench.model.loading import import_unsloth
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
+from workbench.records import seal
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,10 @@ class OptimConfig:
 class Learner:
     """The trainable policy.
 
-    ``lora``: rank of the adapter to train (0: all weights). ``expert``: another, stronger policy to
-    learn from. ``checkpointing``: keep one state a layer for the backward pass and make the others
+    ``lora``: rank of the adapter to train (0: all weights); one that the policy was loaded with is
+    trained further with the rank that it has, and merged first where all weights are trained.
+    ``adapter_use`` says which. ``expert``: another, stronger policy to learn from.
+    ``checkpointing``: keep one state a layer for the backward pass and make the others
     again. ``shard``: split everything that is trained, and a frozen base, over the processes
     (shard.py); so does accelerate launch --use_fsdp.
 
@@ -78,30 +90,39 @@ class Learner:
         distributed.start()
         shard = shard or distributed.fsdp(os.environ)
         _refuse(policy, optimizer, lora, expert, shard)
+        if expert is not None:
+            templates.follow(expert, policy)
+        self.adapter_use = _start_from_adapter(policy, lora)
         self.policy = policy
         self.settings = optimizer
         self.lora = lora
         self.expert = expert
         self.skipped = 0  # updates not made because a gradient was not finite
-        if lora:
+        self.steps = 0  # calls of ``step`` in this process
+        self._fresh = bool(lora) and not self.adapter_use
+        if self._fresh:
             policy.model = _with_adapter(policy, lora, seed)
-            if shard:
-                _add_teacher(policy.model)  # what is added later would not be split
+        elif lora:
+            trained_weights(policy.model)
         else:
             policy.model.requires_grad_(True)
+        self._origin = _origin(policy.model, bool(lora))
         policy.model.eval()  # no dropout: the sampler and the trainer must agree
         policy.checkpointing = checkpointing
         self.placement = Sharded(policy) if shard else Replicated(policy)
-        self.parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        named = policy.model.named_parameters()
+        self._trained = {name: p for name, p in named if p.requires_grad}
+        self.parameters = list(self._trained.values())
         self.optimizer = _adamw(self.parameters, optimizer)
         self._teacher: dict[str, Tensor] | None = None  # made when it is first asked for
         self._start = {name: p.detach().clone() for name, p in self._weights().items()}
 
     def _weights(self) -> dict[str, Tensor]:
         """What is trained, by name: all weights, or the adapter's."""
-        if self.lora:
-            return _adapter_weights(self.policy.model, "default")
-        return dict(self.policy.model.named_parameters())
+        if not self.lora:
+            return dict(self._trained)
+        [adapter] = self.policy.model.active_adapters
+        return {short(name, adapter): p for name, p in self._trained.items()}
 
     def gathered(self) -> AbstractContextManager[None]:
         """A with block in which a sharded policy's weights are all here, to sample and read with.
@@ -124,20 +145,10 @@ class Learner:
     def _exchanged(self, which: str) -> AbstractContextManager:
         if which == "policy":
             return nullcontext()
-        if which == "teacher":
-            teacher = self._make_teacher()
-            return self._teacher_adapter() if self.lora else self.placement.exchanged(teacher)
-        if self.lora:
+        if which == "reference" and self._fresh:
             return self.policy.model.disable_adapter()
-        return self.placement.exchanged(self._start)
-
-    @contextmanager
-    def _teacher_adapter(self) -> Iterator[None]:
-        self.policy.model.set_adapter("teacher", inference_mode=True)
-        try:
-            yield
-        finally:
-            self.policy.model.set_adapter("default")
+        weights = self._make_teacher() if which == "teacher" else self._start
+        return self.placement.exchanged(self._weights(), weights)
 
     @torch.no_grad()
     def _make_teacher(self) -> dict[str, Tensor]:
@@ -146,14 +157,7 @@ class Learner:
         It starts as the policy started, whenever it is first asked for; after that only
         ``update_teacher`` changes it.
         """
-        if self._teacher is not None:
-            return self._teacher
-        if self.lora:
-            _add_teacher(self.policy.model)
-            self._teacher = _adapter_weights(self.policy.model, "teacher")
-            for name, weight in self._teacher.items():
-                weight.copy_(self._start[name])
-        else:
+        if self._teacher is None:
             self._teacher = {name: weight.clone() for name, weight in self._start.items()}
         return self._teacher
 
@@ -184,6 +188,7 @@ class Learner:
         Returns the gradient norm before clipping; an update with a norm that is not finite is
         skipped and counted (on every rank: all have the same sum).
         """
+        self.steps += 1
         self.placement.sum_gradients(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if math.isfinite(norm):
@@ -211,22 +216,24 @@ class Learner:
         model = self.policy.model
         weights = None  # those in the model
         if not self.policy.gathered:
-            trained = ".default." if self.lora else ""
-            weights = {name: p for name, p in model.state_dict().items() if trained in name}
-            weights = gather_tree(weights)
+            weights = gather_tree(dict(self._trained) if self.lora else model.state_dict())
         if not distributed.main():
             return
         if self.lora:
-            model.save_pretrained(folder, selected_adapters=["default"], state_dict=weights)
+            save_adapter(model, folder, weights)
         else:
             model.save_pretrained(folder, state_dict=weights)
-            self.policy.tokenizer.save_pretrained(folder)
+        tokenizer = self.policy.tokenizer
+        # one that came with the adapter goes on with it
+        if not self.lora or str(tokenizer.name_or_path) == self.policy.adapter:
+            tokenizer.save_pretrained(folder)
+        seal(folder)
 
     def state(self) -> dict:
         """Everything that training goes on from, bit for bit.
 
-        Trainable weights, optimiser, teacher, counters. The tensors are the live ones; of a sharded
-        policy whole copies, on rank 0, and all ranks call this.
+        Trainable weights, optimiser, teacher, counters, and of which weights all began. The tensors
+        are the live ones; of a sharded policy whole copies, on rank 0, and all ranks call this.
         """
         return gather_tree(
             {
@@ -234,7 +241,10 @@ class Learner:
                 "optimiser": self.optimizer.state_dict(),
                 "teacher": None if self._teacher is None else _detached(self._teacher),
                 "skipped": self.skipped,
+                "origin": self._origin,
             }
+            # the reference, were the adapter's folder to change
+            | ({"start": _detached(self._start)} if self.lora and not self._fresh else {})
         )
 
     @torch.no_grad()
@@ -242,15 +252,21 @@ class Learner:
         """Raises WorkbenchError when ``state`` is of another model or adapter."""
         weights = self._weights()
         saved = state["trainable"]
-        if weights.keys() != saved.keys() or any(
-            p.shape != saved[name].shape for name, p in weights.items()
-        ):
+        shapes = {name: p.shape for name, p in weights.items()}
+        begun_alike = ("start" in state) == (bool(self.lora) and not self._fresh)
+        if not begun_alike or shapes != {name: p.shape for name, p in saved.items()}:
             raise WorkbenchError(
-                "the checkpoint belongs to another model (or another LoRA rank): its "
-                "weights do not fit"
+                "the checkpoint belongs to another model (or another LoRA rank, or one with "
+                "another adapter to start from): its weights do not fit"
+            )
+        if state.get("origin", self._origin) != self._origin:  # older ones do not say
+            raise WorkbenchError(
+                "the checkpoint belongs to another model: it was trained from other weights"
             )
         for name, p in weights.items():
             p.copy_(part(saved[name], p))
+        for name, weight in state.get("start", {}).items():
+            self._start[name].copy_(part(weight, self._start[name]))
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {}
         for i, tensors in state["optimiser"]["state"].items():
@@ -284,6 +300,21 @@ class FrozenLearner:
 # ---- what a learner is made of
 
 
+def _start_from_adapter(policy: Policy, lora: int) -> str:
+    """What becomes of the adapter that the policy was loaded with; "" where there is none.
+
+    It is merged where all weights are to be trained.
+    """
+    if not has_adapter(policy.model):
+        return ""
+    if not lora:
+        merge(policy)
+        return "merged into the weights"
+    [name] = policy.model.active_adapters
+    rank = policy.model.peft_config[name].r
+    return f"trained further, rank {rank}" + (f" (not {lora})" if rank != lora else "")
+
+
 def _refuse(
     policy: Policy, optimizer: OptimConfig, lora: int, expert: Policy | None, shard: bool
 ) -> None:
@@ -293,6 +324,9 @@ def _refuse(
             f"{policy.name} was loaded with weights that cannot be trained (4 bits or "
             "bf16): train an adapter with lora"
         )
+    why = why_not_trained(policy, shard) if lora and has_adapter(policy.model) else ""
+    if why:
+        raise WorkbenchError(f"{policy.name} cannot be trained with lora: {why}")
     if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise WorkbenchError(
             f"the teacher {expert.name} has another vocabulary than {policy.name}: it "
@@ -303,6 +337,15 @@ def _refuse(
             "the 8-bit optimiser cannot be sharded: AdamW's moments are split over the "
             "processes in fp32"
         )
+
+
+def _origin(model: nn.Module, frozen: bool) -> list[int]:
+    """Of which weights training began: those that an adapter is trained on, or all.
+
+    Rounded as they may be where they are frozen; 4-bit ones left out.
+    """
+    weights = (p for p in model.parameters() if not (frozen and p.requires_grad))
+    return distributed.fingerprint(p.bfloat16() for p in weights if p.is_floating_point())
 
 
 def _adamw(parameters: list[Tensor], settings: OptimConfig) -> torch.optim.Optimizer:
@@ -328,9 +371,6 @@ def _detached(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in weights.items()}
 
 
-# ---- adapters: "default" is trained, "teacher" follows it
-
-
 def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)  # the adapter's A is random
     if not policy.unsloth:
@@ -346,30 +386,3 @@ def _with_adapter(policy: Policy, rank: int, seed: int) -> nn.Module:
         random_state=seed,
         use_gradient_checkpointing=False,
     )
-
-
-def peft_adapter(model: nn.Module, rank: int) -> nn.Module:
-    """The model with a fresh LoRA adapter on every linear layer but the head."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
-def _adapter_weights(model: nn.Module, adapter: str) -> dict[str, Tensor]:
-    """The LoRA matrices of one adapter, keyed by their place in the model."""
-    infix = f".{adapter}."
-    return {name.replace(infix, "."): p for name, p in model.named_parameters() if infix in name}
-
-
-def _add_teacher(model: nn.Module) -> None:
-    """Give the model its second adapter, which is not trained, unless it has it."""
-    if "teacher" not in model.peft_config:
-        model.add_adapter("teacher", model.peft_config["default"])
-        model.set_adapter("default")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.model.policy import Policy
+from workbench.model.policy import Policy, effective_weight
 
 # parameters; above, merged copies of the weights cost more memory than the saved kernels are worth
 LARGEST = 10**9
@@ -47,6 +47,10 @@ def supported(policy: Policy) -> bool:
         or base.num_parameters() > LARGEST
     ):
         return False
+    embedding = base.get_input_embeddings()
+    # (the other wrappers of peft know their weight)
+    if not (hasattr(embedding, "original_module") or _plain(embedding)):
+        return False
     return all(_plain(module) for layer in base.model.layers for module in _projections(layer))
 
 
@@ -65,27 +69,19 @@ def _projections(layer: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """A linear layer of plain weights, perhaps with ordinary LoRA adapters, not merged."""
-    if type(module) is nn.Linear:
+    """A linear layer, or an embedding, of plain weights, perhaps with ordinary LoRA adapters, not
+    merged.
+    """
+    plain = (nn.Linear, nn.Embedding)
+    if type(module) in plain:
         return True
     return (
-        type(getattr(module, "base_layer", None)) is nn.Linear
+        type(getattr(module, "base_layer", None)) in plain
         and hasattr(module, "lora_A")
         and not module.lora_variant
         and not module.merged
         and not any(module.lora_bias.values())
     )
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """[out, in] what the layer multiplies with, its active adapters added."""
-    if type(module) is nn.Linear:
-        return module.weight
-    base = weight = module.base_layer.weight
-    for name in () if module.disable_adapters else module.active_adapters:
-        if name in module.lora_A:
-            weight = weight + module.get_delta_weight(name)
-    return weight.to(base.dtype)  # adapters are fp32 also on bf16 weights
 
 
 class _Rotation(NamedTuple):
@@ -131,6 +127,7 @@ class Weights:
     """The policy's weights as they are now, merged for decoding."""
 
     policy: Policy
+    embedding: Tensor  # [V, D]
     layers: tuple[_Layer, ...]
 
     @classmethod
@@ -138,11 +135,12 @@ class Weights:
     def of(cls, policy: Policy) -> Weights:
         layers = []
         for layer in policy.base.model.layers:
-            q, k, v, out, gate, up, down = map(_weight, _projections(layer))
+            q, k, v, out, gate, up, down = map(effective_weight, _projections(layer))
             qkv = torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight
             gate_up = torch.cat([gate, up]) * layer.post_attention_layernorm.weight
             layers.append(_Layer(qkv, out, gate_up, down))
-        return cls(policy, tuple(layers))
+        embedding = effective_weight(policy.base.get_input_embeddings())
+        return cls(policy, embedding, tuple(layers))
 
 
 class Decoder:
@@ -227,7 +225,7 @@ class Decoder:
         t = self.written
         rotation = self.rotation.at(self.start + t)
         turning = self.heads + self.kv_heads  # of a token's vectors: queries and keys
-        x = F.embedding(token, self.policy.base.get_input_embeddings().weight)
+        x = F.embedding(token, self.weights.embedding)
         for layer, prompt, own in zip(self.weights.layers, self.prompt, self.own):
             qkv = F.linear(self._normed(x), layer.qkv).view(len(token), -1, self.d)
             turned = rotation(qkv[:, :turning])

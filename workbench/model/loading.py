@@ -5,18 +5,29 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+import socket
+import struct
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import distributed, gguf
+from workbench.model import adapters, decoder, distributed, gguf, templates
 from workbench.model.policy import Policy
+from workbench.records import check_seal
 
+_NO_HUB = (
+    "the hub cannot be reached, and {model} is not in its cache: name a folder or a GGUF file, or "
+    "smollm2"
+)
 # A damaged or foreign model fails in as many ways as there are files in it.
-_UNREADABLE = (
+UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
@@ -25,9 +36,10 @@ _UNREADABLE = (
     KeyError,
     AttributeError,
     ImportError,
+    EOFError,
+    UnpicklingError,
+    struct.error,
 )
-# either of them makes a folder with adapter_config.json an adapter
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def load_policy(
@@ -38,53 +50,84 @@ def load_policy(
     frozen: bool = False,
     four_bit: bool = False,
     unsloth: bool = False,
+    template: Mapping | None = None,
 ) -> Policy:
     """Load a causal LM by folder, hub id, GGUF file or ``smollm2`` (gguf.py).
 
-    ``adapter``: the folder of a peft adapter on it. ``device``: CUDA where there is one, else the
+    ``adapter``: the folder of a peft adapter on it (adapters.py); the tokenizer and its chat
+    template are those beside it, where it has some. ``device``: CUDA where there is one, else the
     CPU. ``frozen``: its weights will not be trained, so they may be bf16, and are where the device
     computes in it. ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else
-    fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only.
+    fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only. ``template``: options
+    of its chat template; None: those of the run that the model or adapter came out of, if any.
 
     Raises WorkbenchError, saying why in a sentence, where there is no such model or adapter.
     """
     distributed.start()
     source = source_of(model)
+    about = {} if adapter is None else adapters.read_config(Path(adapter), model, unsloth=unsloth)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    may_be_half = (frozen or four_bit) and device != "cpu"
-    half = may_be_half and torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = torch.bfloat16 if half else torch.float32
+    dtype = _dtype(device, may_be_half=(frozen or four_bit) and not adapters.whole_weights(about))
     loader = import_unsloth() if unsloth else None
+    if isinstance(source, Path):
+        check_seal(source)
     more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
     try:
         if loader:
-            net, tokenizer = loader.from_pretrained(str(source), dtype=dtype, load_in_4bit=four_bit)
+            net, tokenizer = loader.from_pretrained(
+                str(source), dtype=dtype, load_in_4bit=four_bit, trust_remote_code=False
+            )
         else:
-            net, tokenizer = _from_pretrained(model, source, dtype=dtype, **more)
-    except _UNREADABLE as error:
+            net, tokenizer = _from_pretrained(model, source, adapter, dtype=dtype, **more)
+    except UNREADABLE as error:
         raise WorkbenchError(why_not_loaded(model, error)) from error
     if adapter is not None:
-        net = _with_saved_adapter(net, adapter, model)
+        net = adapters.load_adapter(net, Path(adapter), model)
     net.requires_grad_(False).eval()
-    for layer in net.modules():
-        # bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
-        # backward pass: the adapters would silently get wrong gradients (tests/test_loading.py).
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+    _keep_gradients(net)
     if not four_bit and not unsloth:
         net.to(device)
-    policy = Policy(net, tokenizer, str(model))
-    policy.unsloth = unsloth
-    _check_head(policy)
+    policy = Policy(net, tokenizer, str(model), template)
+    policy.unsloth, policy.adapter = unsloth, str(adapter or "")
+    templates.settle(policy, adapter, model)
+    decoder.check(policy)
     return policy
 
 
-def _from_pretrained(model: str | Path, source: str | Path, **how) -> tuple[nn.Module, object]:
-    """The network and its tokenizer, through transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _dtype(device: str, may_be_half: bool) -> torch.dtype:
+    half = may_be_half and device != "cpu"
+    if half and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
 
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    net, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **how)
+
+def _keep_gradients(net: nn.Module) -> None:
+    """bitsandbytes packs 4-bit weights for CPUs with bf16 instructions in a form that has no
+    backward pass: the adapters would silently get wrong gradients (tests/test_loading.py).
+    """
+    for layer in net.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def _from_pretrained(
+    model: str | Path, source: str | Path, adapter: str | Path | None, **how
+) -> tuple[nn.Module, object]:
+    """The network and its tokenizer, through transformers."""
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of reading and writing files, between those of the work
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    own = {"trust_remote_code": False}  # code in a model's folder is never run
+    tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source, **own)
+    loader = auto_class(AutoConfig.from_pretrained(source, **own))
+    net, report = loader.from_pretrained(source, output_loading_info=True, **own, **how)
+    if getattr(net, "_hf_peft_config_loaded", False):  # transformers' own way to apply one
+        raise WorkbenchError(
+            f"{model} is an adapter, or holds one: name the model that it is for, and it with "
+            "--adapter"
+        )
     missing = report["missing_keys"]
     if missing:  # transformers fills them with random numbers
         raise WorkbenchError(
@@ -93,20 +136,14 @@ def _from_pretrained(model: str | Path, source: str | Path, **how) -> tuple[nn.M
     return net, tokenizer
 
 
-def _with_saved_adapter(net: nn.Module, adapter: str | Path, model: str | Path) -> nn.Module:
-    from peft import PeftModel
+def auto_class(config) -> type:
+    """Who loads it: a language model, or one with other towers beside it, which are left alone."""
+    import transformers
 
-    folder = Path(adapter)
-    weights = any((folder / name).exists() for name in _ADAPTER_WEIGHTS)
-    if not (folder / "adapter_config.json").exists() or not weights:
-        raise WorkbenchError(
-            f"there is no adapter in {adapter}: a folder with adapter_config.json and "
-            "adapter_model.safetensors is needed"
-        )
-    try:
-        return PeftModel.from_pretrained(net, str(adapter))
-    except _UNREADABLE as error:
-        raise WorkbenchError(f"the adapter in {adapter} does not fit the model {model}") from error
+    alone = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    if alone or type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
 
 
 def source_of(model: str | Path) -> str | Path:
@@ -125,11 +162,39 @@ def source_of(model: str | Path) -> str | Path:
         return gguf.folder(path)
     named_as_path = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",)
     looks_local = named_as_path or path.exists()
-    if looks_local and not (path / "config.json").is_file():
-        raise WorkbenchError(
-            f"there is no model in {model}: a Hugging Face folder with a config.json is needed"
-        )
+    if looks_local and (not (path / "config.json").is_file() or adapters.is_run(path)):
+        raise WorkbenchError(f"there is no model in {model}: {_instead(path)}")
+    if not looks_local:
+        _refuse_without_hub(str(model))
     return path if looks_local else str(model)
+
+
+def _refuse_without_hub(model: str) -> None:
+    """At once, where transformers would try for half a minute: a name that no server can be asked
+    for and that is not in the cache. (Behind a proxy only that asks, and it may know.)
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        if getproxies() or isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+    except ValueError:  # no id of the hub: transformers says so
+        return
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError as error:
+        raise WorkbenchError(_NO_HUB.format(model=model)) from error
+
+
+def _instead(folder: Path) -> str:
+    """What to name where there is no model in ``folder``."""
+    if (folder / "adapter_config.json").is_file():
+        return "it is an adapter; name the model that it is for, and it with --adapter"
+    if (folder / "adapter").is_dir():
+        return f"this run trained an adapter; name its model, and {folder / 'adapter'} as --adapter"
+    if adapters.is_run(folder):
+        return f"it is a run, and its policy is {folder / 'model'}"
+    return "a Hugging Face folder with a config.json is needed"
 
 
 def import_unsloth():
@@ -203,23 +268,15 @@ def why_not_loaded(model: str | Path, error: Exception) -> str:
         )
     no_connection = any("ConnectError" in type(cause).__name__ for cause in causes)
     if no_connection or because_of(OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError):
+        return _NO_HUB.format(model=model)
+    if because_of(ValueError) and "trust_remote_code" in str(error):
         return (
-            f"the hub cannot be reached, and {model} is not in its cache: name a folder or a "
-            "GGUF file, or smollm2"
+            f"the model {model} comes with program code of its own, which is never run here: take "
+            "one of an architecture that transformers has"
+        )
+    if because_of(UnpicklingError):
+        return (
+            f"the weights of {model} are damaged, or hold more than tensors: a .bin file may be a "
+            "program, which is never run here; take one with safetensors"
         )
     return f"could not load the model {model}: {first_line(error)}"
-
-
-@torch.no_grad()
-def _check_head(policy: Policy) -> None:
-    """Refuses models that change their logits after the output embedding.
-
-    They do by soft-capping or scaling, say, and would get wrong scores.
-    """
-    ids = torch.arange(min(4, len(policy.head)), device=policy.device)[None]
-    products = torch.nn.functional.linear(policy.hidden(ids), policy.head)
-    logits = policy.base(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(products.float(), logits.float(), atol=1e-2, rtol=1e-2):
-        raise WorkbenchError(
-            f"{policy.name} changes its logits after the output embedding, which is not supported"
-        )

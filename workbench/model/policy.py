@@ -6,7 +6,8 @@ batch.py and written in rollouts/sampling.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 
@@ -15,14 +16,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from workbench.core import Message, WorkbenchError
+from workbench.model import families
+from workbench.model.scores import capped
+from workbench.model.templates import Template
+from workbench.thoughts import closing, opened_by
+
+HEADER = 32  # last tokens of a prompt that are looked at for the beginning of a thought
 
 
 class Policy:
-    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding.
+    """Any Hugging Face causal LM whose logits are its last hidden state times its output embedding,
+    perhaps scaled and soft-capped.
 
-    Raises WorkbenchError where the tokenizer has no chat template.
+    ``template``: options of the chat template, such as ``enable_thinking``. Raises WorkbenchError
+    where the tokenizer has no chat template, or it does not read one of them.
     """
 
+    adapter = ""  # the folder of the adapter that it was loaded with
     engine = None  # who writes its tokens: None, sampling.py itself, or a vllm.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     # training keeps one state a layer and makes the others again: less memory, a third more time
@@ -31,15 +41,14 @@ class Policy:
     # forward passes gather them
     gathered = True
 
-    def __init__(self, model: nn.Module, tokenizer, name: str = ""):
+    def __init__(
+        self, model: nn.Module, tokenizer, name: str = "", template: Mapping | None = None
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "")
-        if not tokenizer.chat_template:
-            raise WorkbenchError(
-                f"{self.name or 'the model'} has no chat template: take an instruction-tuned "
-                "model, or set tokenizer.chat_template"
-            )
+        self.template = Template(tokenizer, self.name, template)
+        self.template.stops = self._listed_ends
 
     @property
     def device(self) -> torch.device:
@@ -56,12 +65,20 @@ class Policy:
     @property
     def decoder(self) -> nn.Module:
         """The layers: token ids to last hidden states, without the head."""
-        return self.base.get_decoder()
+        return families.decoder(self.base)
 
     @property
     def head(self) -> Tensor:
-        """[V, D] output embedding."""
-        return self.base.get_output_embeddings().weight
+        """[V, D] output embedding of the tokenizer's tokens.
+
+        Models pad theirs: what is not here is neither sampled nor counted in a distribution.
+        """
+        weight = effective_weight(self.base.get_output_embeddings())
+        return weight if len(weight) <= self._vocabulary else weight[: self._vocabulary]
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     @property
     def trains_in_fp32(self) -> bool:
@@ -79,20 +96,96 @@ class Policy:
     @property
     def context(self) -> int:
         """Longest prompt + completion, in tokens."""
-        return getattr(self.model.config, "max_position_embeddings", 0) or 2**31
+        return families.context(self.base.config)
+
+    @cached_property
+    def pads_left(self) -> bool:
+        """Whether padding on the left leaves a row as it is alone, so that prompts of different
+        lengths can be read together with a cache.
+        """
+        return not families.recurrent(self.base.config)
+
+    @cached_property
+    def logits(self) -> families.LogitForm:
+        """What becomes of the products of last hidden states and head.
+
+        Of what the configuration may mean, the one that gives the model's own logits. Raises
+        WorkbenchError where none does.
+        """
+        forms = families.logit_forms(self.base.config)
+        return forms[0] if len(forms) == 1 else self.find_logits(forms)
+
+    @torch.no_grad()
+    def find_logits(self, forms: Sequence[families.LogitForm]) -> families.LogitForm:
+        """The one of ``forms`` that makes the model's logits of its states. Raises WorkbenchError
+        where none does.
+        """
+        ids = self.probe[None, :4]
+        logits = self.base(input_ids=ids, use_cache=False).logits.float()
+        if not logits.isfinite().all():
+            raise WorkbenchError(
+                f"{self.name} gives no probabilities (NaN): its weights are damaged"
+            )
+        states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
+        errors = []
+        for scale, cap in forms:
+            products = nn.functional.linear(states * scale, self.head).float()
+            made = capped(products, cap)[..., : logits.shape[-1]]
+            errors.append(float((made - logits[..., : made.shape[-1]]).abs().max()))
+        least = min(errors) if len(self.head) <= logits.shape[-1] else math.inf
+        exact = 1e-5 if self.head.dtype in (torch.float32, torch.float64) else 1e-2
+        if not least <= exact * float(logits.abs().max()):
+            raise WorkbenchError(
+                f"{self.name} does something to its logits after the output embedding that its "
+                "configuration does not name, so its tokens cannot be scored"
+            )
+        return forms[errors.index(least)]
+
+    @property
+    def probe(self) -> Tensor:
+        """[12] token ids from the middle of the vocabulary, where no control tokens are."""
+        rows = len(self.head)
+        middle = torch.arange(12, device=self.device) * max(1, rows // 64)
+        return (middle + rows // 3) % rows
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a turn: the tokenizer's and those of the generation config."""
+        """Tokens that end a turn: the template's, the tokenizer's and the generation config's."""
+        last = None if self.stop_sequence else self.end[-1]
+        return frozenset({*self._listed_ends, self.tokenizer.eos_token_id, last} - {None})
+
+    @cached_property
+    def stop_sequence(self) -> tuple[int, ...]:
+        """Tokens that end a turn one after the other; () where one token does."""
+        plain = len(self.end) > 1 and not self.template.is_control(self.end[-1])
+        return self.end if plain else ()
+
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """What is put behind a reply: as the template does, else EOS.
+
+        Raises WorkbenchError where neither says how a turn ends.
+        """
+        end = self.template.end or tuple(self._listed_ends[:1])
+        if not end:
+            raise WorkbenchError(
+                f"nothing ends a turn of {self.name}: its chat template puts nothing behind a "
+                "reply, and its tokenizer has no EOS token"
+            )
+        return end
+
+    @property
+    def _listed_ends(self) -> list[int]:
+        """EOS tokens of the generation config."""
         config = getattr(self.base, "generation_config", None)
         listed = getattr(config, "eos_token_id", None)
         several = listed if isinstance(listed, (list, tuple)) else [listed]
-        return frozenset({*several, self.tokenizer.eos_token_id} - {None})
+        return [token for token in several if token is not None]
 
     @cached_property
     def pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
-        return pad if pad is not None else min(self.stop_ids)
+        return pad if pad is not None else self.end[-1]
 
     def need_gathered(self) -> None:
         """Raises WorkbenchError where the weights are split: ranks would wait for each other, and
@@ -107,41 +200,69 @@ class Policy:
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued.
 
-        Raises WorkbenchError where the chat template refuses it.
+        Raises WorkbenchError where the chat template refuses it, fails, or makes nothing of it.
         """
-        from jinja2 import TemplateError
+        return self.template.prompt_ids(messages)
 
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
-        # the template's own: "System role not supported", "Conversation roles must alternate", ...
-        except TemplateError as error:
-            raise WorkbenchError(
-                f"the chat template of {self.name} refuses this prompt: {error}"
-            ) from error
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of a reply that goes on: where it spells a control token, it is text."""
+        return self.template.text_ids(text)
+
+    def foreign(self, text: str) -> bool:
+        """Does a text spell a control token, or hold a character without a token?"""
+        unknown = self.tokenizer.unk_token_id
+        return self.template.spells_control(text) or unknown in self.text_ids(text)
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Token ids of a reply, with the end-of-turn token."""
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return (*ids, self.tokenizer.eos_token_id)
+        """Token ids of a reply, with the end of the turn."""
+        return self.text_ids(text) + self.end
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion, without the end-of-turn token."""
-        ids = list(ids[:-1] if ids and ids[-1] in self.stop_ids else ids)
+        """The text of a completion, without the end of the turn."""
+        ids = list(ids)
+        if ids[-len(self.end) :] == list(self.end):
+            ids = ids[: -len(self.end)]
+        elif ids and ids[-1] in self.stop_ids:
+            ids.pop()
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
+    def opening(self, prompt_ids: Sequence[int]) -> str:
+        """The mark of the thought that a prompt leaves open, which its completions go on with; ""
+        for none. Graders are given it with their text.
+        """
+        return opened_by(self.tokenizer.decode(list(prompt_ids[-HEADER:])))
+
+    def aloud(self, prompt_ids: Sequence[int], text: str) -> str:
+        """A whole reply as it goes on from a prompt.
+
+        Where that opened a thought, the reply does not open it again, and one that is nothing but
+        speech closes it first.
+        """
+        opening = self.opening(prompt_ids)
+        if not opening:
+            return text
+        if text.lstrip().startswith(opening):
+            return text.lstrip().removeprefix(opening).lstrip("\n")
+        if closing(opening) in text:
+            return text
+        return f"\n{closing(opening)}\n\n{text}"
+
     def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
-        """[B, S, D] last hidden states."""
+        """[B, S, D] last hidden states, ``scaled``."""
         with self._checkpointed():
-            return self.decoder(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+            output = self.decoder(input_ids=input_ids, use_cache=False, **inputs)
+        return self.scaled(output.last_hidden_state)
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """States whose products with the head are the logits, but for the cap."""
+        scale = self.logits.scale
+        return hidden if scale == 1 else hidden * scale
 
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:
         """transformers makes activations again only in layers in training mode.
 
-        They are told so for this pass; what is inside them, dropout, is not.
+        They are told so for this pass; what they do then, dropout, they do as outside training.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -151,9 +272,31 @@ class Policy:
             layers = [m for m in modules if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = layer.gradient_checkpointing = True
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = partial(_again, layer)
         try:
             yield
         finally:
             for layer in layers:
                 layer.training = layer.gradient_checkpointing = False
+
+
+def effective_weight(module: nn.Module) -> Tensor:
+    """What a linear layer or an embedding multiplies with, its active LoRA adapters added."""
+    if not hasattr(module, "base_layer"):
+        return module.weight
+    base = weight = module.base_layer.weight
+    for name in () if module.disable_adapters else module.active_adapters:
+        if name in module.lora_A or name in module.lora_embedding_A:
+            weight = weight + module.get_delta_weight(name)
+    return weight.to(base.dtype)  # adapters are fp32 also on bf16 weights
+
+
+def _again(layer: nn.Module, function, *inputs):
+    """A layer's forward pass that keeps its inputs alone. Both times it is not in training mode:
+    some layers ask for that themselves where they drop out.
+    """
+    layer.training = False
+    try:
+        return checkpoint(function, *inputs, use_reentrant=False)
+    finally:
+        layer.training = True

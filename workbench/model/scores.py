@@ -35,8 +35,19 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
-    return torch.nn.functional.linear(hidden, head.to(hidden.dtype)).to(_wide(hidden))
+def capped(logits: Tensor, cap: float) -> Tensor:
+    """Soft-capped to (-cap, cap) by tanh, or as they are for a cap of 0."""
+    return (logits / cap).tanh() * cap if cap else logits
+
+
+def _logits(hidden: Tensor, head: Tensor, cap: float = 0.0) -> Tensor:
+    products = torch.nn.functional.linear(hidden, head.to(hidden.dtype)).to(_wide(hidden))
+    return capped(products, cap)
+
+
+def _through_cap(grad: Tensor, logits: Tensor, cap: float) -> Tensor:
+    """The gradient at the products, in place of that at the capped logits."""
+    return grad * (1 - (logits / cap).square()) if cap else grad
 
 
 def _slope_buffer(ctx, hidden: Tensor) -> Tensor | None:
@@ -58,58 +69,65 @@ class _TokenScores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head, targets):
+    def forward(ctx, hidden, head, targets, cap):
         slope = _slope_buffer(ctx, hidden)
         logp = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         entropy = torch.empty_like(logp)
         norm = torch.empty_like(logp)
         for rows in _chunks(len(hidden), len(head)):
-            log_p = _logits(hidden[rows], head)
-            norm[rows] = log_p.logsumexp(-1)
-            log_p -= norm[rows, None]
+            logits = _logits(hidden[rows], head, cap)
+            norm[rows] = logits.logsumexp(-1)
+            log_p = logits - norm[rows, None] if cap else logits.sub_(norm[rows, None])
             logp[rows] = log_p.gather(-1, targets[rows, None])[:, 0]
             p = log_p.exp()
             entropy[rows] = -log_p.mul_(p).nan_to_num_(0.0).sum(-1)
             if slope is not None:
                 grad = p.neg_().scatter_(1, targets[rows, None], 0.0)
                 grad.scatter_(1, targets[rows, None], -grad.sum(-1, keepdim=True))  # 1 - p(target)
-                slope[rows] = grad.to(hidden.dtype) @ head.to(hidden.dtype)
+                grad = _through_cap(grad, logits, cap).to(hidden.dtype)
+                slope[rows] = grad @ head.to(hidden.dtype)
         ctx.save_for_backward(hidden, head, targets, norm, entropy, slope)
+        ctx.cap = cap
         return logp, entropy
 
     @staticmethod
     def backward(ctx, grad_logp, grad_entropy):
         hidden, head, targets, norm, entropy, slope = ctx.saved_tensors
-        need_hidden, need_head, _ = ctx.needs_input_grad
+        need_hidden, need_head, *_ = ctx.needs_input_grad
         use_entropy = bool(grad_entropy.any())
         if slope is not None and not use_entropy:
-            return (slope * grad_logp[:, None]).to(slope.dtype), None, None
+            return (slope * grad_logp[:, None]).to(slope.dtype), None, None, None
         d_hidden = torch.empty_like(hidden) if need_hidden else None
         d_head = torch.zeros_like(head, dtype=_wide(head)) if need_head else None
         for rows in _chunks(len(hidden), len(head)):
-            log_p = _logits(hidden[rows], head).sub_(norm[rows, None])
+            log_p = _logits(hidden[rows], head, ctx.cap).sub_(norm[rows, None])
             p = log_p.exp()
             grad = p * -grad_logp[rows, None]
             if use_entropy:
                 relative = log_p.nan_to_num_(0.0, neginf=0.0) + entropy[rows, None]
                 grad -= grad_entropy[rows, None] * p * relative
             grad.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
+            if ctx.cap:
+                grad = _through_cap(grad, _logits(hidden[rows], head, ctx.cap), ctx.cap)
             grad = grad.to(hidden.dtype)
             if need_hidden:
                 d_hidden[rows] = grad @ head.to(hidden.dtype)
             if need_head:
                 d_head += grad.T @ hidden[rows]
-        return d_hidden, None if d_head is None else d_head.to(head.dtype), None
+        return d_hidden, None if d_head is None else d_head.to(head.dtype), None, None
 
 
 def token_scores(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], targets: Int[Tensor, N]
+    hidden: Float[Tensor, "N D"],
+    head: Float[Tensor, "V D"],
+    targets: Int[Tensor, N],
+    cap: float = 0.0,
 ) -> tuple[Float[Tensor, N], Float[Tensor, N]]:
     """Log-probability of each target and entropy of each distribution softmax(hidden @ head.T).
 
-    In nats, fp32, both differentiable.
+    In nats, fp32, both differentiable. ``cap``: the logits are soft-capped to it (0: they are not).
     """
-    return _TokenScores.apply(hidden, head, targets)
+    return _TokenScores.apply(hidden, head, targets, cap)
 
 
 class Divergence(NamedTuple):
@@ -131,11 +149,13 @@ def divergence(
     hidden: Float[Tensor, "N D"],
     head: Float[Tensor, "V D"],
     teacher_hidden: Float[Tensor, "N E"],
-    teacher_head: Float[Tensor, "V E"],
+    teacher_head: Float[Tensor, "V F"],  # as wide, or half as wide with ``trust``
     targets: Int[Tensor, N],
     a: float,
     k: int = 0,
     clip: float = math.inf,
+    caps: tuple[float, float] = (0.0, 0.0),
+    trust: float | None = None,
 ) -> Divergence:
     """D_a of the policy pi = softmax(hidden @ head.T) from a teacher q, which is a constant.
 
@@ -144,11 +164,22 @@ def divergence(
     a = 1: KL(pi || q); a = 0: KL(q || pi); between: (1-a) KL(pi || m) + a KL(q || m) with m = (1-a)
     pi + a q (arXiv 2601.20802 and its code). ``k`` > 0: over the policy's k likeliest tokens and
     one bucket for all others (eq. 11); without the bucket it could be negative. ``clip``: largest
-    credit of any token of the vocabulary; it changes the gradient and not the value.
+    credit of any token of the vocabulary; it changes the gradient and not the value. ``caps``: what
+    the policy's and the teacher's logits are soft-capped to. ``trust``: the teacher's logits are
+    (1 - trust) of those of the first half of its states and trust of those of the second.
     """
-    return Divergence(
-        *_Divergence.apply(hidden, head, teacher_hidden, teacher_head, targets, a, k, clip)
-    )
+    teacher = (teacher_hidden, teacher_head)
+    options = (a, k, clip)
+    return Divergence(*_Divergence.apply(hidden, head, *teacher, targets, options, caps, trust))
+
+
+def _teacher_logits(hidden: Tensor, head: Tensor, cap: float, trust: float | None) -> Tensor:
+    if trust is None:
+        return _logits(hidden, head, cap)
+    shared = head.shape[1] < hidden.shape[1]  # both halves go with one head
+    heads = (head, head) if shared else head.chunk(2, dim=-1)
+    halves = zip(hidden.chunk(2, dim=-1), heads)
+    return torch.lerp(*(_logits(half, matrix, cap) for half, matrix in halves), trust)
 
 
 class _Divergence(torch.autograd.Function):
@@ -166,22 +197,25 @@ class _Divergence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, head, teacher_hidden, teacher_head, targets, a, k, clip):
+    def forward(ctx, hidden, head, teacher_hidden, teacher_head, targets, options, caps, trust):
         slope = _slope_buffer(ctx, hidden)
         value = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         credit, teacher, tail, entropy = (torch.empty_like(value) for _ in range(4))
         for rows in _chunks(len(hidden), len(head)):
-            log_p = _log_softmax(hidden[rows], head)
-            log_q = _log_softmax(teacher_hidden[rows], teacher_head)
-            value[rows], credits, pushed, tail[rows] = _credits(log_p, log_q, a, k, clip)
+            logits = _logits(hidden[rows], head, caps[0])
+            log_p = _log_softmax(logits)
+            log_q = _log_softmax(
+                _teacher_logits(teacher_hidden[rows], teacher_head, caps[1], trust)
+            )
+            value[rows], credits, pushed, tail[rows] = _credits(log_p, log_q, *options)
             credit[rows] = credits.gather(-1, targets[rows, None])[:, 0]
             teacher[rows] = log_q.gather(-1, targets[rows, None])[:, 0]
             entropy[rows] = -(log_q.exp() * log_q).sum(-1)
             if slope is not None:
-                grad = _slope(log_p, credits, pushed)
+                grad = _through_cap(_slope(log_p, credits, pushed), logits, caps[0])
                 slope[rows] = grad.to(hidden.dtype) @ head.to(hidden.dtype)
         ctx.save_for_backward(hidden, head, teacher_hidden, teacher_head, slope)
-        ctx.options = a, k, clip
+        ctx.options, ctx.caps, ctx.trust = options, caps, trust
         ctx.mark_non_differentiable(credit, teacher, tail, entropy)
         return value, credit, teacher, tail, entropy
 
@@ -193,18 +227,20 @@ class _Divergence(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_head = torch.zeros_like(head, dtype=_wide(head))
         for rows in _chunks(len(hidden), len(head)):
-            log_p = _log_softmax(hidden[rows], head)
-            log_q = _log_softmax(teacher_hidden[rows], teacher_head)
-            _, credits, pushed, _ = _credits(log_p, log_q, *ctx.options)
-            grad = (_slope(log_p, credits, pushed) * grad_value[rows, None]).to(hidden.dtype)
+            logits = _logits(hidden[rows], head, ctx.caps[0])
+            log_p = _log_softmax(logits)
+            taught = _teacher_logits(teacher_hidden[rows], teacher_head, ctx.caps[1], ctx.trust)
+            _, credits, pushed, _ = _credits(log_p, _log_softmax(taught), *ctx.options)
+            grad = _slope(log_p, credits, pushed) * grad_value[rows, None]
+            grad = _through_cap(grad, logits, ctx.caps[0]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = grad @ head.to(hidden.dtype)
             d_head += grad.T @ hidden[rows]
         return d_hidden, d_head.to(head.dtype), *(None,) * 6
 
 
-def _log_softmax(hidden: Tensor, head: Tensor) -> Tensor:
-    return _logits(hidden, head).log_softmax(-1).clamp_(min=LEAST)
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1).clamp_(min=LEAST)
 
 
 def _slope(log_p: Tensor, credits: Tensor, pushed: Tensor | None) -> Tensor:
@@ -259,7 +295,7 @@ def _bucketed(log_p: Tensor, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def top_k(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], k: int, cap: float = 0.0
 ) -> tuple[Float[Tensor, "N k"], Int[Tensor, "N k"]]:
     """The k most likely tokens of each row, most likely first: log-probabilities and ids.
 
@@ -268,7 +304,7 @@ def top_k(
     k = min(k, len(head))
     log_probs, tokens = [], []
     for rows in _chunks(len(hidden), len(head)):
-        logits = _logits(hidden[rows], head)
+        logits = _logits(hidden[rows], head, cap)
         values, ids = logits.topk(k, dim=-1)
         log_probs.append(values - logits.logsumexp(-1, keepdim=True))
         tokens.append(ids)

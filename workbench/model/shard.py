@@ -80,9 +80,8 @@ class Replicated:
         yield
 
     @contextmanager
-    def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
-        """The policy with other weights, by name."""
-        parameters = dict(self.policy.model.named_parameters())
+    def exchanged(self, parameters: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[None]:
+        """The policy with other weights in the place of ``parameters``, by name."""
         before = {name: p.data for name, p in parameters.items()}
         try:
             for name, p in parameters.items():
@@ -172,7 +171,7 @@ class Sharded(Replicated):
             self._reshard()
 
     @contextmanager
-    def exchanged(self, other: dict[str, Tensor]) -> Iterator[None]:
+    def exchanged(self, parameters: dict[str, Tensor], other: dict[str, Tensor]) -> Iterator[None]:
         """In place, because FSDP gathers from where the parts are.
 
         ``other`` holds the policy's own weights meanwhile.
@@ -181,7 +180,7 @@ class Sharded(Replicated):
         @torch.no_grad()
         def exchange() -> None:
             self._reshard()
-            for name, p in self.policy.model.named_parameters():
+            for name, p in parameters.items():
                 before = p.detach().clone()
                 p.copy_(other[name])
                 other[name].copy_(before)

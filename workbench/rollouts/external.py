@@ -166,8 +166,9 @@ class Rollouts(Sequence[Group]):
             raise WorkbenchError(
                 f"{where} has {len(logprobs)} log-probabilities for {len(ids)} tokens"
             )
-        finished = ids[-1] in _stop_ids(self.policy)
-        verdict = _verdict(self.task, problem, text, attempt)
+        finished = _finished(self.policy, ids)
+        reply = self.policy.opening(prompt_ids) + text
+        verdict = _verdict(self.task, problem, reply, attempt)
         return Rollout(prompt_ids, ids, logprobs, text, verdict, finished=finished)
 
 
@@ -214,20 +215,18 @@ def _verdict(task: Task, problem: Problem, text: str, attempt: Attempt) -> Verdi
 # ---- tokens --------------------------------------------------------------------------------------
 
 
-def _stop_ids(policy: Policy) -> frozenset[int]:
-    eos = policy.tokenizer.eos_token_id
-    return frozenset({eos} - {None}) if policy.model is None else policy.stop_ids
+def _finished(policy: Policy, ids: Sequence[int]) -> bool:
+    return tuple(ids[-len(policy.end) :]) == policy.end or ids[-1] in policy.stop_ids
 
 
 def _ids(policy: Policy, where: str, attempt: Attempt) -> tuple[int, ...]:
     if attempt.ids is not None:
         _check_ids(policy, where, attempt.ids)
         return attempt.ids
-    eos = policy.tokenizer.eos_token
-    text = attempt.text.removesuffix(eos) if eos else attempt.text
-    ids = policy.completion_ids(text)
-    cut_off = attempt.finished is False and len(ids) > 1
-    return ids[:-1] if cut_off else ids
+    # a text with the end of its turn in it, as it was decoded
+    text = attempt.text.removesuffix(policy.tokenizer.decode(list(policy.end)))
+    ids = policy.text_ids(text)
+    return ids if attempt.finished is False and ids else ids + policy.end
 
 
 def _check_ids(policy: Policy, where: str, ids: Sequence[int]) -> None:

@@ -25,7 +25,9 @@ def expert_rollout(
 
     Raises WorkbenchError when it does not fit the model's context.
     """
-    prompt, solution = policy.prompt_ids(problem.messages), policy.completion_ids(text)
+    prompt = policy.prompt_ids(problem.messages)
+    text = policy.aloud(prompt, text)
+    solution = policy.completion_ids(text)
     ids = solution[:longest]
     if len(prompt) + len(ids) > policy.context:
         raise WorkbenchError(
@@ -34,7 +36,7 @@ def expert_rollout(
         )
     complete = ids == solution
     text = text if complete else policy.decode(ids)
-    verdict, unscored = task.grade(problem, text), (NAN,) * len(ids)
+    verdict, unscored = task.grade(problem, policy.opening(prompt) + text), (NAN,) * len(ids)
     return Rollout(prompt, ids, unscored, text, verdict, "expert", len(ids), finished=complete)
 
 
@@ -101,7 +103,7 @@ def _graded(
         prefix + tail.ids,
         (NAN,) * len(prefix) + tail.logprobs,
         text,
-        task.grade(start.problem, text),
+        task.grade(start.problem, policy.opening(prompt) + text),
         "guided" if prefix else "policy",
         len(prefix),
         tail.finished,

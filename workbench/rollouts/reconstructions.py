@@ -34,7 +34,7 @@ from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
 from workbench.spans import common_prefix, shared_steps, split_steps, step_texts
 from workbench.tasks.prompts import LEAKS, TAGS, parse_synthesis
-from workbench.thoughts import said_aloud
+from workbench.thoughts import said_aloud, spoken
 
 REASONS = ("truncated", "unparsed", "injected", "long")
 PREFIXES = ("free", "masked", "spliced", "none")
@@ -128,6 +128,7 @@ def _construct(
     prefix: str,
     reference: bool,
 ) -> list[Construction]:
+    chosen = [_aloud(pair) for pair in chosen]
     prompts = [policy.prompt_ids(_messages(task, pair, prefix, reference)) for pair in chosen]
     seeds = [coordinates(*seed, "synthesis", pair.problem.id, pair.name) for pair in chosen]
     outputs = _write(policy, task, prompts, [""] * len(prompts), seeds)
@@ -138,6 +139,15 @@ def _construct(
     if prefix == "spliced":
         constructions = _splice(policy, task, constructions, prompts, seeds)
     return _scored(policy, constructions)
+
+
+def _aloud(pair: Pair) -> Pair:
+    """The pair without thoughts: of the wrong one there may be nothing else."""
+    wrong, right = pair.wrong, pair.right
+    said = [spoken(wrong.text) or wrong.text, spoken(right.text)]
+    if said == [wrong.text, right.text]:
+        return pair
+    return pair._replace(wrong=replace(wrong, text=said[0]), right=replace(right, text=said[1]))
 
 
 def _messages(task: Task, pair: Pair, prefix: str, reference: bool) -> tuple[Message, ...]:
@@ -164,9 +174,12 @@ def _write(
 ) -> list[tuple[str, int, str]]:
     """(output, tokens written, why it cannot be used or "") for each prompt.
 
-    An output begins with its head, which the policy finds written.
+    An output begins with its head, which the policy finds written, and with the mark of a thought
+    that its prompt opened.
     """
-    prompts = [prompt + policy.completion_ids(head)[:-1] for prompt, head in zip(prompts, heads)]
+    openings = [policy.opening(prompt) for prompt in prompts]
+    heads = [head and policy.aloud(prompt, head) for prompt, head in zip(prompts, heads)]
+    prompts = [prompt + policy.text_ids(head) for prompt, head in zip(prompts, heads)]
     rooms = [min(2 * task.max_new, policy.context - len(prompt)) for prompt in prompts]
     fitting = [i for i, room in enumerate(rooms) if room >= task.max_new]
     samples = generate(
@@ -177,7 +190,7 @@ def _write(
     )
     outputs = [("", 0, "long")] * len(prompts)
     for i, [sample] in zip(fitting, samples):
-        text = heads[i] + policy.decode(sample.ids)
+        text = openings[i] + heads[i] + policy.decode(sample.ids)
         outputs[i] = text, len(sample.ids), "" if sample.finished else "truncated"
     return outputs
 
@@ -198,15 +211,15 @@ def _read(
     if dropped or parsed is None:
         return drop(dropped=dropped or "unparsed")
     analysis, text = parsed
-    ids = policy.completion_ids(text)
-    control = set(policy.tokenizer.all_special_ids) | policy.stop_ids
-    if any(leak in "\n" + text for leak in LEAKS) or control & set(ids[:-1]):
+    if any(leak in "\n" + text for leak in LEAKS) or policy.foreign(text):
         return drop(analysis, dropped="injected")
     prompt = pair.wrong.prompt_ids
+    text = policy.aloud(prompt, text)
+    ids = policy.completion_ids(text)
     if len(prompt) + len(ids) > policy.context:
         return drop(analysis, dropped="long")
     unscored = (float("nan"),) * len(ids)
-    verdict = task.grade(pair.problem, text)
+    verdict = task.grade(pair.problem, policy.opening(prompt) + text)
     return drop(analysis, Rollout(prompt, ids, unscored, text, verdict, origin="correction"))
 
 

@@ -4,9 +4,9 @@ with them.
 ``generate(policy, prompts, seeds)`` computes each prompt once for all of its samples, decodes all
 rows together and drops rows that finished. Every row draws from its own stream of uniforms, seeded
 by its coordinates, so a sample does not depend on what ran beside it. What a row's next state is,
-an engine says: ``llama.Decoder`` for that family, ``Decoder`` here (the model's own forward pass)
-for all others. A policy whose ``engine`` is set (vllm.py) is not decoded here at all: the call goes
-there.
+an engine says: ``llama.Decoder`` for that family, ``decoder.Decoder`` (the model's own forward
+pass) for all others. A policy whose ``engine`` is set (vllm.py) is not decoded here at all: the
+call goes there.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import add
 
 import numpy as np
 import torch
 
 from workbench.core import Group, Problem, Rollout, Task, Verdict, WorkbenchError, coordinates
 from workbench.model import distributed, llama
+from workbench.model.decoder import Decoder
 from workbench.model.policy import Policy
+from workbench.model.scores import capped
 
 ROWS = 256  # most rows decoded together
 CHECK = 8  # tokens between looks for rows that ended
@@ -63,7 +66,7 @@ def generate(
         return policy.engine.generate(prompts, seeds, budgets, temperature)
     weights = llama.Weights.of(policy) if llama.supported(policy) else None
     results: list[list[Sample]] = [[] for _ in prompts]
-    for places in _parts(prompts, seeds):
+    for places in _parts(prompts, seeds, policy.pads_left):
         begin = (
             [prompts[i] for i in places],
             [len(seeds[i]) for i in places],
@@ -86,13 +89,16 @@ def _refuse_too_long(policy: Policy, prompts: Sequence, budgets: Sequence[int]) 
             )
 
 
-def _parts(prompts: Sequence, seeds: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Prompts to decode together: at most ROWS rows, like lengths for less padding."""
+def _parts(prompts: Sequence, seeds: Sequence[Sequence[int]], pads_left: bool) -> list[list[int]]:
+    """Prompts to decode together: at most ROWS rows, like lengths for less padding, or equal ones
+    where there must be none.
+    """
     asked = [i for i in range(len(prompts)) if seeds[i]]
     parts: list[list[int]] = []
     rows = 0
     for i in sorted(asked, key=lambda i: len(prompts[i])):
-        if not parts or rows + len(seeds[i]) > ROWS:
+        alike = pads_left or not parts or len(prompts[parts[-1][0]]) == len(prompts[i])
+        if not parts or not alike or rows + len(seeds[i]) > ROWS:
             parts.append([])
             rows = 0
         parts[-1].append(i)
@@ -110,23 +116,23 @@ def _decode(
     model's context.
     """
     device, head, max_new, spent = policy.device, policy.head, max(budgets), frozenset(budgets)
+    cap = policy.logits.cap
     budget = torch.tensor(budgets, device=device)
     streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
     uniforms = np.stack([stream.random(max_new, np.float32) for stream in streams])
     uniforms = torch.from_numpy(uniforms).to(device)
-    stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=device)
     tokens = torch.zeros(len(seeds), max_new, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(seeds), max_new, device=device)
     alive = torch.arange(len(seeds), device=device)
     for t in range(max_new):
-        logits = torch.nn.functional.linear(engine.state, head).float()
+        logits = capped(torch.nn.functional.linear(engine.state, head).float(), cap)
         token = pick(logits, uniforms[alive, t], temperature)
         tokens[alive, t] = token
         logprobs[alive, t] = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
         if t + 1 == max_new:
             break
         if t % CHECK == CHECK - 1 or t + 1 in spent:
-            going = ~torch.isin(tokens[alive, : t + 1], stop).any(-1) & (budget[alive] > t + 1)
+            going = ~ends(policy, tokens[alive, : t + 1]).any(-1) & (budget[alive] > t + 1)
             n = int(going.sum())
             if n == 0:
                 break
@@ -135,59 +141,27 @@ def _decode(
                 alive, token = alive[rows], token[rows]
                 engine.keep(rows)
         engine.step(token)
-    ended = torch.isin(tokens, stop)
+    ended = ends(policy, tokens)
     count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, max_new)
     finished, count = ended.any(-1) & (count <= budget), torch.minimum(count, budget)
+    if not logprobs.isfinite().all():
+        raise WorkbenchError(
+            f"{policy.name} gives no probabilities any more (NaN): training has destroyed its "
+            "weights, or they are damaged; train it again with a lower lr"
+        )
     rows = zip(tokens.tolist(), logprobs.tolist(), count.tolist(), finished.tolist())
     return [Sample(tuple(ids[:n]), tuple(lp[:n]), end) for ids, lp, n, end in rows]
 
 
-class Decoder:
-    """Any causal LM, by its own forward pass and cache: rows that grow by one token a step."""
-
-    def __init__(
-        self, policy: Policy, prompts: Sequence[Sequence[int]], copies: Sequence[int], max_new: int
-    ):
-        from transformers import DynamicCache
-
-        device = policy.device
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), policy.pad_id, device=device)
-        real = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
-        # padded on the left, so that every row's next token is at the same place
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-            real[row, width - len(prompt) :] = 1
-        self.policy, self.padded, self.cache = (
-            policy,
-            not bool(real.all()),
-            DynamicCache(config=policy.base.config),
-        )
-        state = self._forward(ids, real, (real.cumsum(-1) - 1).clamp(min=0))
-        spread = torch.repeat_interleave(
-            torch.arange(len(prompts), device=device), torch.tensor(copies, device=device)
-        )
-        self.state, self.real = state[spread], real[spread]
-        self.cache.batch_select_indices(spread)
-
-    def _forward(self, ids, real, positions) -> torch.Tensor:
-        return self.policy.decoder(
-            input_ids=ids,
-            attention_mask=real if self.padded else None,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-
-    def step(self, token: torch.Tensor) -> None:
-        """Append one token to each row."""
-        self.real = torch.cat([self.real, self.real.new_ones(len(token), 1)], dim=1)
-        self.state = self._forward(token[:, None], self.real, self.real.sum(-1, keepdim=True) - 1)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all rows but these."""
-        self.state, self.real = self.state[rows], self.real[rows]
-        self.cache.batch_select_indices(rows)
+def ends(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, T] whether a turn ends with the token."""
+    stop = torch.tensor(sorted(policy.stop_ids), dtype=torch.long, device=tokens.device)
+    ended = torch.isin(tokens, stop)
+    size = len(policy.stop_sequence)
+    if 0 < size <= tokens.shape[1]:
+        sequence = torch.tensor(policy.stop_sequence, device=tokens.device)
+        ended[:, size - 1 :] |= (tokens.unfold(1, size, 1) == sequence).all(-1)
+    return ended
 
 
 def pick(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -200,9 +174,8 @@ def pick(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> tor
     total = mass[:, -1:]
     # rounding must not carry the target up to the whole mass
     below = torch.nextafter(total, torch.zeros_like(total))
-    return torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)[
-        :, 0
-    ]
+    token = torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)
+    return token[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN ends past all of them
 
 
 def sample_groups(
@@ -225,9 +198,11 @@ def sample_groups(
         written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
         texts = [policy.decode(sample.ids) for samples in written for sample in samples]
         asked = [problem for problem in share for _ in range(k)]
+        openings = [policy.opening(prompt) for prompt in prompts for _ in range(k)]
+        replies = map(add, openings, texts)
         # a grader that is slow waits for a process of its own: as many at a time as processors
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            graded = zip(texts, pool.map(task.grade, asked, texts))
+            graded = zip(texts, pool.map(task.grade, asked, replies))
             groups = []
             for problem, prompt, samples in zip(share, prompts, written):
                 rollouts = [_rollout(prompt, sample, *next(graded)) for sample in samples]

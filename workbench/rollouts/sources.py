@@ -7,7 +7,6 @@ files are held whole.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -42,13 +41,14 @@ class Lines(NamedTuple):
 
     def _row(self, number: int, line: bytes) -> Row:
         where = f"{self.path}, line {number}"
+        # the last line of a writer that was killed has no line break
+        torn = "" if line.endswith(b"\n") else "; it is the last line, perhaps cut off"
         try:
-            return Row(where, json.loads(line.removeprefix(b"\xef\xbb\xbf")))
-        except (ValueError, RecursionError) as error:
-            # the last line of a writer that was killed has no line break
-            torn = "" if line.endswith(b"\n") else "; it is the last line, perhaps cut off"
-            reason = getattr(error, "msg", None) or first_line(error)
-            raise WorkbenchError(f"{where} is not JSON: {reason}{torn}") from error
+            return Row(where, loading.parse(line.decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            raise WorkbenchError(f"{where} is not JSON: it is no UTF-8{torn}") from error
+        except ValueError as error:
+            raise WorkbenchError(f"{where} is {first_line(error)}{torn}") from error
 
 
 def _opened(path: Path):

@@ -7,8 +7,8 @@ policy with LoRA adapters.
 The base weights are loaded once and never move. Before it samples, the engine looks whether the
 adapter in force has changed, and only then saves it in peft's format and sends the folder. Each
 change has a new number, name and path: vLLM holds adapters by number, and what it keeps of prompts
-by name and path, so nothing of an older policy is left. The EMA teacher is one more adapter; the
-reference is the base with none.
+by name and path, so nothing of an older policy is left. The EMA teacher is sent so, too; the
+reference is the base with none, or the adapter that the run started from.
 
 vLLM's kernels are not the trainer's, and they round the adapter to 16 bits. So
 ``Policy.trains_in_fp32`` is false, and every update weighs the policy gradient by min(pi_trainer /
@@ -113,6 +113,7 @@ class VLLM:
         try:
             self._llm = LLM(
                 model=str(source_of(policy.name)),
+                trust_remote_code=False,
                 enable_lora=True,
                 max_lora_rank=next((n for n in ROOMS if n >= rank), rank),
                 # its LoRA kernels know no other
@@ -150,6 +151,11 @@ class VLLM:
         for prompt, prompt_seeds, budget in zip(prompts, seeds, budgets):
             self._refuse_too_long(prompt, budget)
             rows += [(list(prompt), seed, budget) for seed in prompt_seeds]
+        if self.policy.stop_sequence:
+            raise WorkbenchError(
+                f"turns of {self.policy.name} end with several tokens, which vLLM is not asked to "
+                "look for here: leave --vllm out"
+            )
         try:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt, _, _ in rows],

@@ -54,6 +54,10 @@ def _arm(name: str, method: str = "", *options: str, **more) -> Arm:
     return Arm(name, (Stage(method or name, options),), **more)
 
 
+def _teacher_of(method: str) -> str:
+    return TEACHER if method in ("scope", "opd", "kd") else ""
+
+
 _ALONE = (
     Arm("base"),
     _arm("grpo"),
@@ -131,5 +135,29 @@ PROGRAMS = tuple(
 )
 _SIZED = tuple(arm for arm in METHODS if arm.name in ("base", "grpo", "sdpo", "tapo"))
 SIZES = tuple(replace(arm, model=model, seeds=3) for model in ("1m", "0.4m") for arm in _SIZED)
+# Does true credit predict what a method gains? One rate for all, and no test of it before
+# data/true_credit/prediction.md was written.
+_TRUTH = {
+    "grpo": ("grpo",),
+    "scope": ("scope",),
+    "opd": ("opd", "k=8"),
+    "sdpo": ("sdpo",),
+    "sdpo-reverse": ("sdpo", "a=1"),
+    "sdpo-forward": ("sdpo", "a=0"),
+    "sdpo-token": ("sdpo", "form=token"),
+    "srpo": ("sdpo", "srpo=true"),
+    "sc-sdpo": ("sdpo", "by_pass_rate=true"),
+    "antisd": ("sdpo", "form=token", "ascend=true"),
+    "rosd": ("sdpo", "a=1", "onset=true"),
+    "rlsd": ("rlsd",),
+    "rlcsd": ("rlcsd",),
+    "rlrt": ("rlrt",),
+    "cast": ("cast",),
+    "credit": ("credit",),
+}
+TRUTH = tuple(
+    _arm(f"truth-{name}", method, "lr=1e-4", *options, teacher=_teacher_of(method))
+    for name, (method, *options) in _TRUTH.items()
+)
 GRID = (*METHODS, *ABLATIONS, *COLD, *HARDER, *PROGRAMS, *SIZES)
 QUICK = tuple(arm for arm in METHODS if arm.name in ("base", "grpo", "sdpo"))

@@ -307,6 +307,7 @@ def verdict(by_method: Mapping[str, np.ndarray], k: int) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID")
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     parser.add_argument(
         "--task",
         required=True,
@@ -323,8 +324,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     study = Study(**{field.name: getattr(args, field.name) for field in fields(Study)})
     settings = OptimConfig(lr=args.lr, weight_decay=0.01, ema=0.01)
-    learner = Learner(load_policy(args.model), settings)
-    names = {"model": args.model, "task": args.task}
+    learner = Learner(load_policy(args.model, adapter=args.adapter), settings)
+    adapter = {"adapter": str(args.adapter)} if args.adapter else {}
+    names = {"model": args.model, **adapter, "task": args.task}
     by_method = curves(run(learner, load_task(args.task), study, args.out, names))
     rows = summary(by_method, sorted({1, K, study.budget // 2, study.budget}))
     print(plain_table(list(rows[0]), [list(row.values()) for row in rows]))

@@ -7,6 +7,8 @@ Each cell is a run that leaves a small record in data/runs.
     workbench study --only grpo sdpo         some arms
     workbench study --tune                   the learning rate of each method on the validation
                                              split, before anything else: data/study/tuning.json
+    workbench study --truth                  the methods that workbench credit scores, at one rate:
+                                             data/true_credit/runs
     workbench study --quick --out DIR        three arms, few steps: the whole path in minutes
 
 What is run stands in arms.py, one cell in cell.py, the learning rates in tuning.py.
@@ -24,9 +26,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from workbench.core import WorkbenchError
-from workbench.paths import RECORDS, ROOT
+from workbench.paths import DATA, RECORDS, ROOT
 from workbench.records import dumps
-from workbench.studies.arms import GRID, QUICK, Arm
+from workbench.studies.arms import GRID, QUICK, TRUTH, Arm
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -135,6 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the runs are while they are made",
     )
     parser.add_argument("--quick", action="store_true", help="three arms, four steps")
+    parser.add_argument("--truth", action="store_true", help="the methods that were scored")
     parser.add_argument("--tune", action="store_true", help="find the learning rates first")
 
 
@@ -144,7 +147,9 @@ def main(args: argparse.Namespace) -> None:
     if args.tune:
         tune_all(args.workers, args.work.resolve())
         return
-    arms = QUICK if args.quick else GRID
+    arms = TRUTH if args.truth else QUICK if args.quick else GRID
+    if args.truth and args.out == RECORDS:
+        args.out = DATA / "true_credit" / "runs"
     if args.quick and args.out == RECORDS:
         raise WorkbenchError(
             "a quick study is not to be mixed with the committed records: name a folder with --out"
@@ -177,7 +182,7 @@ def _worker() -> None:
     if args.tune_one:
         print(dumps(tune(*args.tune_one, args.work)))
         return
-    cells = {arm.cell(seed): (arm, seed) for arm in GRID for seed in range(arm.seeds)}
+    cells = {arm.cell(seed): (arm, seed) for arm in (*GRID, *TRUTH) for seed in range(arm.seeds)}
     arm, seed = cells[args.cell]
     record = run_cell(arm, seed, args.work, args.out, SMALL if args.quick else FULL)
     evaluation = json.loads((record / "evaluation.json").read_text())

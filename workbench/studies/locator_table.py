@@ -107,7 +107,9 @@ def measure(
         for name, drop in both.items():
             runs[f"{name}, teacher reads {what}"] = (drop, read)
     runs["own diagnosis (TAPO)"] = (OwnDiagnosis(policy, task, seed), plain)
-    runs[f"value drop, {samples} samples a step"] = (ValueDrop(policy, task, samples, seed), plain)
+    if samples:
+        value_drop = ValueDrop(policy, task, samples, seed)
+        runs[f"value drop, {samples} samples a step"] = (value_drop, plain)
     locators = {}
     for name, (locator, cases) in runs.items():
         began = time.perf_counter()
@@ -119,6 +121,7 @@ def measure(
         "schema_version": 1,
         "model": Path(policy.name).name,
         "task": repr(task),
+        "scope": SCOPES.get(task.name, "One model on one task."),
         "split": "test",
         "seed": seed,
         "attempts": attempts,
@@ -137,9 +140,18 @@ def _cases(policy: Policy, task: Task, chosen: Sequence[tuple[Group, int]], kind
     ]
 
 
+SCOPES = {
+    "arithmetic": "One tiny model on chains of + and -, where each step depends on the one before "
+    "and the first wrong step is known exactly. The numbers say\nhow the locators compare there, "
+    "and nothing about free text or large models.",
+    "words": "One model of 135M on short stories with one equation a line, all in a wording that "
+    "it was taught. The truth is the first equation that does not hold, uses a number from "
+    "nowhere, or is not the solution's.\nThe numbers say how the locators compare there, and "
+    "nothing about text without written equations. Here with --model and --task of the first line.",
+}
 TEXT = """# Where did it go wrong?
 
-Every locator against the truth, on {attempts} wrong attempts of the organism `{model}`, \
+Every locator against the truth, on {attempts} wrong attempts of the model `{model}`, \
 one a problem ({task}, test split,
 {rollouts} rollouts a problem, seed {seed}). An attempt has {steps:.1f} steps; \
 {with_sibling:.0%} of the attempts have a
@@ -153,9 +165,7 @@ miss. Tokens: generated for one attempt, beyond the group itself.
 \\* The feedback of this task names a wrong step, so these two rows show how much of what the \
 teacher reads comes through, not a discovery.
 
-Scope. One tiny model on chains of + and -, where each step depends on the one before and the \
-first wrong step is known exactly. The numbers say
-how the locators compare there, and nothing about free text or large models. The truth is the \
+Scope. {scope} The truth is the \
 first step that was wrong when written, also where
 the attempt took it back and failed later. Made by `workbench locators --attempts {attempts} \
 --seed {seed}`.
@@ -174,20 +184,21 @@ def table(record: dict) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     add_flags(
         parser,
         model=str(ORGANISM / "3m"),
         task="arithmetic",
         attempts=500,
         rollouts=(8, "K: attempts at each problem, which are each other's siblings"),
-        samples=(8, "continuations from each step, for the value drop"),
+        samples=(8, "continuations from each step, for the value drop; 0: without it"),
         seed=0,
     )
 
 
 def main(args: argparse.Namespace) -> None:
     record = measure(
-        load_policy(args.model),
+        load_policy(args.model, adapter=args.adapter),
         load_task(args.task),
         args.attempts,
         args.rollouts,

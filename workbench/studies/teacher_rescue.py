@@ -207,6 +207,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="PATH_OR_HUB_ID", help="whose wrong attempts"
     )
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     parser.add_argument("--teacher", required=True, metavar="PATH_OR_HUB_ID")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     add_flags(
@@ -223,14 +224,17 @@ ASKED = ("model", "teacher", "task", "problems", "samples", "seed")
 
 def main(args: argparse.Namespace) -> None:
     task = load_task(args.task)
+    student = load_policy(args.model, adapter=args.adapter)
     teacher = load_policy(args.teacher)
-    student = load_policy(args.model)
     where = (args.seed, "rescue")
     problems = task.problems("test", args.problems, args.seed)
     groups = sample_groups(student, task, problems, 1, where)
     paths = teacher_prefix_completion(teacher, task, groups, samples=args.samples, seed=where)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out, record(paths, {name: getattr(args, name) for name in ASKED}))
+    asked = {name: getattr(args, name) for name in ASKED}
+    if args.adapter:
+        asked["adapter"] = str(args.adapter)
+    write_atomic(args.out, record(paths, asked))
     for cell in paths.cells():
         print(
             f"quartile {cell.quartile}, {cell.ratio:.0%} given: {cell.rescued:.3f} "

@@ -26,6 +26,7 @@ TASKS = {
     "mcq": "Mcq",
     "programs": "Programs",
     "tools": "Tools",
+    "words": "Words",
 }
 
 

@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
 from workbench.tasks import base, prompts
 from workbench.tasks.base import line_span, lines
+from workbench.thoughts import spoken
 
 WAIT = "Wait, "
 ANSWER = "Answer "
@@ -90,7 +91,7 @@ def check(expression: str, text: str) -> Check:
     answer has been given.
     """
     question = parse(expression)
-    attempt = lines(text)
+    attempt = lines(spoken(text))
     total = len(question[1]) + 1
     states: list[Chain | None] = [question]
     wrong_since: int | None = None  # number of right steps when the unmended error was made

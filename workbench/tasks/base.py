@@ -5,13 +5,14 @@ prompts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from random import Random
 from typing import Any
 
 from workbench.core import Message, Problem, Step, WorkbenchError
 from workbench.tasks import prompts
+from workbench.thoughts import spoken
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,8 +30,14 @@ def split_of(question: str, share: int = 26) -> str:
     return "validation" if bucket < 2 * share else "train"
 
 
-def check_split(where: str, split: Any) -> str:
-    """The split that a record names. Raises WorkbenchError for another than ``SPLITS``."""
+def named_split(where: str, record: Mapping[str, Any]) -> str:
+    """The split that a record names, "" where it names none.
+
+    Raises WorkbenchError for another than ``SPLITS``.
+    """
+    split = record.get("split")
+    if split is None:
+        return ""
     if split not in SPLITS:
         raise WorkbenchError(
             f"{where} has the split {split!r}; it must be one of {', '.join(SPLITS)}"
@@ -109,10 +116,17 @@ def line_spans(text: str) -> list[Step]:
     return [Step(index, start, end) for index, (start, end) in enumerate(places)]
 
 
-def line_span(text: str, index: int) -> Step:
-    """Where one line is; an empty span at the end of the text for a line that is missing."""
-    spans = line_spans(text)
-    return spans[index] if index < len(spans) else Step(index, len(text), len(text))
+def line_span(text: str, index: int) -> Step | None:
+    """Where one line of what is said aloud is in the text; an empty span at its end for a line that
+    is missing. None where thoughts stand between what is said.
+    """
+    said = spoken(text)
+    if not text.endswith(said):
+        return None
+    spans, before = line_spans(said), len(text) - len(said)
+    if index >= len(spans):
+        return Step(index, len(text), len(text))
+    return Step(index, spans[index].start + before, spans[index].end + before)
 
 
 # --- prompts --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import ast
 import base64
 import contextlib
 import json
+import keyword
 import re
 import textwrap
 import zlib
@@ -31,12 +32,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Step, Verdict, WorkbenchError
-from workbench.tasks.base import Reprompts, chat, check_dials, check_split, draw, split_of
-from workbench.tasks.loading import Row, read
-from workbench.tasks.sandbox.outside import Call, Program, Result
-from workbench.thoughts import said_aloud
-
-UNPACKED = 1 << 30  # most bytes that the private tests of one record may unpack to
+from workbench.tasks.base import Reprompts, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.loading import Row, check_text, checked, has_text, limit, read, structured
+from workbench.tasks.sandbox.outside import Call, Program, Result, check_execution, in_parallel
+from workbench.thoughts import spoken
 
 # Read as files: livecodebench/code_generation_lite comes with a loading script, which datasets runs
 # no longer. v6 is what its last release added: 175 questions of January to April 2025 (the file's
@@ -200,7 +199,7 @@ def extract(text: str) -> tuple[str, bool]:
     everything. A fence that is not closed opens a block; one that nothing opens ends a program that
     the prompt has begun.
     """
-    said = said_aloud(text)
+    said = spoken(text)
     pieces = said.split("```")
     if len(pieces) % 2 == 0 and not pieces[1].partition("\n")[0].strip() and _parses(pieces[0]):
         pieces = ["", "\n" + pieces[0], *pieces[1:]]
@@ -242,19 +241,34 @@ class Code(Reprompts):
         if not self.path:
             raise WorkbenchError("the task code needs a file of problems: code:path=FILE")
         check_dials(self.name, self.split, self.max_new)
+        check_execution(self.name)
         if self.seconds <= 0 or self.memory_mb < 64:
             raise WorkbenchError("the task code takes seconds above 0 and memory_mb from 64")
         _ = self._rows  # a bad file is said now, not after the model is loaded
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Problem, Suite]]:
-        rows = {}
+        rows, places = {}, {}
         for row in read(SETS.get(self.path, self.path)):
             problem, suite = _problem(row, self.split)
             if problem.id in rows:
                 raise WorkbenchError(f"{row.where} has the id {problem.id} of an earlier line")
             rows[problem.id] = problem, suite
+            places[problem.id] = row.where
+        with_check = [name for name, (_, suite) in rows.items() if suite.check]
+        passes = in_parallel(self._passes_anything, [rows[name][1] for name in with_check])
+        for name, anything in zip(with_check, passes):
+            if anything:
+                raise WorkbenchError(f"{places[name]} has a test that any program passes")
         return rows
+
+    def _passes_anything(self, suite: Suite) -> bool:
+        """Is a program right that answers every call with nonsense?"""
+        with Program(suite.check, seconds=self.seconds, memory_mb=self.memory_mb) as checker:
+            answers = (Result(value=None), Result(value="nonsense"))
+            return all(
+                checker.call(Call("check_program"), lambda _, a=answer: a).ok for answer in answers
+            )
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split``, drawn with ``seed``."""
@@ -322,14 +336,28 @@ def _problem(row: Row, split: str) -> tuple[Problem, Suite]:
             f"{row.where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
             "(entry_point, ...)"
         )
+    check_text(row.where, *filter(has_text, row.columns.values()))
     try:
         problem, suite = form(row.columns)
-    except (KeyError, TypeError, ValueError, AttributeError, zlib.error) as error:
+    except (
+        *(KeyError, TypeError, ValueError, AttributeError),
+        *(SyntaxError, RecursionError, MemoryError, zlib.error),
+    ) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise WorkbenchError(f"{row.where} {what}") from error
-    chosen = split or row.columns.get("split") or split_of(problem.messages[-1]["content"])
-    problem.meta["split"] = check_split(row.where, chosen)
-    return problem, suite
+    named = split or named_split(row.where, row.columns)
+    problem.meta["split"] = named or split_of(problem.messages[-1]["content"])
+    inputs = (test.input for test in suite.public + suite.private)
+    check_text(row.where, *inputs)
+    return checked(row.where, problem), suite
+
+
+def _text(row: dict, column: str) -> str:
+    """Raises KeyError or ValueError where the record has no text there."""
+    value = row[column]
+    if not has_text(value):
+        raise ValueError(f"{column} is no text")
+    return value
 
 
 def livecodebench(row: dict) -> tuple[Problem, Suite]:
@@ -340,21 +368,23 @@ def livecodebench(row: dict) -> tuple[Problem, Suite]:
     function = json.loads(row.get("metadata") or "{}").get("func_name") or ""
     public = [_test(case, function) for case in json.loads(row["public_test_cases"])]
     private = [_test(case, function) for case in private_tests(row["private_test_cases"])]
-    if not public + private:
-        raise ValueError("there are no tests")
+    if not any(test.expected not in ("", None) for test in public + private):
+        raise ValueError("there are no tests" + " with an output" * bool(public + private))
     starter = row.get("starter_code") or ""
     form = f"{STARTER}\n\n```python\n{starter.rstrip()}\n```" if starter.strip() else STDIN
-    content = f"{ASK}\n\n{row['question_content'].strip()}\n\n{form}"
+    content = f"{ASK}\n\n{_text(row, 'question_content').strip()}\n\n{form}"
     meta = {key: str(row[key]) for key in ("platform", "difficulty", "contest_date") if key in row}
-    problem = Problem(str(row["question_id"]), chat(content), "", (), meta)
+    problem = Problem(_text(row, "question_id"), chat(content), "", (), meta)
     return problem, Suite(tuple(public), tuple(private))
 
 
 def _test(case: dict, function: str) -> Test:
-    text, expected = case["input"], case["output"]
-    if case["testtype"] == "stdin":
+    text, expected, kind = case["input"], case["output"], case["testtype"]
+    if not isinstance(text, str) or not isinstance(expected, str):
+        raise ValueError("a test whose input or output is no text")
+    if kind == "stdin":
         return Test(Call(stdin=text), expected.strip(), text)
-    if not function:
+    if kind != "functional" or not is_name(function):
         raise ValueError("a functional test needs metadata with a func_name")
     arguments = tuple(json.loads(line) for line in text.split("\n"))
     return Test(Call(function, arguments), json.loads(expected), text)
@@ -365,10 +395,13 @@ def private_tests(text: str) -> list[dict]:
     if text.lstrip().startswith("["):
         return json.loads(text)
     unpacker = zlib.decompressobj()
-    data = unpacker.decompress(base64.b64decode(text, validate=True), UNPACKED)
+    most = limit(len(text))
+    data = unpacker.decompress(base64.b64decode(text, validate=True), most)
     if not unpacker.eof:
         raise ValueError("the private tests are cut off, or too large")
-    return json.loads(pickled_text(data))
+    tests = pickled_text(data)
+    structured(tests.encode("utf-8", "replace"), most)
+    return json.loads(tests)
 
 
 def pickled_text(data: bytes) -> str:
@@ -392,19 +425,28 @@ def pickled_text(data: bytes) -> str:
 
 def humaneval(row: dict) -> tuple[Problem, Suite]:
     """A record of HumanEval. Raises KeyError, TypeError or ValueError for another form."""
-    prompt, function = row["prompt"], row["entry_point"]
+    prompt, function, test = (_text(row, name) for name in ("prompt", "entry_point", "test"))
     content = f"{ASK}\n\n{COMPLETE}\n\n```python\n{prompt.rstrip()}\n```"
     solution = row.get("canonical_solution")
     solutions = (f"```python\n{prompt}{solution.rstrip()}\n```",) if solution else ()
-    if not function.isidentifier():
+    if not is_name(function):
         raise ValueError(f"{function!r} is no function's name")
+    functions = [node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef)]
+    if not any(node.name == "check" and node.args.args for node in functions):
+        raise ValueError("the test has no function check(candidate)")
     # Some checks call the function by its own name as well: there too it is the program's.
     check = (
-        f"{prompt}\n{row['test']}\n\ndef check_program(candidate):\n"
+        f"{prompt}\n{test}\n\ndef check_program(candidate):\n"
         f"    global {function}\n    {function} = candidate\n    check(candidate)\n"
     )
-    problem = Problem(str(row["task_id"]), chat(content), "", solutions, {})
+    ast.parse(check)
+    problem = Problem(_text(row, "task_id"), chat(content), "", solutions, {})
     return problem, Suite(tuple(examples(prompt, function)), (), check, function, prompt)
+
+
+def is_name(text: Any) -> bool:
+    """Can a function be called so?"""
+    return isinstance(text, str) and text.isidentifier() and not keyword.iskeyword(text)
 
 
 def examples(prompt: str, function: str) -> list[Test]:

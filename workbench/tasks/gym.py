@@ -36,6 +36,7 @@ from workbench.tasks.verify.answers import is_number
 from workbench.tasks.verify.expressions import check_scorer, inert
 from workbench.tasks.verify.pool import SECONDS, Pool
 from workbench.tasks.verify.statements import TAIL
+from workbench.thoughts import spoken
 
 ALONE = "\nGive only the final answer."
 ASK = '\nEnd with a line that begins with "Answer:" and gives only the final answer.'
@@ -48,7 +49,7 @@ _jobs = itertools.count()
 
 def extract(text: str, solution: str) -> str:
     """What the scorer is shown. A solution of several lines may be answered in several."""
-    text = text[-TAIL:]
+    text = spoken(text)[-TAIL:]
     if "<answer>" in text:
         return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     marked = list(re.finditer(r"\b[Aa]nswer\**:\**[ \t]*\n?", text))

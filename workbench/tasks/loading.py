@@ -6,24 +6,41 @@ A file is .jsonl, .json (a list, or JSON lines under the wrong name: both are ab
 first two also .gz. On the hub, ``owner/name`` is read by ``datasets``, and
 ``hf://datasets/owner/name/FILE`` is one file as it lies there, for sets whose loading script
 ``datasets`` no longer runs.
+
+A file is read line by line and within bounds: what a small one may unpack to, how long a line is,
+how much of it is structure (a megabyte of brackets is twenty of lists). Anything that is no record
+for sure is refused, in one sentence with the line.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import re
+import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from workbench.core import WorkbenchError
+from workbench.core import Problem, WorkbenchError
 
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILE = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/(.+)")
 INSTALL = "which is not installed (pip install -e '.[data]')"
+
+# Bounds of a file, in bytes; LiveCodeBench's largest has 1.25 GB, in lines of some megabytes.
+LARGEST = 2 << 30
+DOCUMENT = 512 << 20  # of a .json file, which is read as a whole
+LINE = 256 << 20
+STRUCTURE = 8  # one of so many may be outside texts: brackets, commas, numbers
+RECORD = 32  # bytes outside texts that the shortest record counts for
+# What is packed unpacks to at most so many times its size; real records to some five times.
+RATIO, UNPACKED = 50, 32 << 20
+BATCH = 256  # records of a parquet file at a time
 
 
 class Row(NamedTuple):
@@ -57,11 +74,55 @@ def has_text(value: Any) -> bool:
 
 
 def check_text(where: str, *texts: str) -> None:
-    """Raises WorkbenchError for text that no file could be written with."""
-    if re.search("[\\ud800-\\udfff]", "".join(texts)):
+    """Raises WorkbenchError for text that no file could be written with, or that is damaged."""
+    bad = re.search("[\\ud800-\\udfff\\0]", "".join(texts))
+    if bad and bad[0] == "\0":
+        raise WorkbenchError(f"{where} holds a NUL character (\\u0000), which is no text")
+    if bad:
         raise WorkbenchError(
             f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
         )
+
+
+def checked(where: str, problem: Problem) -> Problem:
+    """The problem, where all its texts can be written."""
+    contents = (message["content"] for message in problem.messages)
+    check_text(where, problem.id, problem.answer, *contents, *problem.solutions)
+    return problem
+
+
+def limit(packed: int) -> int:
+    """To how many bytes so many packed ones may unpack."""
+    return min(LARGEST, max(UNPACKED, RATIO * packed))
+
+
+def parse(text: str) -> Any:
+    """JSON, no key of an object twice. Raises ValueError, in words that follow "is"."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {getattr(error, 'msg', error)}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return columns
+
+
+def structured(data: bytes, most: int) -> int:
+    """How many bytes of JSON are outside its texts.
+
+    Raises ValueError where they are too many for a file of at most ``most`` bytes.
+    """
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = RECORD + len(re.sub(rb'"[^"]*"', b"", plain))
+    if STRUCTURE * outside > most:
+        raise ValueError("mostly brackets and numbers, and too many of them")
+    return outside
 
 
 def read(source: str, config: str = "") -> list[Row]:
@@ -86,49 +147,87 @@ def read(source: str, config: str = "") -> list[Row]:
 
 def local(path: Path) -> list[Row]:
     """The records of a file that is here."""
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path)
-    text = _text(path)
-    if path.name.lower().endswith((".json", ".json.gz")):
-        with contextlib.suppress(ValueError, RecursionError):  # JSON lines, perhaps
-            whole = json.loads(text)
-            return _numbered(path, whole if isinstance(whole, list) else [whole])
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            try:
-                rows.append(Row(where, json.loads(line)))
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", error)
-                raise WorkbenchError(f"{where} is not JSON: {reason}") from error
-    return rows
+    try:
+        size = _size(path)
+        if path.suffix.lower() == ".parquet":
+            return _numbered(path, _parquet(path))
+        packed = path.suffix.lower() == ".gz"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            most = limit(size) if packed else LARGEST
+            if path.name.lower().endswith((".json", ".json.gz")):
+                return _document(path, stream, min(most, DOCUMENT))
+            return list(_lines(path, stream, most))
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: NUL in the name
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
+
+
+def _size(path: Path) -> int:
+    """In bytes. Raises OSError for what is no file: a pipe waits for ever, a device has no end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        what = "folder" if stat.S_ISDIR(status.st_mode) else "pipe or a device"
+        raise OSError(f"it is a {what}, not a file")
+    if status.st_size > LARGEST:
+        raise OSError(f"it is larger than {LARGEST >> 30} GB")
+    return status.st_size
+
+
+def _document(path: Path, stream: BinaryIO, most: int) -> list[Row]:
+    data = stream.read(most + 1).removeprefix(b"\xef\xbb\xbf")
+    if len(data) > most:
+        raise OSError(f"it has more than {most >> 20} MB; write it as .jsonl, a record a line")
+    structured(data, most)
+    with contextlib.suppress(ValueError):  # JSON lines, perhaps
+        whole = parse(data.decode())
+        return _numbered(path, whole if isinstance(whole, list) else [whole])
+    return list(_lines(path, io.BytesIO(data), most))
+
+
+def _lines(path: Path, stream: BinaryIO, most: int) -> Iterator[Row]:
+    """A record a line, of ``most`` bytes in all; only \\n ends one."""
+    unpacked = outside = 0
+    longest = min(LINE, most)
+    for number, line in enumerate(iter(lambda: stream.readline(longest + 1), b""), 1):
+        where = f"{path}, line {number}"
+        unpacked += len(line)
+        if len(line) > longest or unpacked > most:
+            raise WorkbenchError(f"{where} is too much: beyond {longest >> 20} MB")
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        try:
+            outside += structured(line, most - STRUCTURE * outside)
+            if line.strip():
+                yield Row(where, parse(line.decode()))
+        except UnicodeDecodeError as error:
+            byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+            raise OSError(f"line {number}: {byte} is not UTF-8") from error
+        except ValueError as error:
+            raise WorkbenchError(f"{where} is {error}") from error
 
 
 def _numbered(path: Path, records: list) -> list[Row]:
     return [Row(f"{path}, record {i}", record) for i, record in enumerate(records, 1)]
 
 
-def _text(path: Path) -> str:
+def _parquet(path: Path) -> list[dict]:
+    """A batch at a time: a column of one value may be written in a few bytes."""
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
-
-
-def _parquet(path: Path) -> list[Row]:
-    try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise WorkbenchError(f"{path} is read by pyarrow, {INSTALL}") from error
+    records: list[dict] = []
+    most = limit(path.stat().st_size)
     try:
-        table = parquet.read_table(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
-    return _numbered(path, table.to_pylist())
+        for batch in parquet.ParquetFile(path).iter_batches(BATCH):
+            most -= batch.nbytes
+            if most < 0:
+                raise OSError("it unpacks to more than such a file should hold")
+            records += batch.to_pylist()
+    except (pyarrow.ArrowException, ArithmeticError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"after record {len(records)}: {reason}") from error
+    return records
 
 
 # --- the hub --------------------------------------------------------------------------------------

@@ -27,17 +27,18 @@ discover`` takes its questions from the test split by itself.)
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from workbench.core import Message, Problem, Verdict, WorkbenchError
-from workbench.tasks.base import SPLITS, FreeText, chat, check_dials, check_split, draw, split_of
-from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, check_text, has_text, read
-from workbench.tasks.verify import check_gold, grade
-from workbench.tasks.verify.answers import exact
+from workbench.tasks.base import SPLITS, FreeText, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, checked, has_text, read
+from workbench.tasks.verify import check_gold, compare, grade
 from workbench.tasks.verify.statements import last_box
 
 ASK = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -120,22 +121,23 @@ class Math(FreeText):
         question, answer = record.get("question"), record.get("answer")
         if not has_text(question):
             raise WorkbenchError(f'{where} needs a "question" with text in it')
-        if not isinstance(answer, (str, int, float)) or not str(answer).strip():
+        if answer is None or answer == "":
             raise WorkbenchError(f'{where} needs an "answer"')
-        solution = str(record.get("solution") or "")
-        check_text(where, question, str(answer), solution)
-        answer, solutions = _after_hashes(str(answer), (solution,) if solution else ())
+        solution = record.get("solution")
+        solutions = (solution,) if has_text(solution) else ()
+        answer, solutions = _after_hashes(_answer_text(where, answer), solutions)
         if not answer:
             raise WorkbenchError(f'{where} has no answer after its "####"')
         # words are compared as they stand; a formula that cannot be read would equal no other
         # writing of itself
         if "\\" in answer:
             check_gold(where, answer)
-        hashed = split_of(question)
-        split = hashed if self.split == "hash" else self.split
-        meta = {"split": split or check_split(where, record.get("split") or hashed)}
+        split = self.split or named_split(where, record) or "hash"
+        meta = {"split": split_of(question) if split == "hash" else split}
         problem_id = f"{Path(self.source).stem}:{row.number}"
-        return Problem(problem_id, chat(question), answer, solutions, meta)
+        problem = checked(where, Problem(problem_id, chat(question), answer, solutions, meta))
+        _check_accepted(where, answer)
+        return problem
 
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
@@ -148,9 +150,9 @@ class Math(FreeText):
             raise WorkbenchError(f"{where} has no answer")
         column = self.question or next(name for name in QUESTIONS if name in record)
         messages = _messages(where, question, whole=column == "prompt")
-        check_text(where, answer, *solutions, *(message["content"] for message in messages))
-        meta = {"split": row.split, "where": where}
-        return Problem(f"{self.source}:{number}", messages, answer, solutions, meta)
+        named = "" if self.split else named_split(where, record)
+        meta = {"split": row.split, "named": named, "where": where}
+        return checked(where, Problem(f"{self.source}:{number}", messages, answer, solutions, meta))
 
     def _solutions(self, row: Row) -> tuple[str, ...]:
         if self.solution:
@@ -164,22 +166,28 @@ class Math(FreeText):
         boxed = last_box(solutions[0]) if solutions else ""
         if boxed and not self.answer and _first(row.record, ANSWERS) is None:
             return boxed
-        return str(_column(row, "answer", (self.answer,) if self.answer else ANSWERS)).strip()
+        value = _column(row, "answer", (self.answer,) if self.answer else ANSWERS)
+        return _answer_text(row.where, value)
 
     def _merged(self, copies: list[Problem], set_splits: set[str]) -> Problem:
         """A question's records as one problem, with all their solutions."""
         first = copies[0]
         check_gold(first.meta["where"], first.answer)
+        _check_accepted(first.meta["where"], first.answer)
         solutions: dict[str, None] = {}  # in order, each once
+        answers = {first.answer}
         for copy in copies:
-            if copy is not first and exact(first.answer, copy.answer) is False:
+            if copy.answer not in answers and not _same(first, copy):
                 raise WorkbenchError(
                     f"{copy.meta['where']} asks the question of {first.meta['where']} and "
                     f"has another answer: {copy.answer!r}, not {first.answer!r}"
                 )
+            answers.add(copy.answer)
             solutions |= dict.fromkeys(copy.solutions)
-        splits = {copy.meta["split"] for copy in copies}
-        split = self._split(first.messages[-1]["content"], splits, set_splits)
+        named = {copy.meta["named"] for copy in copies} - {""}
+        splits = named or {copy.meta["split"] for copy in copies}
+        question = first.messages[-1]["content"]
+        split = self._split(question, splits, set(SPLITS) if named else set_splits)
         meta = {"split": split, "copies": len(copies)}
         return Problem(first.id, first.messages, first.answer, tuple(solutions), meta)
 
@@ -207,6 +215,33 @@ class Math(FreeText):
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         return grade(problem.answer, text, stated_only="\\boxed" in problem.messages[-1]["content"])
+
+
+def _answer_text(where: str, value: Any) -> str:
+    """Raises WorkbenchError for what is neither text nor a number."""
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    if not number or not abs(value) < float("inf"):
+        shown = json.dumps(value, default=repr)[:100]
+        raise WorkbenchError(f"{where} has an answer that is neither text nor a number: {shown}")
+    return str(value)
+
+
+def _check_accepted(where: str, gold: str) -> None:
+    """Raises WorkbenchError where not even the answer itself would be right."""
+    texts = f"\\boxed{{{gold}}}", f"#### {gold}", f"Answer: {gold}"
+    if not any(grade(gold, text, stated_only=True).correct for text in texts):
+        raise WorkbenchError(
+            f"{where} has the answer {gold[:200]!r}, which the grader would not find right itself"
+        )
+
+
+def _same(first: Problem, copy: Problem) -> bool:
+    """Have two records of one question the same answer?"""
+    check_gold(copy.meta["where"], copy.answer)
+    verdict = compare(first.answer, copy.answer)
+    return verdict.same or verdict.how == "no math-verify"
 
 
 def _after_hashes(answer: str, solutions: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -239,11 +274,15 @@ def _column(row: Row, what: str, names: tuple[str, ...]) -> Any:
 
 def _messages(where: str, question: Any, whole: bool) -> tuple[Message, ...]:
     if isinstance(question, list) and question and all(map(_is_message, question)):
-        return tuple({"role": m["role"], "content": m["content"]} for m in question)
+        messages = tuple({"role": m["role"], "content": m["content"]} for m in question)
+        question = messages[-1]["content"]
+        if has_text(question):
+            return messages
     if not has_text(question):
         raise WorkbenchError(f"{where} has a question that is neither text nor a list of messages")
     return chat(question if whole or "\\boxed" in question else question + ASK)
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("content"), str) and value.get("role")
+    texts = (value.get("role"), value.get("content")) if isinstance(value, dict) else (None,)
+    return all(isinstance(text, str) for text in texts) and bool(texts[0])

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks.base import FreeText, chat, check_dials, draw, split_of
-from workbench.tasks.loading import Row, has_text, read
+from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.loading import Row, checked, has_text, read
+from workbench.thoughts import spoken
 
 # one split, test; the id and the columns are those that SDPO's own code reads
 SETS = {"sciknoweval": "hicai-zju/SciKnowEval"}
@@ -47,12 +48,13 @@ A
 </answer>
 """
 ASK = "Please reason step by step."
+_CHOICE = re.compile(r"^\s*\(?([A-Z])[:.)]\s", re.MULTILINE)
 _LETTER = re.compile(r"[\s(*\[]*([A-Z])[\s)*\].:]*")
 
 
 def letter(text: str) -> str:
     """The letter of the last answer, "" where there is none."""
-    inside = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    inside = spoken(text, SYSTEM).rpartition("<answer>")[2].partition("</answer>")[0].strip()
     match = _LETTER.fullmatch(inside) if len(inside) < 20 else None
     return match[1] if match else ""
 
@@ -92,7 +94,12 @@ class Mcq(FreeText):
         by_prompt: dict[str, Problem] = {}
         for number, row in enumerate(rows, 1):
             problem = _problem(f"{self.source}:{number}", row, self.split)
-            by_prompt.setdefault(problem.messages[-1]["content"], problem)
+            first = by_prompt.setdefault(problem.messages[-1]["content"], problem)
+            if first.answer != problem.answer:
+                raise WorkbenchError(
+                    f"{row.where} asks the question of {first.id} and has another answer: "
+                    f"{problem.answer}, not {first.answer}"
+                )
         return tuple(by_prompt.values())
 
     def _takes(self, row: Row) -> bool:
@@ -100,8 +107,10 @@ class Mcq(FreeText):
         record = row.columns
         if "choices" not in record:
             return True
+        details = record.get("details")
         return (
-            (record.get("details") or {}).get("level") == LEVEL
+            isinstance(details, dict)
+            and details.get("level") == LEVEL
             and record.get("type") in TYPES
             and self.domain in ("", record.get("domain"))
         )
@@ -121,16 +130,21 @@ class Mcq(FreeText):
 
 def _problem(name: str, row: Row, split: str) -> Problem:
     record = _prepared(row) if "choices" in row.columns else row.columns
-    prompt, system, answer = record.get("prompt"), record.get("system"), record.get("answer")
+    prompt, system, answer = map(record.get, ("prompt", "system", "answer"))
     is_letter = isinstance(answer, str) and re.fullmatch("[A-Z]", answer.strip())
-    if not has_text(prompt) or not is_letter:
+    if not has_text(prompt) or not is_letter or not isinstance(system, (str, type(None))):
         raise WorkbenchError(
             f"{row.where} needs a prompt (or question and choices) and an answer that is one "
             f"letter; its columns are {row.column_names}"
         )
+    answer, letters = answer.strip(), _CHOICE.findall(prompt)
+    if len(set(letters)) > 1 and answer not in letters:
+        raise WorkbenchError(
+            f"{row.where} has the answer {answer}, which is none of {', '.join(letters)}"
+        )
     system = system or ("" if "<answer>" in prompt else SYSTEM)
-    meta = {"split": split or split_of(prompt)}
-    return Problem(name, chat(prompt, system), answer.strip(), (), meta)
+    meta = {"split": split or named_split(row.where, row.columns) or split_of(prompt)}
+    return checked(row.where, Problem(name, chat(prompt, system), answer, (), meta))
 
 
 def _prepared(row: Row) -> dict:
@@ -138,10 +152,16 @@ def _prepared(row: Row) -> dict:
     record = row.columns
     try:
         labels, texts = record["choices"]["label"], record["choices"]["text"]
+        question, answer = record["question"], record["answerKey"]
+        whole = all(map(has_text, (question, answer, *labels, *texts))) and labels != "".join(
+            labels
+        )
+        if not whole or len(set(labels)) < max(len(labels), 2) or answer.strip() not in labels:
+            raise ValueError("an empty question or choice, a label twice, or another answer")
         choices = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
-        prompt = f"{record['question']}\n\n{choices}\n{ASK}"
-        return {"prompt": prompt, "system": SYSTEM, "answer": record["answerKey"]}
+        return {"prompt": f"{question}\n\n{choices}\n{ASK}", "system": SYSTEM, "answer": answer}
     except (KeyError, TypeError, ValueError) as error:
         raise WorkbenchError(
-            f"{row.where} needs a question, choices with text and label, and an answerKey"
+            f"{row.where} needs a question, choices with text and label, and an answerKey that is "
+            "one of the labels"
         ) from error

@@ -26,7 +26,8 @@ from workbench.tasks import base
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.base import line_span, lines
 from workbench.tasks.code import Test, feedback
-from workbench.tasks.sandbox.outside import Call, run
+from workbench.tasks.sandbox.outside import Call, check_execution, run
+from workbench.thoughts import spoken
 
 HEAD, LINE, LAST = "def f(x):\n", "    x=", "    return x"
 SECONDS = 4.0  # of wall clock for one input
@@ -136,6 +137,7 @@ class Programs(base.Reprompts):
     name = "programs"
 
     def __post_init__(self):
+        check_execution(self.name)
         if not 1 <= self.steps <= 8:
             raise WorkbenchError(f"programs takes steps 1..8, not steps={self.steps}")
 
@@ -169,11 +171,11 @@ class Programs(base.Reprompts):
         if self.grade(problem, text).correct:
             return None
         due = right_lines(problem.id)
-        for index, (line, right) in enumerate(zip_longest(lines(text), due)):
+        for index, (line, right) in enumerate(zip_longest(lines(spoken(text)), due)):
             if line != right:
                 return line_span(text, index)
         return line_span(text, len(due))
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """Reward 1 only if every input gives the right value. ``parts``: the share that does."""
-        return _graded(problem.id, text)
+        return _graded(problem.id, spoken(text))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -25,12 +26,20 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError
-from workbench.tasks.base import FreeText, chat, check_dials, draw, split_of
-from workbench.tasks.loading import Row, has_text, read
-from workbench.thoughts import said_aloud
+from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.loading import Row, checked, has_text, read
+from workbench.thoughts import spoken
 
 LONGEST = 100_000  # characters of an attempt that are read
-_DECODER = json.JSONDecoder()
+
+
+def _number(text: str) -> int | float:
+    """As JSON has it, 1.0 is 1."""
+    number = float(text)
+    return int(number) if math.isfinite(number) and number.is_integer() else number
+
+
+_DECODER = json.JSONDecoder(parse_float=_number)
 _ACTION = re.compile(r"Action:[\s*`\"']*(\w+(?:[.:/-]+\w+)*)")
 _INPUT = re.compile(r"Action Input:\s*(?=\{)")
 
@@ -43,13 +52,14 @@ class Calls(NamedTuple):
 
 def calls(text: str) -> Calls:
     """The calls in an attempt; an input that is no JSON object counts as none."""
-    text = said_aloud(text)[:LONGEST]
+    text = spoken(text)[:LONGEST]
     inputs: dict[str, Any] = {}
     start = 0
     while match := _INPUT.search(text, start):
         start = match.end()
         with contextlib.suppress(ValueError, RecursionError):
             value, start = _DECODER.raw_decode(text, start)
+            json.dumps([value])  # what is too deep to be written is too deep to be compared
             inputs.update(value)
     return Calls(Counter(_ACTION.findall(text)), inputs)
 
@@ -58,16 +68,35 @@ def expected(answer: str) -> Calls:
     """The calls of a record's answer. Raises KeyError, TypeError or ValueError for another form."""
     actions: Counter[str] = Counter()
     inputs: dict[str, Any] = {}
-    for call in json.loads(answer):
+    for call in _DECODER.decode(answer):
         written = call["Action_Input"]
-        arguments = json.loads(written) if isinstance(written, str) else written
+        arguments = _DECODER.decode(written) if isinstance(written, str) else written
         if not isinstance(arguments, dict):
             raise TypeError("an Action_Input that is no object")
+        if not has_text(call["Action"]):
+            raise TypeError("an Action that is no name")
         actions[call["Action"]] += 1
         inputs.update(arguments)
     if not actions:
         raise ValueError("there are no calls")
     return Calls(actions, inputs)
+
+
+def same_inputs(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Equal as JSON is: to Python, true would be 1."""
+    try:
+        one, other = (
+            json.dumps(inputs, sort_keys=True, allow_nan=False) for inputs in (left, right)
+        )
+    except (ValueError, RecursionError):  # NaN is equal to nothing
+        return False
+    return one == other
+
+
+def written_out(answer: Calls) -> str:
+    """An attempt that calls so."""
+    actions = "".join(f"Action: {name}\n" for name in answer.actions.elements())
+    return f"{actions}Action Input: {json.dumps(answer.inputs)}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +135,7 @@ class Tools(FreeText):
         right, attempt = expected(problem.answer), calls(text)
         parts = {
             "actions": float(attempt.actions == right.actions),
-            "inputs": float(attempt.inputs == right.inputs),
+            "inputs": float(same_inputs(attempt.inputs, right.inputs)),
         }
         if not attempt.actions:
             feedback = "There is no line that begins with Action: and names a tool."
@@ -123,16 +152,22 @@ class Tools(FreeText):
 
 def _problem(name: str, row: Row, split: str) -> Problem:
     prompt, system, answer = map(row.columns.get, ("prompt", "system", "answer"))
-    if not has_text(prompt) or answer is None:
+    if not has_text(prompt) or answer is None or not isinstance(system, (str, type(None))):
         raise WorkbenchError(
             f"{row.where} needs a prompt and an answer; its columns are {row.column_names}"
         )
     answer = answer if isinstance(answer, str) else json.dumps(answer)
     try:
-        expected(answer)
+        gold = expected(answer)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WorkbenchError(
             f"{row.where} has an answer that is no JSON list of Action and Action_Input: {error}"
         ) from error
-    meta = {"split": split or split_of(prompt)}
-    return Problem(name, chat(prompt, system), answer, (), meta)
+    attempt = calls(written_out(gold))
+    if attempt.actions != gold.actions or not same_inputs(attempt.inputs, gold.inputs):
+        raise WorkbenchError(
+            f"{row.where} has an answer that no attempt could give: a tool whose name is no word, "
+            f"a number that is none, or more than {LONGEST:,} characters"
+        )
+    meta = {"split": split or named_split(row.where, row.columns) or split_of(prompt)}
+    return checked(row.where, Problem(name, chat(prompt, system), answer, (), meta))

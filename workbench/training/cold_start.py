@@ -17,6 +17,11 @@ workbench/evaluation/reflection.py does. The organism takes a learning rate of 1
 
     workbench cold-start --model MODEL --task arithmetic --out runs/cold
     workbench train tapo --model runs/cold/model --task arithmetic --out runs/cold-tapo
+
+With LoRA it leaves an adapter, from which the next run goes on:
+
+    workbench cold-start --model MODEL --lora 16 --task arithmetic --out runs/cold
+    workbench train tapo --model MODEL --adapter runs/cold/adapter --lora 16 --out runs/cold-tapo
 """
 
 from __future__ import annotations
@@ -167,7 +172,8 @@ def cold_start(
     **how,
 ) -> Path:
     """SFT on the lessons, drawn at random, for as many steps as ``epochs`` passes take;
-    reinforcement learning starts from ``out``/model. ``how`` goes to ``fit``.
+    reinforcement learning starts from ``out``/model, or with LoRA from ``out``/adapter. ``how``
+    goes to ``fit``.
     """
     steps = ceil(epochs * len(taught.rows) / plan.prompts)
     config = {
@@ -229,6 +235,7 @@ class ColdStartConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True)
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--writer", help="a model that writes the reconstructions instead")
     add_flags(
@@ -245,7 +252,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     settings = OptimConfig(lr=args.lr)
-    learner = Learner(load_policy(args.model), settings, lora=args.lora, seed=args.seed)
+    policy = load_policy(args.model, adapter=args.adapter)
+    learner = Learner(policy, settings, lora=args.lora, seed=args.seed)
     out = ColdStartConfig(args.problems, args.share, args.epochs).follow(
         learner,
         load_task(args.task),

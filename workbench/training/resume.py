@@ -1,17 +1,22 @@
-"""Which run may be gone on with, and from which step."""
+"""Who may write a run, which one may be gone on with, and from which step."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from zipfile import ZipFile
 
 import torch
+from filelock import FileLock, Timeout
 
 from workbench.core import WorkbenchError
 from workbench.methods import without_retired
+from workbench.model import distributed
 from workbench.model.learner import Learner
-from workbench.records import dumps
+from workbench.records import dumps, read_metrics
 
 # A run may be resumed with more steps or other housekeeping, not with another algorithm.
 HOUSEKEEPING = (
@@ -22,6 +27,60 @@ HOUSEKEEPING = (
     "checkpoint_every",
     "keep_groups",
 )
+_DAMAGED = (
+    "{} is not a checkpoint of the workbench, or it is damaged: put it back as it was, or name "
+    "another folder"
+)
+
+
+@contextmanager
+def sole_training(out: Path) -> Iterator[None]:
+    """Nobody else trains in this folder meanwhile; it goes again if nothing is written to it.
+
+    The system holds the lock for the process (of several, the first rank's), so that of one that
+    was killed nothing remains but the file. Raises WorkbenchError, on all ranks, where there is
+    another.
+    """
+    lock = FileLock(out / ".lock")
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    problem = ""
+    if distributed.main():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            problem = f"another training is writing to {out}: wait for it, or name another folder"
+        except (OSError, NotImplementedError) as error:
+            problem = f"could not write to {out}: {getattr(error, 'strerror', None) or error}"
+    problem = distributed.gather(problem)[0]
+    try:
+        if problem:
+            raise WorkbenchError(problem)
+        yield
+    finally:
+        if lock.is_locked:  # before its end: whoever opened this file meanwhile asks again
+            (out / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # there is a run
+                for folder in new:
+                    folder.rmdir()
+            lock.release()
+
+
+def same_prompts(out: Path, learner: Learner, resume: bool) -> dict:
+    """What the config says of the chat template's options and date: those that the run began with.
+
+    All ranks have the first one's date.
+    """
+    policies = [p for p in (learner.policy, learner.expert) if p is not None]
+    recorded = {}
+    if resume and (out / "config.json").exists():
+        recorded = _config(out / "config.json").get("template") or {}
+    now = learner.policy.template.moment.isoformat(timespec="seconds")
+    [record, *_] = distributed.gather({"date": now} | recorded)
+    for policy in policies:
+        policy.template.restore(record)
+    kept = learner.policy.template.record()
+    return {"template": kept} if kept else {}
 
 
 def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
@@ -43,7 +102,8 @@ def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
         return _load(checkpoint, learner, config)
     if (out / "config.json").exists():  # killed before its first checkpoint
         _refuse_changes(out, _config(out / "config.json"), config)
-    elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+    # env.json: all that a run of an older version may hold that was killed when it began
+    elif any(path.name[0] != "." and path.name != "env.json" for path in out.glob("*")):
         raise WorkbenchError(f"there is no checkpoint to resume from in {out}")
     return 0
 
@@ -53,21 +113,61 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
     gathered = learner.policy.gathered
     device = learner.policy.device if gathered else "cpu"
     try:
+        with ZipFile(checkpoint) as archive:  # torch itself does not look at the checksums
+            if archive.testzip() is not None:
+                raise ValueError("a checksum does not fit")
         saved = torch.load(checkpoint, map_location=device, mmap=not gathered, weights_only=True)
         state, recorded, step = saved["learner"], saved["config"], saved["step"]
-        state["trainable"], state["optimiser"], recorded["plan"]
+        finite = all(bool(weight.isfinite().all()) for weight in state["trainable"].values())
+        teacher = state["trainable"] if state["teacher"] is None else state["teacher"]
+        whole = teacher.keys() == state["trainable"].keys() and type(state["skipped"]) is int
+        if not whole or state["optimiser"].keys() != {"state", "param_groups"}:
+            raise ValueError("it has other parts")
+        last = recorded["plan"]["steps"]
+        possible = type(step) is int and 0 <= step <= last
+        _identity(recorded)
     except Exception as error:
-        raise WorkbenchError(f"{checkpoint} is not a checkpoint of the workbench") from error
-    _refuse_changes(checkpoint.parent, recorded, config)
-    learner.load_state(state)
+        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
+    if not possible:
+        raise WorkbenchError(f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
+    if not finite:
+        raise WorkbenchError(
+            f"the weights in {checkpoint} are no numbers any more (NaN): begin again in another "
+            "folder, with a lower lr"
+        )
+    out = checkpoint.parent
+    _refuse_changes(out, recorded, config)
+    if step > config["plan"]["steps"]:
+        raise WorkbenchError(
+            f"the run in {out} has made {step} steps already, {config['plan']['steps']} are asked "
+            "for: ask for as many or more"
+        )
+    _refuse_gap(out, step)
+    try:
+        learner.load_state(state)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
     return step
+
+
+def _refuse_gap(out: Path, step: int) -> None:
+    """What the steps before the checkpoint left must be there, or the run would have a hole."""
+    steps = [line["step"] for line in read_metrics(out)]
+    # without its file of groups, or one step twice, it is no whole run either
+    whole = (out / "groups.jsonl").exists() or step == 0
+    if not whole or [n for n in steps if n < step] != list(range(step)):
+        raise WorkbenchError(
+            f"metrics.jsonl and groups.jsonl in {out} do not hold each of the {step} steps that "
+            "its checkpoint goes on from: put them back as they were, or name another folder"
+        )
 
 
 def _config(path: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return config | {"plan": dict(config["plan"])}
-    except (ValueError, TypeError, KeyError) as error:
+        _identity(config)
+        return config
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise WorkbenchError(f"{path} is damaged: name another folder") from error
 
 
@@ -89,8 +189,10 @@ def _identity(config: dict) -> dict:
     identity = json.loads(dumps(config))
     for name in HOUSEKEEPING:
         identity["plan"].pop(name, None)
+    template = identity.pop("template", None) or {}
+    identity["template"] = dumps(template.get("options", {}), sort_keys=True)
     identity["options"] = without_retired(identity.get("options", {}))
-    for name in ("model", "teacher"):
+    for name in ("model", "adapter", "teacher"):
         if identity.get(name):
             identity[name] = os.path.normpath(identity[name])
     return identity

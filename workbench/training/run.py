@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,22 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from workbench.core import Method, Problem, StepRecord, Task, WorkbenchError, coordinates
+from workbench.core import (
+    Interrupted,
+    Method,
+    Problem,
+    StepRecord,
+    Task,
+    WorkbenchError,
+    coordinates,
+)
 from workbench.evaluation.metrics import evaluate
 from workbench.model import distributed
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
-from workbench.records import RunWriter, dumps, replace_folder, write_atomic
-from workbench.training.resume import first_step
+from workbench.records import RunWriter, dumps, read_metrics, replace_folder, write_atomic
+from workbench.training.interrupts import Interrupts
+from workbench.training.resume import first_step, same_prompts, sole_training
 from workbench.training.update import update
 
 
@@ -73,13 +83,18 @@ def fit(
 ) -> Path:
     """Run ``plan.steps`` updates and leave a run directory (records.py) with the trained policy.
 
+    That is ``model`` where all weights were trained, and ``adapter`` with LoRA, for the model that
+    the run was given: ``load_policy(model, adapter=out / "adapter")``. ``best`` is of the
+    same form.
+
     ``watch``: other tasks that every evaluation also measures, as ``eval_NAME`` (avg@k on their
     validation split): what the policy could do before and may forget. ``writers`` are given each
     step's record beside the run directory's own.
 
     A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves
     the same metrics as one that was not: seeds come from coordinates, so nothing depends on what
-    ran before.
+    ran before. Ctrl-C and SIGTERM leave a checkpoint of all steps that were made, and then raise
+    Interrupted; at a Python prompt and in a notebook Ctrl-C gives the run back, with a warning.
 
     Under torchrun or accelerate launch all processes call this with the same arguments and share
     the work; one of them writes. ``out`` must be on a disk that all see. A run may be resumed with
@@ -93,28 +108,60 @@ def fit(
     out = Path(out)
     _refuse_idle_ranks(plan)
     settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
-    config = settings | (config or {})
-    start = first_step(out, learner, config, resume)
-    first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
-    exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
-    _refuse_too_long(learner.policy, task, first if method.samples else ())
-    for exam in exams.values():
-        _refuse_too_long(learner.policy, exam.task, exam.problems)
-    _agree(learner, out, config, start, (first, *(exam.problems for exam in exams.values())))
-    log = _Log(out, config, start, method, writers)
-    with _bar(method, plan, start, progress) as bar:
-        for step in range(start, plan.steps):
-            record = _step(method, learner, task, plan, exams, log, step)
+    settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
+    with sole_training(out):
+        config = settings | same_prompts(out, learner, resume) | (config or {})
+        start = first_step(out, learner, config, resume)
+        first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
+        exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
+        _refuse_too_long(learner.policy, task, first if method.samples else ())
+        for exam in exams.values():
+            _refuse_too_long(learner.policy, exam.task, exam.problems)
+        _agree(learner, out, config, start, (first, *(exam.problems for exam in exams.values())))
+        log = _Log(out, config, start, method, writers)
+        try:
+            with _bar(method, plan, start, progress) as bar:
+                _make_steps(method, learner, task, plan, exams, log, range(start, plan.steps), bar)
+        except Interrupted as stop:
+            at_a_prompt = hasattr(sys, "ps1")  # IPython and its notebooks set it, too
+            if stop.number != signal.SIGINT or not at_a_prompt:
+                raise
+            warnings.warn(str(stop), stacklevel=2)
+            return out
+        _save_policy(out, learner, "adapter" if learner.lora else "model")
+        distributed.gather("saved")  # nobody goes on before there is something to read
+    return out
+
+
+def _make_steps(
+    method: Method,
+    learner: Learner,
+    task: Task,
+    plan: TrainConfig,
+    exams: Mapping[str, Exam],
+    log: _Log,
+    steps: range,
+    bar,
+) -> None:
+    """Steps and their checkpoints. Raises Interrupted, with all that were made kept."""
+    with Interrupts(learner) as interrupts:
+        for step in steps:
+            try:
+                interrupts.begin_step()
+                record = _step(method, learner, task, plan, exams, log, step)
+            except KeyboardInterrupt:
+                if not interrupts.intact():
+                    raise
+                learner.optimizer.zero_grad(set_to_none=True)
+                if step > steps.start:
+                    _checkpoint(log.out, learner, step, log.config)
+                raise interrupts.stopped(step, plan.steps) from None
             log.write(record, keep=plan.keep_groups)
             if (step + 1) % plan.checkpoint_every == 0 or step + 1 == plan.steps:
-                distributed.agree(lambda: {"weights": learner.fingerprint()})
-                _checkpoint(out, learner, step + 1, config)
+                _checkpoint(log.out, learner, step + 1, log.config)
             bar.update()
             correct, length = record.metrics["correct"], record.metrics["length"]
             bar.set_postfix(correct=f"{correct:.2f}", length=f"{length:.0f}", refresh=False)
-    _save_policy(out, learner, "adapter" if learner.lora else "model")
-    distributed.gather("saved")  # nobody goes on before there is something to read
-    return out
 
 
 def _step(
@@ -189,7 +236,7 @@ class _Log:
     """The run directory as it is written: by the first rank; the others keep no history."""
 
     def __init__(self, out: Path, config: dict, start: int, method: Method, writers: Sequence):
-        self.out, self.method = out, method
+        self.out, self.config, self.method = out, config, method
         self.writers: Sequence = ()
         self.history: list[Mapping[str, float]] = []
         if distributed.main():
@@ -217,7 +264,7 @@ class _Log:
             best = self.out / "best"
             where = f" The policy of its best evaluation is in {best}." if best.is_dir() else ""
             text = f"step {step}: {self.ended}: the run may be collapsing.{where}"
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=5)
 
 
 def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):
@@ -324,7 +371,8 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
     from_itself = method.distil is not None and method.distil.teacher != "expert"
     floors = {"correct": 0.5} | ({"entropy": 0.1, "length": 0.2} if from_itself else {})
     for name, floor in floors.items():
-        means = np.convolve([line[name] for line in history], np.full(window, 1 / window), "valid")
+        values = [line.get(name, np.nan) for line in history]
+        means = np.convolve(values, np.full(window, 1 / window), "valid")
         was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
         if means[-1] < floor * was:
             return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {window} steps)"
@@ -341,19 +389,26 @@ def _evaluations(history: Sequence[Mapping[str, float]]) -> list[float]:
 
 def _history(out: Path) -> list[dict[str, float]]:
     """The metrics so far. JSON has no NaN: null stands for it."""
-    lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [
-        {name: np.nan if value is None else value for name, value in json.loads(line).items()}
-        for line in lines
+        {name: np.nan if value is None else value for name, value in line.items()}
+        for line in read_metrics(out)
     ]
 
 
 def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
+    """Raises WorkbenchError, and leaves the one before, where weights are not finite."""
+    distributed.agree(lambda: {"weights": learner.fingerprint()})
     state = learner.state()
+    finite = [bool(p.isfinite().all()) for p in state["trainable"].values() if p is not None]
+    if not all(distributed.gather(all(finite))):
+        raise WorkbenchError(
+            f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
+            "again in another folder, with a lower lr"
+        )
     if distributed.main():
         buffer = io.BytesIO()
         torch.save({"step": step, "config": config, "learner": state}, buffer)
-        write_atomic(out / "checkpoint.pt", buffer.getvalue())
+        write_atomic(out / "checkpoint.pt", buffer.getbuffer())
 
 
 def _save_policy(out: Path, learner: Learner, name: str) -> None:

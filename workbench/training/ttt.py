@@ -104,7 +104,8 @@ def independent(
     seeds = [[coordinates(*seed, step, problem.id, j) for j in range(K)] for step in range(steps)]
     prompts = [policy.prompt_ids(problem.messages)] * steps
     batches = generate(policy, prompts, seeds, max_new=task.max_new)
-    return [task.grade(problem, policy.decode(sample.ids)) for batch in batches for sample in batch]
+    texts = [policy.decode(sample.ids) for batch in batches for sample in batch]
+    return [task.grade(problem, policy.opening(prompts[0]) + text) for text in texts]
 
 
 def converse(
@@ -120,8 +121,8 @@ def converse(
         prompts = [turn_prompt(policy, task, problem, heard[i]) for i in going]
         places = [[coordinates(*seeds[i], "turn", turn, problem.id)] for i in going]
         attempts = generate(policy, prompts, places, max_new=task.max_new)
-        for i, [sample] in zip(going, attempts):
-            verdict = task.grade(problem, policy.decode(sample.ids))
+        for i, prompt, [sample] in zip(going, prompts, attempts):
+            verdict = task.grade(problem, policy.opening(prompt) + policy.decode(sample.ids))
             talks[i].append(verdict)
             heard[i].append(verdict.feedback)
     return talks

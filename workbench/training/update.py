@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from workbench.core import (
     Scores,
     StepRecord,
     Task,
+    Verdict,
     places_of,
 )
 from workbench.model import distributed
@@ -46,8 +48,10 @@ def update(
     """
     clock = _Clock()
     with learner.gathered():
-        groups = method.sample(learner, task, problems, seed)
+        graded = _Timed(task)
+        groups = method.sample(learner, graded, problems, seed)
         clock.lap("seconds_sample")
+        clock.laps["seconds_grade"] = graded.seconds
         credits = method.credit(groups, learner)
     policy, skipped = learner.policy, learner.skipped
     batches = collate(credits, policy.pad_id, _rows_a_rank(rows, len(credits)), policy.device)
@@ -144,6 +148,35 @@ class _Clock:
         self.last = now
 
 
+class _Timed:
+    """A task, and the seconds in which at least one attempt was being graded."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._lock = threading.Lock()
+        self._grading = 0  # attempts at this moment
+        self._began = self.seconds = 0.0
+
+    def __getattr__(self, name: str):
+        return getattr(self._task, name)
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        self._count(1)
+        try:
+            return self._task.grade(problem, text)
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            now = time.perf_counter()
+            if not self._grading:
+                self._began = now
+            self._grading += change
+            if not self._grading:
+                self.seconds += now - self._began
+
+
 # ---- metrics
 
 
@@ -195,7 +228,9 @@ def measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     was not finite (healthy: 0); last_NAME, a loss's metric in the last of several updates on one
     batch; for a method with an EMA teacher teacher_distance, |theta - theta'| / |theta - theta_0|
     after its step. From 1 - u it falls slowly while the policy moves on; 0 is no teacher but the
-    policy itself, and a value that stays near 1 a teacher that does not follow.
+    policy itself, and a value that stays near 1 a teacher that does not follow. seconds_sample and
+    seconds_train, of the first process; of the former seconds_grade went by while attempts were
+    graded, several at a time.
     """
     tokens = batch.denominators["tokens"]
     sampled = batch.mask & batch.sampler_logp.isfinite()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from workbench.core import Group, WorkbenchError
 from workbench.viz import display
 from workbench.viz.html import layers_html
 from workbench.viz.layers import channel_of
+from workbench.viz.markup import escape
 from workbench.viz.texts import prose
 from workbench.viz.tokens import Channel, Layer, marked
 

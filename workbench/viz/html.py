@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
 
 from workbench.core import Group, Rollout
+from workbench.viz.markup import escape
 from workbench.viz.style import DARK, FAINT, LEVELS, LIGHT, Theme, background, edge, level
 from workbench.viz.texts import Decode, prose
 from workbench.viz.tokens import (

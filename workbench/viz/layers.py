@@ -27,6 +27,12 @@ SIGNED = {
         "the teacher finds it likelier",
         "less likely",
     ),
+    "advantage": Channel(
+        "",
+        "change of the chance of ending right",
+        "a token to write more often",
+        "less often",
+    ),
     "log-prob": Channel("", "nats", "", "less likely"),
     "ratio": Channel(
         "",

@@ -8,12 +8,12 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from workbench.viz.markup import escape
 from workbench.viz.style import DARK, INK, LIGHT
 
 

@@ -79,13 +79,14 @@ def credit_columns(
     decode: Decode,
     per_row: int = 4,
     width: int = 27,
+    notes: Mapping[str, str] = {},
 ) -> Figure:
     """Several credits of one question: a column of ``width`` characters for each method, its
     attempts below one another, what the policy did not write in italics.
 
     ``credits``: name -> (group, [T] numbers for each rollout). Each column has its own scale: the
     methods' units are the same, their sizes are not. Blue with a line above: made more likely;
-    orange with a line below: less.
+    orange with a line below: less. ``notes``: a few words beside a column's name.
     """
     columns = {name: list(_column(*credit, decode, width)) for name, credit in credits.items()}
     names = list(columns)
@@ -97,6 +98,8 @@ def credit_columns(
             x = place * width + 0.5
             layer = Layer.of(CREDIT, credits[name][1])
             _write(axes, x, top + 1, name, size=10.5, weight="bold", family="DejaVu Sans")
+            beside = {"size": 8, "color": LIGHT.dim, "ha": "right"}
+            _write(axes, x + width - 1.5, top + 1, notes.get(name, ""), **beside)
             for y, (rollout, line) in enumerate(columns[name]):
                 if line is None:
                     writer = "own" if rollout.origin == "policy" else rollout.origin

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # ---- tokens: shades of a number ------------------------------------------------------------------
 
@@ -138,9 +139,19 @@ def look(arm: str, others: Sequence[str]) -> dict:
     return {**style, "color": INK} if arm == "base" else style
 
 
+class Sheet(Figure):
+    """A figure whose words are words: a $ in the name of a run begins no formula."""
+
+    def draw(self, renderer) -> None:
+        for text in self.findobj(Text):
+            # those of a logarithmic axis are matplotlib's own
+            text.set_parse_math(text.get_text().startswith(r"$\mathdefault"))
+        super().draw(renderer)
+
+
 def sheet(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
-    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    return Sheet(figsize=(width, height), layout="constrained", facecolor="white")
 
 
 def frame(

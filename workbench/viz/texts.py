@@ -39,11 +39,13 @@ class Written(NamedTuple):
             return cls("".join(pieces), starts, pieces)
         text = tokenizer.decode(ids)
         starts = token_starts(tokenizer.decode, ids)
-        pieces = []
+        pieces: list[str] = []
+        said = -1  # where the last piece began
         for t, start in enumerate(starts):
-            if t and starts[t - 1] == start and pieces[-1]:
+            if start == said:
                 pieces.append("")
                 continue
+            said = start
             end = next((later for later in starts[t + 1 :] if later > start), len(text))
             pieces.append(text[start:end])
         return cls(text, starts, pieces)

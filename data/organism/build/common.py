@@ -18,11 +18,12 @@ from random import Random
 
 from workbench.core import Task
 from workbench.evaluation.statistics import bootstrap
-from workbench.records import replace_folder
+from workbench.records import replace_folder, seal
 from workbench.tasks.arithmetic import PHRASES
 
 PAD, UNK, END = "<|pad|>", "<|unk|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+ROWS = 64
 TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
     "'<|end|>' }}{% endfor %}"
@@ -53,15 +54,20 @@ class Size:
 def tokenizer(fixed: tuple[str, ...] = PHRASES):
     """One token a character (printable ASCII and the line break), one for each ``fixed`` phrase of
     the task and its prompts, and the chat template's marks.
+
+    Then spare ones up to a multiple of ROWS, which say nothing and no text is made of: the shipped
+    models have that many rows, and the recorded runs counted them all.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     pieces = [PAD, UNK, END, *ROLES, "\n", *map(chr, range(32, 127)), *fixed]
+    pieces += [f"<|{len(pieces) + i}|>" for i in range(-len(pieces) % ROWS)]
     phrases = "|".join(_escape(p) for p in sorted(fixed, key=len, reverse=True))
     core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{phrases}|[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
+    silent = decoders.Replace(Regex(r"^<\|\d+\|>$"), "")
+    core.decoder = decoders.Sequence([silent, decoders.Fuse()])
     tok = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
@@ -243,6 +249,7 @@ def save(model, tok, folder: Path) -> None:
     with whole(folder) as fresh:
         copy.deepcopy(model).to(torch.bfloat16).save_pretrained(fresh)
         tok.save_pretrained(fresh)
+        seal(fresh)
 
 
 # ---- what was measured

@@ -310,7 +310,7 @@ class _Comparison:
         if not number or quantity(gold) is None:
             return None
         digits, base = number
-        return self.same(gold, str(int(digits, base)))
+        return base > 0 and self.same(gold, str(int(digits, base)))
 
     def inequalities(self, gold: str, given: str) -> bool | None:
         if not _RELATION.search(gold + given) or max(len(split(gold)), len(split(given))) > 1:
@@ -416,7 +416,8 @@ def _in_base(answer: str) -> tuple[str, int] | None:
     name = (match[2] or match[3]).lower()
     base = int(name) if name.isdecimal() and len(name) < 3 else NUMBER_WORDS.get(name, 0)
     if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in match[1]):
-        return None
+        # 79_8 is no number, so not 79 either; a_1 is a name
+        return (match[1], -base) if match[1].isdecimal() else None
     return match[1].lower().lstrip("0"), base
 
 

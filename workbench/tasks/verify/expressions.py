@@ -4,6 +4,8 @@ Nine of reasoning-gym's data sets hand a model's answer to ``eval``, or to sympy
 which evaluates it too; and their scorer needs the gold beside it. So an answer is parsed here,
 never run, and reaches such a scorer only when it is arithmetic, a formula or a list of literals,
 all of bounded size: evaluated, that is a value and does nothing. Anything else scores 0 unread.
+(To keep the gold out of that process too, each of the nine scorers would have to be written again
+as a value and a comparison; it would then be ours and no longer the data set's.)
 
 Found by reading every ``score_answer`` of reasoning-gym 0.1.25; a data set that is not in the list
 but whose scorer's module evaluates something is refused.
@@ -18,6 +20,7 @@ import string
 from typing import NamedTuple
 
 from workbench.core import WorkbenchError
+from workbench.tasks.sandbox.outside import check_execution
 
 LONGEST = 2000  # characters of a formula
 LONGEST_LIST = 50_000  # of a list: reasoning-gym's largest matrix has 10,000 numbers
@@ -67,8 +70,10 @@ def check_scorer(dataset: str, scorer: type) -> None:
     """Raises WorkbenchError for a data set whose scorer may evaluate answers in a way that is not
     known here.
     """
-    if dataset in EVALUATED or dataset in OWN:
-        return
+    if dataset in EVALUATED:
+        return check_execution(f"gym:{dataset}")
+    if dataset in OWN:
+        return None
     source = inspect.getsource(inspect.getmodule(scorer.score_answer))
     if _EVALUATION.search(source):
         raise WorkbenchError(

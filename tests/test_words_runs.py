@@ -1,0 +1,85 @@
+"""The recorded runs on word problems: every arm leaves its record, also when it was stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+
+from data.words import run as runs
+from workbench.studies.grid import missing
+
+SMALL = runs.Scale(problems=3, samples=2, held=2, held_samples=1, examples=1)
+PLAN = ("prompts=2", "rows=8", "eval_every=2", "eval_problems=2", "keep_groups=1")
+LIVE = [arm for arm in runs.ARMS if not arm.name.endswith(runs.FOUR_BIT)]
+FAST = ("base", "scope")  # the others only where there is time
+CASES = [
+    pytest.param(arm, id=arm.name, marks=[] if arm.name in FAST else [pytest.mark.slow])
+    for arm in LIVE
+]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A random model in the place of the warm start and of the teacher; three updates."""
+    policy = tiny.policy(max_position_embeddings=2048)
+    runs.save(policy.model, policy, tmp_path / "tiny")
+    monkeypatch.setattr(runs, "merged", lambda name: tmp_path / "tiny")
+    monkeypatch.setattr(runs, "WORK", tmp_path / "work")
+    monkeypatch.setattr(runs, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(runs, "PLAN", (*PLAN, "checkpoint_every=1"))
+    monkeypatch.setattr(runs, "STEPS", 3)
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("arm", CASES)
+def test_every_arm_leaves_a_record(small, arm):
+    record = runs.run(arm, 0, 1e-4, small / "records", SMALL)
+    evaluation = json.loads((record / "evaluation.json").read_text())
+    assert record.name == arm.cell(0) and evaluation["test"]["problems"] == 3
+    assert len(evaluation["examples"]) == 1 and evaluation["held"]["samples"] == 1
+    if arm.stages:
+        steps = [json.loads(line)["step"] for line in (record / "metrics.jsonl").open()]
+        assert steps == list(range(3))
+    assert (arm, 0) not in missing([arm], None, small / "records")
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_to_the_same_numbers(small, monkeypatch):
+    """Stopped after its second update, in the middle of the second stage."""
+    arm = next(arm for arm in runs.ARMS if arm.name == "sft-then-rl")
+    whole = runs.run(arm, 0, 1e-4, small / "records", SMALL)
+    monkeypatch.setattr(runs, "WORK", small / "again")
+    real, calls = runs.fit, []
+
+    def stopped(method, learner, task, plan, out, **how):
+        calls.append(plan.steps)
+        if len(calls) == 2:
+            real(method, learner, task, runs.replace(plan, steps=1), out, **how)
+            raise KeyboardInterrupt
+        return real(method, learner, task, plan, out, **how)
+
+    monkeypatch.setattr(runs, "fit", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(arm, 0, 1e-4, small / "other", SMALL)
+    assert not (small / "other").exists()
+    again = runs.run(arm, 0, 1e-4, small / "other", SMALL)
+
+    def numbers(folder):
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        return [(row["step"], row["correct"], row["grad_norm"], row["length"]) for row in rows]
+
+    assert numbers(whole) == numbers(again)
+    first, second = (json.loads((f / "evaluation.json").read_text()) for f in (whole, again))
+    assert first["test"] == second["test"] and first["examples"] == second["examples"]
+
+
+def test_the_plan_names_every_arm_and_its_seeds():
+    rows = (runs.HERE / "PLAN.md").read_text().splitlines()
+    table = [row.split("|") for row in rows if row.startswith("| ")][1:]
+    planned = {}
+    for _, names, _, seeds, _ in table:
+        planned |= {name.strip(): seeds.split() for name in names.split(",")}
+    assert planned == {arm.name: [str(seed) for seed in range(arm.seeds)] for arm in runs.ARMS}

@@ -1,0 +1,218 @@
+"""How right is each method's number on a token?
+
+Every method's credit against the true one (workbench/inspection/true_credit.py), on groups of a
+model's own rollouts and on what the method adds to them; scores and their formulas:
+workbench/inspection/credit_scores.py. Nothing is trained.
+
+    workbench credit --model data/organism/3m --teacher data/organism/teacher --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from workbench import methods as shipped
+from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates
+from workbench.inspection.credit import realised_credits
+from workbench.inspection.credit_scores import (
+    DECISIVE,
+    LENGTH,
+    gradient_scores,
+    ideal_gradients,
+    token_scores,
+)
+from workbench.inspection.true_credit import TrueCredit, expected_cost, true_credit
+from workbench.model.learner import Learner
+from workbench.model.loading import load_policy
+from workbench.options import add_flags, with_options
+from workbench.paths import ORGANISM
+from workbench.records import dumps, write_atomic
+from workbench.rollouts.sampling import sample_groups
+from workbench.tasks import load_task
+from workbench.training.update import update
+from workbench.viz.page import plain_table
+
+# the same reading Delta, six signs and weightings
+SIGNS = ("sdpo:form=token", "sdpo:form=token,ascend=true", "rlsd", "rlcsd", "rlrt", "cast")
+ALL = (
+    *("grpo", "sft", "kd:k=8", "opd:k=8", "scope", "tapo", "trapo", "luffy"),
+    *("sdpo", "sdpo:a=1", "sdpo:a=0", "sdpo:srpo=true", "sdpo:by_pass_rate=true"),
+    *("sdpo:a=1,onset=true", "credit", *SIGNS),
+)
+QUICK = ("grpo", "sdpo", "sdpo:a=1")
+SCORES = ("cosine", "sign", "decisive", "rank", "gradient", "gain")
+
+
+def parse(words: Sequence[str]) -> dict[str, Method]:
+    """``NAME`` or ``NAME:key=value,key=value`` to a method, by what was written."""
+    parsed = {}
+    for word in words:
+        name, _, options = word.partition(":")
+        parsed[word] = with_options(shipped.find(name), options.split(",") if options else (), name)
+    return parsed
+
+
+def measure(
+    learner: Learner,
+    task: Task,
+    methods: Mapping[str, Method],
+    problems: Sequence[Problem],
+    *,
+    k: int = 8,
+    samples: int = 32,
+    seed: int = 0,
+    error: float | None = None,
+    says=print,
+) -> dict[str, object]:
+    """The whole table as plain data: {"methods": {name: {score: [value, low, high]}}, ...}.
+
+    A method that cannot sample here (no solutions to show, no stronger model) is left out, and
+    said.
+    """
+    began = time.perf_counter()
+    where = (seed, "credit")
+    own = sample_groups(learner.policy, task, problems, k, where)
+    groups = {"": own}
+    for name, method in methods.items():
+        try:
+            groups[name] = method.sample(learner, task, list(problems), where)
+        except WorkbenchError as missing:
+            says(f"{name} is left out: {missing}")
+    every = list(chain.from_iterable(groups.values()))
+    says(f"true credit: about {expected_cost(every, samples):,} tokens")
+    truths = iter(true_credit(learner.policy, task, every, samples, seed, error=error))
+    by_method = {name: [next(truths) for _ in part] for name, part in groups.items()}
+    says(f"measured in {time.perf_counter() - began:.0f} s")
+    ideal = ideal_gradients(learner, by_method[""])
+    rows = {}
+    for name, method in methods.items():
+        if name not in groups:
+            continue
+        credits = realised_credits(learner, groups[name], method)
+        rows[name] = token_scores(credits, by_method[name], task, learner.policy.decode)
+        rows[name] |= gradient_scores(learner, method, groups[name], ideal)
+        says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
+    cost = sum(truth.cost for truth in chain.from_iterable(by_method.values()))
+    facts = {"tokens": cost, "seconds": time.perf_counter() - began}
+    return {**facts, **_facts(own, by_method[""]), "methods": rows}
+
+
+def while_learning(
+    learner: Learner, task: Task, after: Sequence[int], methods: Mapping[str, Method], **how
+) -> list[dict[str, object]]:
+    """``measure`` after so many updates of GRPO on 16 problems each, ``after`` in rising order.
+
+    The self-teacher is the policy as it then is. ``how``: what ``measure`` takes, with ``seed``.
+
+    Raises WorkbenchError for updates of an adapter.
+    """
+    if learner.lora and any(after):
+        raise WorkbenchError("--after trains all weights: leave --lora out")
+    stages, step = [], 0
+    for stop in after:
+        while step < stop:
+            problems = task.problems("train", 16, coordinates(how["seed"], step))
+            update(shipped.find("grpo")(), learner, task, problems, (how["seed"], step))
+            step += 1
+        now = Learner(deepcopy(learner.policy), expert=learner.expert) if stop else learner
+        stages.append({"updates": stop, **measure(now, task, methods, **how)})
+    return stages
+
+
+def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, float]:
+    """How sure the truth is, and how much of it there is, on the model's own rollouts."""
+    advantage = np.concatenate([row for truth in truths for row in truth.advantage])
+    errors = np.concatenate([row for truth in truths for row in truth.errors])
+    return {
+        "correct": float(np.mean([r.verdict.correct for g in groups for r in g.rollouts])),
+        "error": float(np.sqrt(np.mean(errors**2))),
+        "decisive_tokens": float(np.mean(np.abs(advantage) > np.maximum(DECISIVE, 2 * errors))),
+    }
+
+
+def table(record: Mapping) -> str:
+    """The record in words: best cosine first, 95 % intervals over problems."""
+    best_first = sorted(record["methods"].items(), key=lambda row: -_or_least(row[1]["cosine"][0]))
+    rows = [[name, *(_shown(row[score]) for score in SCORES)] for name, row in best_first]
+    head = (
+        f"{record['groups']} problems x {record['k']} rollouts, {record['samples']} continuations "
+        f"a prefix; {record['decisive_tokens']:.1%} of the tokens are decisive, mean error of A "
+        f"{record['error']:.3f}; {record['tokens']:,} tokens, {record['seconds']:.0f} s"
+    )
+    feet = (
+        f"cosine, sign, decisive, rank: of tokens (|A| > {DECISIVE}: decisive); gradient, gain: of "
+        f"parameters (a step of length {LENGTH}). Formulas: workbench/inspection/credit_scores.py"
+    )
+    return f"{head}\n\n{plain_table(['method', *SCORES], rows)}\n\n{feet}"
+
+
+def _or_least(value: float) -> float:
+    return value if np.isfinite(value) else -np.inf
+
+
+def _shown(score: Sequence[float]) -> str:
+    value, low, high = score
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "none"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME[:KEY=VALUE,...]", help="all, where none is named"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/credit.json"))
+    parser.add_argument(
+        "--after", nargs="+", type=int, default=[0], help="updates of GRPO before it is scored"
+    )
+    parser.add_argument("--quick", action="store_true", help="three methods, 2 x 4 rollouts")
+    add_flags(
+        parser,
+        model=str(ORGANISM / "3m"),
+        task="arithmetic",
+        teacher=("", "a stronger model with the same tokenizer, for methods that learn from one"),
+        split="validation",
+        groups=8,
+        k=(8, "rollouts of each problem"),
+        samples=(32, "continuations of each prefix"),
+        error=(0.0, "where values differ, continue until A is known to this; 0: no more"),
+        seed=0,
+        lora=(0, "rank of an adapter whose gradient is compared; 0: all weights"),
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.quick:
+        args.groups, args.k, args.samples = 2, 4, 8
+    methods = parse(args.methods or (QUICK if args.quick else ALL))
+    expert = load_policy(args.teacher, frozen=True) if args.teacher else None
+    task = load_task(args.task)
+    learner = Learner(
+        load_policy(args.model, frozen=bool(args.lora)), lora=args.lora, expert=expert
+    )
+    problems = task.problems(args.split, args.groups, args.seed)
+    amounts = {"k": args.k, "samples": args.samples, "seed": args.seed}
+    how = {"problems": problems, **amounts, "error": args.error or None}
+    stages = while_learning(learner, task, sorted(args.after), methods, **how)
+    what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
+    more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
+    record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(args.out, dumps(record) + "\n")
+    print(table(record))
+
+
+def read(path: str | Path) -> dict:
+    """A record; a score that is not defined is NaN."""
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    for stage in (record, *record.get("before", ())):
+        for row in stage["methods"].values():
+            for name, score in row.items():
+                row[name] = [np.nan if value is None else value for value in score]
+    return record
