@@ -197,6 +197,7 @@ def test_a_large_run_stays_usable(browser, tmp_path):  # noqa: F811
     view.to_html(path)
     making = time.perf_counter() - began
     page = opened(browser, view, path)
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
     first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     page.wait_for_selector(".wb-body .wb-t")
     ready = page.evaluate("performance.now()")

@@ -65,6 +65,7 @@ _PLACES = {
     "workbench.corrections.export": ("as_dataset", "export_corrections", "export_groups"),
     "workbench.viz.tokens": ("Channel",),
     "workbench.viz.html": ("group_html",),
+    "workbench.viz.live": ("LiveRun",),
     "workbench.viz.run_view": ("RunView",),
     "workbench.viz.view": ("TokenView",),
     "workbench.viz.composer": ("Composer",),
