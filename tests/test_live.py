@@ -1,4 +1,4 @@
-"""A run watched as it is trained: the button and patience stop it, and what was made is kept."""
+"""A run watched as it is trained: stop() and patience end it, and what was made is kept."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def trained(out, writer, **more):
     return fit(GRPO(k=2), learner, TASK, PLAN, out, writers=[writer], progress=False, **more)
 
 
-class Presser(LiveRun):
-    """Somebody presses the button in the step ``at``."""
+class Stopper(LiveRun):
+    """Somebody asks it to stop in the step ``at``."""
 
     at = 2
 
@@ -39,17 +39,17 @@ class Presser(LiveRun):
         super().write(record)
 
 
-def test_the_button_leaves_a_run_that_goes_on_as_if_it_had_not_been_pressed(tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     whole = read_run(trained(tmp_path / "whole", LiveRun(6)))
     with pytest.raises(Interrupted, match="3 of 6 steps"):
-        trained(tmp_path / "run", Presser(6))
+        trained(tmp_path / "run", Stopper(6))
     assert len(read_run(tmp_path / "run").metrics) == 3
     assert (tmp_path / "run" / "checkpoint.pt").exists()
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)  # in a notebook the run comes back
     with pytest.warns(UserWarning, match="goes on"):
-        presser = Presser(6)
-        presser.at = 4
-        assert trained(tmp_path / "run", presser, resume=True) == tmp_path / "run"
+        stopper = Stopper(6)
+        stopper.at = 4
+        assert trained(tmp_path / "run", stopper, resume=True) == tmp_path / "run"
     resumed = read_run(trained(tmp_path / "run", LiveRun(6), resume=True))
     assert resumed.metrics["correct"].tolist() == whole.metrics["correct"].tolist()
 

@@ -1,11 +1,11 @@
 """A run as it is trained, in a notebook: the curve, the newest group, tokens a second, time left,
-and a button that stops it.
+and patience.
 
     fit(method, learner, task, plan, out, writers=[LiveRun(plan.steps)])
     fit(method, learner, task, plan, out, writers=[LiveRun(plan.steps, stop_after=3)])
 
-To stop is to interrupt: after the step that is being made there is a checkpoint to resume from, the
-policy of the best evaluation stays in ``best``, and ``fit`` gives the run back.
+To stop is to interrupt, as the notebook's own stop button does: there is a checkpoint to resume
+from, the policy of the best evaluation stays in ``best``, and ``fit`` gives the run back.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ class LiveRun:
     """A writer for ``fit``. ``steps``: how many there will be.
 
     ``stop_after``: stop after so many evaluations in a row that are no better than the best before;
-    0: never. The button needs ipywidgets and a front end that lets it through while a cell runs
-    (JupyterLab from 4.4); the kernel's own interrupt does the same everywhere.
+    0: never.
     """
 
     def __init__(self, steps: int, stop_after: int = 0):
@@ -107,19 +106,9 @@ class LiveRun:
             if get_ipython() is None:
                 return
             if self._area is None:
-                self._button()
                 self._area = display(HTML(html), display_id=True)
             else:
                 self._area.update(HTML(html))
-
-    def _button(self) -> None:
-        with suppress(ImportError):
-            from IPython.display import display
-            from ipywidgets import Button
-
-            button = Button(description="Stop", tooltip="stop after this step; best/ is kept")
-            button.on_click(self.stop)
-            display(button)
 
 
 def _clock(seconds: float) -> str:
