@@ -22,6 +22,7 @@ import hashlib
 import math
 import re
 import signal
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -84,13 +85,26 @@ class Problem:
 class Verdict:
     """What the task's grader says of one completion.
 
-    ``feedback`` is words for the policy ("" when correct).
+    ``feedback`` is words for the policy ("" when correct). A reward of NaN: nobody knows, because
+    there was nothing to grade it by.
     """
 
     reward: float
     correct: bool
     feedback: str = ""
     parts: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        return not math.isnan(self.reward)
+
+    @property
+    def mark(self) -> str:
+        return ("✓" if self.correct else "✗") if self.known else "?"
+
+    @property
+    def words(self) -> str:
+        return f"reward {self.reward:g}" if self.known else "verdict unknown"
 
 
 class Step(NamedTuple):
@@ -108,8 +122,8 @@ class Rollout:
     """One completion of one prompt.
 
     ``completion_ids`` ends with the end-of-turn token when ``finished``; ``logprobs`` are the
-    sampler's log-probabilities of those tokens (nats, temperature 1, NaN for the first ``borrowed``
-    tokens, which the policy did not write).
+    sampler's log-probabilities of those tokens (nats, temperature 1, NaN where they are not known
+    and for the first ``borrowed`` tokens, which the policy did not write).
     """
 
     prompt_ids: tuple[int, ...]
@@ -152,9 +166,44 @@ class Group:
         """The rollouts that the policy wrote alone; all, where it wrote none alone."""
         return tuple(r for r in self.rollouts if r.origin == "policy") or self.rollouts
 
+    @classmethod
+    def from_texts(
+        cls,
+        problem: Problem,
+        texts: Sequence[str],
+        policy: Any,
+        verdicts: Sequence[Verdict | float] | None = None,
+    ) -> Group:
+        """Texts that somebody wrote, tokenised by ``policy``; its log-probs are not known.
+
+        ``verdicts``: of each text, or its reward (above 0: correct); without them they are unknown.
+        Raises WorkbenchError where there are not as many.
+        """
+        verdicts = [math.nan] * len(texts) if verdicts is None else verdicts
+        if len(verdicts) != len(texts) or not texts:
+            raise WorkbenchError(f"{len(texts)} texts and {len(verdicts)} verdicts are no group")
+        prompt, rollouts = policy.prompt_ids(problem.messages), []
+        for text, verdict in zip(texts, verdicts):
+            ids = policy.completion_ids(text)
+            if policy.decode(ids) != text:
+                warnings.warn(f"{text[:40]!r} does not come back from its tokens", stacklevel=2)
+            if not isinstance(verdict, Verdict):
+                verdict = Verdict(float(verdict), verdict > 0)
+            rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), text, verdict))
+        return cls(problem, tuple(rollouts))
+
     @property
     def rewards(self) -> np.ndarray:
-        """[K] rewards, in rollout order."""
+        """[K] rewards, in rollout order.
+
+        Raises WorkbenchError where one is not known: nothing is learned from it.
+        """
+        unknown = [i for i, r in enumerate(self.rollouts) if not r.verdict.known]
+        if unknown:
+            raise WorkbenchError(
+                f"the verdict on rollout {unknown[0]} of {self.problem.id!r} is unknown: there was "
+                "no reward and nothing to grade it by"
+            )
         return np.array([rollout.verdict.reward for rollout in self.rollouts], float)
 
     @property

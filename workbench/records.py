@@ -172,10 +172,12 @@ def group_from_dict(data: Mapping) -> Group:
 
 def _rollout_from_dict(data: Mapping) -> Rollout:
     logprobs = tuple(math.nan if logp is None else logp for logp in data["logprobs"])
+    verdict = dict(data["verdict"])
+    verdict["reward"] = math.nan if verdict["reward"] is None else verdict["reward"]
     return Rollout(
         **{
             **data,
-            "verdict": Verdict(**data["verdict"]),
+            "verdict": Verdict(**verdict),
             "prompt_ids": tuple(data["prompt_ids"]),
             "completion_ids": tuple(data["completion_ids"]),
             "logprobs": logprobs,

@@ -31,6 +31,10 @@ COMMANDS = {  # in which module it is, and what it does
         "Measure avg@k, pass@k, length and an interval on held-out problems.",
     ),
     "compare": ("workbench.app.compare", "Put runs side by side."),
+    "rollouts": (
+        "workbench.app.rollouts",
+        "Look at rollouts from elsewhere (TRL, verl, prime-rl, your own file), and hand them on.",
+    ),
     "export": (
         "workbench.app.export",
         "Write a policy as one plain model in 16 bits, its adapter merged; GGUF, hub.",

@@ -148,11 +148,12 @@ class Reprompts:
 
 
 class FreeText(Reprompts):
-    """A task whose attempts are any text: no known first error, TAPO's prompt for real models."""
+    """A task whose attempts are any text, with TAPO's prompt for real models."""
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
-        """Not known for free text."""
-        return None
+        """Where somebody labelled the steps of this text; else it is not known."""
+        label = problem.meta.get("first_errors", {}).get(text)
+        return None if label is None else Step(*label)
 
     def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
         return prompts.audit(problem, wrong, right)

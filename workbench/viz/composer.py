@@ -64,6 +64,8 @@ def _prose(text: str) -> str:
 def _verdict(draft) -> str:
     if draft.rollout is None:
         return f"✗ Not a correction yet: {draft.why_not}."
+    if not draft.verdict.known:
+        return f"? Nobody knows whether it is right. {draft.verdict.feedback}"
     if draft.verdict.correct:
         return f"✓ The grader accepts it: reward {draft.verdict.reward:g}."
     return f"✗ The grader rejects it: reward {draft.verdict.reward:g}. {draft.verdict.feedback}"

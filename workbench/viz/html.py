@@ -171,9 +171,8 @@ def _card(
             words = f" {marked_as(totals[j], layer.channel)}"
             lines += _only(j, layers, "span", words, "wb-sum", title)
         lines += "</div>"
-    mark = "✓" if rollout.verdict.correct else "✗"
     notes = [
-        f"reward {rollout.verdict.reward:g}",
+        rollout.verdict.words,
         f"{len(rows[0])} tokens",
         rollout.origin if rollout.origin != "policy" else "",
         f"{rollout.borrowed} borrowed" if rollout.borrowed else "",
@@ -182,7 +181,8 @@ def _card(
     ]
     return (
         f'<section class="wb-card" style="{CARD}"><div class="wb-head"><b>{escape(label)}</b> '
-        f'<b class="wb-mark">{mark}</b> {escape(_listed(notes, " · "))}</div>{lines}</section>'
+        f'<b class="wb-mark">{rollout.verdict.mark}</b> {escape(_listed(notes, " · "))}</div>'
+        f"{lines}</section>"
     )
 
 

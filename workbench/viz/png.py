@@ -58,7 +58,7 @@ def group_png(
     _heading(axes, layer)
     y = 2.4
     for number, (rollout, row, block) in enumerate(zip(group.rollouts, rows, blocks), 1):
-        reward = f"reward {rollout.verdict.reward:g} · {len(row)} tokens"
+        reward = f"{rollout.verdict.words} · {len(row)} tokens"
         _write(axes, 0, y, f"{number} {_mark(rollout)}  {reward}", color=LIGHT.dim)
         sums = [marked_as(total, layer.channel) for total in step_sums(row)]
         for line in block:
@@ -125,7 +125,7 @@ def _column(
 
 
 def _mark(rollout: Rollout) -> str:
-    return "✓" if rollout.verdict.correct else "✗"
+    return rollout.verdict.mark
 
 
 def _width(text: str) -> int:

@@ -200,12 +200,12 @@ class View {
     const section = make("section", "wb-card", undefined, { "aria-label": `rollout ${card + 1}` });
     const head = section.appendChild(make("button", "wb-head", undefined, { type: "button" }));
     head.append(
-      make("b", "", `${card + 1} ${rollout.correct ? "✓" : "✗"}`),
+      make("b", "", `${card + 1} ${rollout.reward === null ? "?" : rollout.correct ? "✓" : "✗"}`),
       make(
         "span",
         "",
         [
-          `reward ${rollout.reward}`,
+          rollout.reward === null ? "verdict unknown" : `reward ${rollout.reward}`,
           `${rollout.ids.length} tokens`,
           ...(rollout.origin === "policy" ? [] : [rollout.origin]),
           ...(rollout.borrowed ? [`${rollout.borrowed} borrowed`] : []),
@@ -494,7 +494,7 @@ class View {
       });
     }
     const fits = (r) =>
-      ({ all: true, right: r.correct, wrong: !r.correct, "with a wrong step": r.wrong !== null })[
+      ({ all: true, right: r.correct, wrong: !r.correct && r.reward !== null, "with a wrong step": r.wrong !== null })[
         this.shown
       ] ?? r.origin === this.shown;
     this.order = order.filter((i) => fits(rollouts[i]));

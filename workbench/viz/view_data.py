@@ -52,7 +52,7 @@ def _rollout(
 ) -> dict:
     _, starts = np.unique([token.step for token in row], return_index=True)
     return {
-        "reward": rollout.verdict.reward,
+        "reward": rollout.verdict.reward if rollout.verdict.known else None,
         "correct": rollout.verdict.correct,
         "origin": rollout.origin,
         "borrowed": rollout.borrowed,

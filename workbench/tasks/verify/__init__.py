@@ -16,6 +16,7 @@ down would look like rewards for mathematics.
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -83,8 +84,11 @@ def grade(gold: str, text: str, stated_only: bool = False) -> Verdict:
     """Reward 1 where the text's final answer is ``gold``.
 
     ``stated_only``: for prompts that ask for a box; the last number of a text that states no answer
-    is not taken for one. ``parts``: a comparison that was killed is counted there.
+    is not taken for one. ``parts``: a comparison that was killed is counted there. Without a gold
+    answer nobody knows: the reward is NaN.
     """
+    if not gold.strip():
+        return Verdict(math.nan, False, "There is no right answer to compare with.")
     answers = final_answers(text, stated_only)
     if not answers:
         return Verdict(0.0, False, "There is no final answer.")
