@@ -654,7 +654,7 @@ def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, 
 
 @pytest.fixture(scope="module")
 def saved():
-    """A notebook whose last cell showed a view, as it is saved."""
+    """A notebook whose last cell showed a view, as it is saved: without the state of widgets."""
     nbclient = pytest.importorskip("nbclient")
     code = (
         f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
@@ -667,7 +667,7 @@ def saved():
             "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
         },
     )
-    return nbclient.NotebookClient(notebook, timeout=120).execute()
+    return nbclient.NotebookClient(notebook, timeout=120, store_widget_state=False).execute()
 
 
 @contextmanager

@@ -797,10 +797,15 @@ def test_a_gguf_file_is_loaded_without_code(tmp_path, monkeypatch):
         asked.append(how.get("trust_remote_code"))
         raise ValueError("no")
 
-    for kind in ("AutoTokenizer", "AutoModelForCausalLM"):
+    for kind in ("AutoTokenizer", "AutoModelForCausalLM", "AutoConfig"):
         monkeypatch.setattr(getattr(transformers, kind), "from_pretrained", loading)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(gguf.gguf_metadata, "check_file", lambda fields: None)
+    writer = pytest.importorskip("gguf").GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     with pytest.raises(WorkbenchError, match="could not convert"):
         gguf.folder(tmp_path / "x.gguf")
     assert asked == [False]

@@ -57,6 +57,8 @@ class Template:
         self.options = dict(options or {})
         self.moment = datetime.now()
         self.stops: Sequence[int] = ()  # tokens that end a turn whatever the template says
+        if tokenizer.chat_template and not isinstance(tokenizer.chat_template, str | dict):
+            raise WorkbenchError(f"the chat template of {name} is no text")
         if not tokenizer.chat_template:
             raise WorkbenchError(
                 f"{name or 'the model'} has no chat template: take an instruction-tuned "
@@ -71,14 +73,25 @@ class Template:
 
     @property
     def _source(self) -> str:
-        return self.tokenizer.get_chat_template()
+        try:
+            return self.tokenizer.get_chat_template()
+        except ValueError as error:  # several, and none of them by default
+            raise WorkbenchError(
+                f"the chat template of {self.name} cannot be chosen: {first_line(error)}"
+            ) from error
 
     @property
     def _compiled(self):
         # the object that the tokenizer itself renders with, compiled once
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        return _compile_jinja_template(self._source)
+        source = self._source
+        try:
+            return _compile_jinja_template(source)
+        except Exception as error:  # it is a program, and may be none
+            raise WorkbenchError(
+                f"the chat template of {self.name} cannot be read: {first_line(error)}"
+            ) from error
 
     @cached_property
     def reads(self) -> frozenset[str]:

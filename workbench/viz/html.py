@@ -286,6 +286,8 @@ def css(layers: int = 1) -> str:
     """The style sheet of a heat map; with several layers, of their switch too."""
     rules = [_THEMES, _RULES, _shades(".wb-heat", "wb-")]
     if layers > 1:
+        # with these rules the buttons work, and what works without them goes
+        rules.append(".wb-switch{display:flex!important}.wb-plain{display:none!important}")
         rules.append(
             ".wb-heat:has(.wb-r:checked) .wb-toks .wb-t"
             "{background-color:transparent!important;border-color:transparent!important}"
