@@ -179,6 +179,7 @@ def table(record: dict) -> str:
     for name, row in best_first:
         rates = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[measure]) for measure in MEASURES]
         rows.append([name, *rates, f"{row['tokens']:.0f}"])
+    record = {"scope": SCOPES["arithmetic"]} | record  # older ones have none
     return TEXT.format(**record, rows=plain_table(["locator", *MEASURES.values(), "tokens"], rows))
 
 
