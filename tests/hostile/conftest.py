@@ -90,4 +90,5 @@ def nothing_is_left(tmp_path_factory):
         assert after._replace(lines=0) == before._replace(lines=0)
         # an event loop (of the browser's driver, say) keeps its pair of sockets for the next one
         assert after.lines <= before.lines + 2
-        assert list(folder.iterdir()) == []
+        # torchrun's own folders stay when it is killed
+        assert [p for p in folder.iterdir() if not p.name.startswith("torchelastic_")] == []
