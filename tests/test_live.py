@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -13,6 +14,15 @@ from workbench.model.learner import Learner, OptimConfig
 from workbench.records import read_run
 from workbench.training.run import TrainConfig, fit
 from workbench.viz.live import LiveRun
+
+
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """As at a terminal: what starts tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 PLAN = TrainConfig(steps=6, prompts=2, eval_every=2, eval_problems=4, eval_samples=2)
 TASK = toys.FirstCharacter(toys.HALF)
