@@ -86,9 +86,6 @@ def nothing_is_left(tmp_path_factory):
         deadline = time.monotonic() + PATIENT
         while Left.now() != before and time.monotonic() < deadline:
             time.sleep(0.05)
-        after = Left.now()
-        assert after._replace(lines=0) == before._replace(lines=0)
-        # an event loop (of the browser's driver, say) keeps its pair of sockets for the next one
-        assert after.lines <= before.lines + 2
+        assert Left.now() == before
         # torchrun's own folders stay when it is killed
         assert [p for p in folder.iterdir() if not p.name.startswith("torchelastic_")] == []

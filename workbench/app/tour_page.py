@@ -32,7 +32,6 @@ from workbench.viz.page import (
     svg,
     table,
 )
-from workbench.viz.texts import prose
 from workbench.viz.tokens import signed
 
 HEADER = ("on held-out problems", "before", "after", "change")
@@ -217,7 +216,7 @@ def _one_problem(story: Story) -> str:
     pairs = list(zip(story.before, story.after))
     before, after = max(pairs, key=lambda pair: _right(pair[1]) - _right(pair[0]))
     n, problem = len(before.rollouts), before.problem
-    question = escape(prose(problem.messages[-1]["content"]))
+    question = escape(problem.messages[-1]["content"])
     html = paragraphs(
         f"Of all held-out problems this is the one with the largest gain, {_right(before)} of {n} "
         f"correct before and {_right(after)} after: picked to show the change, so not typical. "

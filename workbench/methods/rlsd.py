@@ -9,10 +9,10 @@ arXiv 2604.03128; and what three others read in the same number (rlcsd.py, rlrt.
 The verifier says in which direction a token goes, the teacher only how far. Realised credit: A_t
 (on the first update of a batch). A rollout without a hint has Delta = 0: GRPO.
 
-The formula is the paper's. Our reading: the hint is SDPO's, another right rollout or else the
-feedback on this one (the paper's is the reference answer: demonstration=reference); lam stays where
-it is (paper: from .5 to 0 over the first 50 steps, so GRPO after that); Delta is read once a batch,
-when it is credited.
+The formula is taken from a summary of the paper; its full text was not read here. Our reading: the
+hint is SDPO's, another right rollout or else the feedback on this one (the paper's is the reference
+answer: demonstration=reference); lam stays where it is (paper: from .5 to 0 over the first 50
+steps, so GRPO after that); Delta is read once a batch, when it is credited.
 """
 
 from __future__ import annotations

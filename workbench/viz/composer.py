@@ -22,7 +22,6 @@ from workbench.viz import display
 from workbench.viz.html import layers_html
 from workbench.viz.layers import channel_of
 from workbench.viz.markup import escape
-from workbench.viz.texts import prose
 from workbench.viz.tokens import Channel, Layer, marked
 
 WEIGHT = Channel(
@@ -42,11 +41,11 @@ def draft_html(draft, with_credit: bool = False) -> str:
     composition, rollout = draft.composition, draft.rollout
     authors = composition.authors.items()
     writers = " · ".join(f"{part}: {name}" for part, name in authors if getattr(composition, part))
-    head = f"<p><b>{_prose(_verdict(draft))}</b><br>{_prose(writers)}</p>"
+    head = f"<p><b>{escape(_verdict(draft))}</b><br>{escape(writers)}</p>"
     if composition.diagnosis:
-        head += f"<p>diagnosis (not trained on): {_prose(composition.diagnosis)}</p>"
+        head += f"<p>diagnosis (not trained on): {escape(composition.diagnosis)}</p>"
     if rollout is None:
-        return f'<section class="wb-draft">{head}<pre>{_prose(composition.text)}</pre></section>'
+        return f'<section class="wb-draft">{head}<pre>{escape(composition.text)}</pre></section>'
     ids = " ".join(map(str, rollout.completion_ids))
     credits = draft.credits if with_credit else {}
     return (
@@ -55,10 +54,6 @@ def draft_html(draft, with_credit: bool = False) -> str:
         f"{len(rollout.prompt_ids)} prompt tokens that are not</summary>"
         f"<code>{ids}</code></details></section>"
     )
-
-
-def _prose(text: str) -> str:
-    return escape(prose(text))
 
 
 def _verdict(draft) -> str:
@@ -198,7 +193,7 @@ class Composer:
     # ---- what is shown
 
     def to_html(self) -> str:
-        note = f"<p>{_prose(self.message)}</p>" if self.message else ""
+        note = f"<p>{escape(self.message)}</p>" if self.message else ""
         return note + draft_html(self.draft, self.with_credit)
 
     def _ipython_display_(self) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from workbench.core import Group, Rollout
 from workbench.viz.markup import escape
 from workbench.viz.style import DARK, FAINT, LEVELS, LIGHT, Theme, background, edge, level
-from workbench.viz.texts import Decode, prose
+from workbench.viz.texts import Decode
 from workbench.viz.tokens import (
     CREDIT,
     Channel,
@@ -80,7 +80,7 @@ def layers_html(
         _only(j, layers, "figcaption", _legend(rows[j], layer)) for j, layer in enumerate(layers)
     )
     for message in group.problem.messages:
-        content = escape(prose(message["content"]))
+        content = escape(message["content"])
         head += f'<div class="wb-q">{escape(message["role"])}: <span>{content}</span></div>'
     cards = ""
     for i, rollout in enumerate(group.rollouts):

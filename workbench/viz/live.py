@@ -14,11 +14,10 @@ import math
 import signal
 import time
 from contextlib import suppress
-from html import escape
 
 from workbench.core import Group, StepRecord
+from workbench.viz.markup import escape
 from workbench.viz.style import LIGHT
-from workbench.viz.texts import prose
 
 WIDTH, HEIGHT = 480, 80  # of the curve, pixels
 SHOWN = 4  # rollouts of the newest group
@@ -119,9 +118,9 @@ def _clock(seconds: float) -> str:
 def _group(group: Group | None) -> str:
     if group is None:
         return ""
-    question = escape(prose(group.problem.messages[-1]["content"])[:LONGEST])
+    question = escape(group.problem.messages[-1]["content"][:LONGEST])
     texts = ""
     for rollout in group.rollouts[:SHOWN]:
-        text = escape(prose(rollout.text)[:LONGEST])
+        text = escape(rollout.text[:LONGEST])
         texts += f"<pre><b>{rollout.verdict.mark}</b> {text}</pre>"
     return f"<p><b>The newest group.</b> {question}</p>{texts}"

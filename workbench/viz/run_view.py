@@ -15,7 +15,6 @@ import base64
 import json
 from collections.abc import Sequence
 from functools import cache, cached_property
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from workbench.core import Group, WorkbenchError
 from workbench.records import Run, read_run, write_atomic
 from workbench.viz import display, html, style
+from workbench.viz.markup import escape
 from workbench.viz.texts import Decode, prose, text_of, visible
 from workbench.viz.tokens import CREDIT, Layer
 

@@ -325,7 +325,8 @@ class View {
       for (const column of columns) {
         const there = step < this.group.rollouts[column.rollout].starts.length;
         if (there) this.step(column, step);
-        rows.push(...(there ? [column.steps[step], column.sums[step]] : [make("span"), make("span")]));
+        const parts = there ? [column.steps[step], column.sums[step]] : [make("span"), make("span")];
+        rows.push(...parts);
       }
     }
     section.querySelector(".wb-lines").replaceChildren(...rows);
@@ -494,7 +495,12 @@ class View {
       });
     }
     const fits = (r) =>
-      ({ all: true, right: r.correct, wrong: !r.correct && r.reward !== null, "with a wrong step": r.wrong !== null })[
+      ({
+        all: true,
+        right: r.correct,
+        wrong: !r.correct && r.reward !== null,
+        "with a wrong step": r.wrong !== null,
+      })[
         this.shown
       ] ?? r.origin === this.shown;
     this.order = order.filter((i) => fits(rollouts[i]));
