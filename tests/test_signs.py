@@ -93,14 +93,34 @@ def test_delta_is_the_teachers_word_less_the_policys(kind):
         assert np.abs(delta).max() > 1e-4
 
 
-def test_rlcsd_compares_a_right_hint_with_a_wrong_one():
-    group = written("1\n2", "1\n3", "5")
-    right, one, other = RLCSD().deltas([group], LEARNER)
+def test_rlcsd_moves_a_token_by_a_bounded_step_and_never_past_zero():
+    method = RLCSD(lam=0.5, tau=0.02, least=0.02)
+    delta = np.array([-9.0, 0.02, 0.0005, 0.0, 9.0])
+    step = 0.5 * np.tanh(1)
+    np.testing.assert_allclose(method.shaped(2.0, delta), [1.5, 2 + step, 2, 2, 2.5])
+    np.testing.assert_allclose(method.shaped(-0.3, delta), [-0.8, 0, -0.3, -0.3, 0], atol=1e-12)
+    np.testing.assert_array_equal(method.shaped(0.0, delta), np.zeros(5))
+
+
+def test_rlcsd_compares_a_right_hint_with_the_mean_of_wrong_ones():
+    group = written("1\n2", "1\n3", "5", "9")
+    right, *others = RLCSD().deltas([group], LEARNER)
     np.testing.assert_array_equal(right, np.zeros(len(right)))  # no other right one to show
-    for rollout, delta, shown in ((1, one, "5"), (2, other, "1\n3")):
-        rollout = group.rollouts[rollout]
-        by_hand = logp(rollout, solution="1\n2") - logp(rollout, solution=shown)
-        np.testing.assert_allclose(delta, by_hand, atol=1e-5)
+    texts = [rollout.text for rollout in group.rollouts]
+    for i, delta in enumerate(others, 1):
+        rollout = group.rollouts[i]
+        wrong = [logp(rollout, solution=text) for text in texts[1:] if text != texts[i]]
+        mean = np.log(np.mean(np.exp(wrong), axis=0))
+        np.testing.assert_allclose(delta, logp(rollout, solution=texts[0]) - mean, atol=1e-5)
+
+
+def test_rlcsd_reads_no_more_wrong_hints_than_it_was_told():
+    group = written("1\n2", "1\n3", "5", "9")
+    _, first, *_ = RLCSD(wrong=1).deltas([group], LEARNER)
+    rollout = group.rollouts[1]
+    right = logp(rollout, solution="1\n2")
+    by_hand = [right - logp(rollout, solution=shown) for shown in ("5", "9")]
+    assert any(np.allclose(first, one, atol=1e-5) for one in by_hand)
 
 
 def test_rlcsd_of_hints_that_do_the_same_is_grpo():
@@ -178,7 +198,8 @@ def test_onset_spares_what_the_nearest_right_sibling_has_too():
     [
         lambda: RLSD(k=1),
         lambda: RLRT(lam=1.5),
-        lambda: RLCSD(eps=-0.1),
+        lambda: RLCSD(tau=0.0),
+        lambda: RLCSD(wrong=0),
         lambda: RLSD(teacher="mixed"),
         lambda: SDPO(ascend=True, srpo=True),
         lambda: SDPO(gate=-1.0),

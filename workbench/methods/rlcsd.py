@@ -2,13 +2,16 @@ r"""RLCSD: reinforcement learning with contrastive on-policy self-distillation.
 
 arXiv 2606.11709
 
-    Delta_t = log q(y_t | reprompt(x, right), y_<t) - log q(y_t | reprompt(x, wrong), y_<t)
+    Delta_t = log q(y_t | right hint) - log mean_k q(y_t | wrong hint k)     q: the self-teacher
+    r_t     = lam tanh(Delta_t / tau), or 0 where that is no more than ``least``
+    A_t     = A + r_t, never past 0: the verifier keeps the sign; 0 where A is    A: GRPO's
 
-in the place of RLSD's Delta_t (rlsd.py), ``wrong`` another rollout of the group that was wrong:
-what any hint does to the style cancels. Realised credit: RLSD's A_t with this Delta.
+What any hint does to the style cancels. Hints are other rollouts of the group, right and wrong, in
+the same place of SDPO's prompt; a rollout that lacks either has Delta = 0. Realised credit: A_t.
 
-The abstract of the paper was read, and an account of its contrast; not the whole text. Our reading:
-both hints stand in the same place of SDPO's prompt; a rollout that lacks either has Delta = 0.
+The formulas and their numbers are those of the authors' code, and of its port to another
+framework; the paper's text was not read. Our choice: ``wrong``, and one mean over all tokens in the
+loss, where theirs takes one over the tokens that r changes and one over the others.
 """
 
 from __future__ import annotations
@@ -19,26 +22,55 @@ from random import Random
 
 import numpy as np
 
-from workbench.core import Group, coordinates
+from workbench.core import Group, WorkbenchError, coordinates
 from workbench.methods.rlsd import RLSD
 from workbench.methods.sdpo import teacher_prompt
 
 
 @dataclass(frozen=True)
 class RLCSD(RLSD):
-    def deltas(self, groups: Sequence[Group], learner) -> list[np.ndarray]:
-        right, wrong = self.hints(groups, learner), self._wrong_hints(groups, learner)
-        pairs = zip(self.hinted(groups, learner, right), self.hinted(groups, learner, wrong))
-        both = [r is not None and w is not None for r, w in zip(right, wrong)]
-        return [float(contrast) * (good - bad) for contrast, (good, bad) in zip(both, pairs)]
+    tau: float = 0.02  # nats of Delta that count as much
+    least: float = 0.02  # smallest |r| that changes a token
+    wrong: int = 3  # wrong hints at most
 
-    def _wrong_hints(self, groups: Sequence[Group], learner) -> list[tuple[int, ...] | None]:
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.tau > 0 and self.least >= 0 and self.wrong >= 1):
+            raise WorkbenchError(
+                "RLCSD takes tau above 0, least of 0 or more, and one wrong hint or more"
+            )
+
+    def shaped(self, advantage: float, delta: np.ndarray) -> np.ndarray:
+        residual = self.lam * np.tanh(delta / self.tau)
+        residual[np.abs(residual) <= self.least] = 0
+        sign = np.sign(advantage)
+        return sign * np.maximum(sign * (advantage + residual), 0)
+
+    def deltas(self, groups: Sequence[Group], learner) -> list[np.ndarray]:
+        right = self.hints(groups, learner)
+        against_right = self.hinted(groups, learner, right)
+        wrong = [self._wrong_hints(groups, learner, draw) for draw in range(self.wrong)]
+        against_wrong = [self.hinted(groups, learner, prompts) for prompts in wrong]
+        deltas = []
+        for i, gain in enumerate(against_right):
+            shown = [gains[i] for gains, prompts in zip(against_wrong, wrong) if prompts[i]]
+            if right[i] is None or not shown:
+                deltas.append(np.zeros_like(gain))
+            else:
+                deltas.append(gain - np.logaddexp.reduce(shown) + np.log(len(shown)))
+        return deltas
+
+    def _wrong_hints(
+        self, groups: Sequence[Group], learner, draw: int
+    ) -> list[tuple[int, ...] | None]:
+        """The ``draw``-th of each rollout's wrong siblings in an order of chance, as a prompt."""
         prompts = []
         for group in groups:
             wrong = [(j, r.text) for j, r in enumerate(group.rollouts) if not r.verdict.correct]
             for i, rollout in enumerate(group.rollouts):
                 texts = [text for j, text in wrong if j != i]
-                draw = Random(coordinates("wrong hint", group.problem.id, i, *texts))
-                text = draw.choice(texts) if texts else ""
-                prompts.append(teacher_prompt(learner.policy, group.problem, rollout, text, ""))
+                Random(coordinates("wrong hint", group.problem.id, i, *texts)).shuffle(texts)
+                text = texts[draw] if draw < len(texts) else ""
+                prompt = teacher_prompt(learner.policy, group.problem, rollout, text, "")
+                prompts.append(prompt if text else None)
         return prompts
