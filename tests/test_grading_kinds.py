@@ -516,6 +516,146 @@ TABLE = r"""
 - x^2 + C ¦ x^3 + C
 - 2x ¦ x^2
 - \frac{1}{x} ¦ x
+
+# numbers taken back in words
++ 5 ¦ text:The answer is 4... wait, no, it is 5
++ 5 ¦ text:The answer is 4. Wait, no, it is 5.
++ 5 ¦ text:The answer is 4... wait, no, it's 5.
++ 5 ¦ text:The answer is 4. No, wait, the answer is 5.
++ 5 ¦ text:The answer is 4, no, wait, it is 5.
++ 5 ¦ text:The answer is 4. Wait, that is wrong, it should be 5.
++ 5 ¦ text:The answer is \boxed{4}. Wait, no, it is \boxed{5}.
+- 4 ¦ text:The answer is 4... wait, no, it is 5
+- 4 ¦ text:The answer is 4. Wait, no.
+- 5 ¦ text:The answer is 4. Wait, no, it is 5 or 6.
+- 5 ¦ text:The answer is 4... wait, no, it is not 5
+- 5 ¦ text:The answer is 4. Wait, no, is it 5?
+- 5 ¦ text:The answer is 4. Wait, no, it is 5 less than 9...
+- 4 ¦ text:The answer is \boxed{4}. Wait, no, it is 5.
+- 5 ¦ text:The answer is 4. Wait, no, it is 5. Actually, it is 6.
++ 5 ¦ text:The answer is 4... wait, no, 5.
+- 4 ¦ text:\boxed{4}... wait, no, it is 5.
+- 5 ¦ text:The answer is 5... wait, no, it is 4
+
+# yes and no
++ No ¦ No, it is not
++ No ¦ No, it is not.
++ Yes ¦ Yes, it is
++ Yes ¦ Yes, they are equal
++ no ¦ text:The answer is no, it is not.
++ No ¦ text:Answer: No, the triangle is not right.
++ Yes ¦ Yes, because 2 < 3
++ No ¦ No: 7 does not divide 12
++ Yes ¦ yes
+- No ¦ Yes, it is
+- Yes ¦ No, it is
+- Yes ¦ No, it is not
+- No ¦ Not sure
+- No ¦ No, wait, yes
+- Yes ¦ Yes or no
+- Yes ¦ Yes and no
+- No ¦ No, yes
+- Yes ¦ not yes
+- No ¦ None
+- No ¦ north
+- 5 ¦ No, 5
++ Yes ¦ Yes, there is no remainder
+- Yes ¦ Yes, or maybe no
++ No ¦ No, there are no solutions
++ True ¦ True, because it holds
+- True ¦ True, no wait, false
+
+# a remark in brackets
++ 12 ¦ 12 (3 boxes of 4)
++ 12 ¦ 12 (3 boxes with 4 each)
++ 12 ¦ 12 eggs (3 boxes of 4)
++ 12 ¦ 12 (3 + 9)
++ 12 ¦ 12 (= 3*4)
++ 12 ¦ text:The answer is 12 (3 boxes of 4).
++ 12 ¦ 12 (since 3 boxes hold 4 each)
+- 12 ¦ 3 (12 boxes of 4)
+- 12 ¦ 13 (12 + 1)
+- 4 ¦ 12 (3 boxes of 4)
+- 12 ¦ 12 (or 13)
+- 12 ¦ 12 (maybe 13)
+- 12 ¦ 12 (13)
+- 12 ¦ 12 (thirteen)
+- 12 ¦ 12(3)
+- 12 ¦ 12 (x + 1)
+- 12 ¦ 12 (mod 13)
+- 12 ¦ 12 (wrong)
+- 12 ¦ 12 (base 3)
++ 12 ¦ 12 (3 red and 9 blue)
+- 12 ¦ 12 (13 + 4)
+- 2\sqrt{3} ¦ 2 (\sqrt{3} + 1)
++ 3(x + 2) ¦ 3 (x + 2)
+
+# Indian grouping
++ 1234567 ¦ 12,34,567
++ 12345678 ¦ 1,23,45,678
++ 123456 ¦ 1,23,456
++ 1234567 ¦ ₹12,34,567
++ 1234567 ¦ 12,34,567.00
++ 12,34,567 ¦ 1234567
++ 1234567 ¦ text:The answer is Rs 12,34,567.
+- 1234567 ¦ 12,34,568
+- 1234567 ¦ 12,3,4567
+- 1234567 ¦ 123,45,67
+- 3,45,678 ¦ 3,45,679
++ 12,34,567 ¦ 567,34,12
+- (12,34,567) ¦ 1234567
+- 1234567 ¦ 12,34 and 567
++ 1500 ¦ Rs. 1,500
+
+# two units
++ 3.50 ¦ 3 dollars and 50 cents
++ 3.50 ¦ $3 and 50 cents
++ 3.50 ¦ 3 dollars 50 cents
++ $3.50 ¦ 3 dollars and 50 cents
++ 3.50 ¦ three dollars and fifty cents
++ 3.05 ¦ 3 dollars and 5 cents
++ 1.5 ¦ 1 hour and 30 minutes
++ 90 minutes ¦ 1 hour and 30 minutes
++ 1.5 hours ¦ 1 hour 30 minutes
++ 5.5 feet ¦ 5 feet 6 inches
++ 66 inches ¦ 5 feet and 6 inches
++ 3.50 ¦ text:The answer is 3 dollars and 50 cents.
+- 3.50 ¦ 3 dollars and 5 cents
+- 3.50 ¦ 3 dollars or 50 cents
+- 3.50 ¦ 50 dollars and 3 cents
+- 3 ¦ 3 dollars and 50 cents
+- 50 ¦ 3 dollars and 50 cents
+- 53 ¦ 3 dollars and 50 apples
+- 53 ¦ 3 apples and 50 pears
+- 3.5 ¦ 3 apples and 50 cents
++ 5.25 pounds ¦ 5 pounds 4 ounces
+
+# ordinals in words
++ 7 ¦ seventh
++ 7 ¦ the seventh
++ 7 ¦ text:The answer is the seventh.
++ 7 ¦ text:It is the seventh day.⏎Answer: seventh
++ 3 ¦ third
++ 21 ¦ twenty-first
++ 20 ¦ twentieth
++ 7 ¦ seventh day
++ 1 ¦ first
++ 2 ¦ second
++ 1/7 ¦ one seventh
++ 1/7 ¦ a seventh
++ 3/7 ¦ three sevenths
+- 7 ¦ one seventh
+- 7 ¦ eighth
+- 7 ¦ seventeenth
+- 1/7 ¦ the seventh
+- 7 ¦ a seventh
+- 7 ¦ three sevenths
+- 7 ¦ seventh or eighth
+- 60 ¦ 1 second
++ 1/4 ¦ a quarter
++ 1/3 ¦ a third
++ 12, 34, 567 ¦ 34, 12, 567
++ 1/8 ¦ an eighth
 """
 
 ROWS = rows(TABLE)

@@ -55,6 +55,8 @@ _RULES = r"""
 (?<=\d)\s*[aA]\.?[mM](?![a-zA-Z])\.? ⇒ ␣am
 (?<=\d)\s*[pP]\.?[mM](?![a-zA-Z])\.? ⇒ ␣pm
 (?<![a-zA-Z])(?:USD|US\$)\s*(?=\d) ⇒ \$
+(?<![a-zA-Z])(?:Rs|INR)\.?\s*(?=\d) ⇒ ₹
+(?<![a-zA-Z])[Aa]n? (?=(?:half|quarter|third|(?:four|fif|six|seven|eigh|nin|ten)th)\b) ⇒ one␣
 \\(?:lor|vee)(?![a-zA-Z]) ⇒ ␣or␣
 \\(?:mathbb\s*\{?R\}?|R)(?![a-zA-Z^_\s]) ⇒ (-\\infty,\\infty)
 \{\s*(\w+)\s*\\choose\s*(\w+)\s*\} ⇒ \\binom{\1}{\2}
