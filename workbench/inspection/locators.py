@@ -18,7 +18,7 @@ workbench/studies/locator_table.py scores them against the truth.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -74,18 +74,17 @@ class Case:
 
     def siblings(self) -> list[Rollout]:
         """The other rollouts of the group that are correct."""
-        return [
-            r
-            for i, r in enumerate(self.inspection.group.rollouts)
-            if i != self.index and r.verdict.correct
-        ]
+        rollouts = self.inspection.group.rollouts
+        return [rollouts[i] for i in self._right()]
+
+    def _right(self) -> list[int]:
+        rollouts = self.inspection.group.rollouts
+        return [i for i, r in enumerate(rollouts) if i != self.index and r.verdict.correct]
 
     def sibling_deltas(self) -> list[np.ndarray]:
         """[T] Delta of the other rollouts that are correct, where the teacher read them."""
         deltas = self.inspection.layers["delta"]
-        rollouts = self.inspection.group.rollouts
-        right = [i for i, r in enumerate(rollouts) if i != self.index and r.verdict.correct]
-        return [deltas[i] for i in right if np.isfinite(deltas[i]).any()]
+        return [deltas[i] for i in self._right() if np.isfinite(deltas[i]).any()]
 
     def candidate(self, token: int, score: float) -> Candidate:
         return Candidate(self.layout.step_of(token), token, float(score))
@@ -143,14 +142,18 @@ def scope(text: str) -> str:
     return "not validated on equations in sentences" if in_words(text) else ""
 
 
+class OneByOne:
+    """A locator that looks at one rollout at a time, by ``_one``."""
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return list(map(self._one, cases))
+
+
 @dataclass(frozen=True)
-class Truth:
+class Truth(OneByOne):
     """The task's own checker. Score 1."""
 
     name: str = "truth"
-
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
         if not case.inspection.first_errors:
@@ -167,25 +170,22 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class SteepestDrop:
+class SteepestDrop(OneByOne):
     """The largest fall Delta_(t-1) - Delta_t (before the first token Delta is 0), the largest of
     each step. Score: the fall in nats.
     """
 
     name: str = "steepest drop"
 
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case, case.delta(self.name)) for case in cases]
-
-    def _one(self, case: Case, delta: np.ndarray) -> Finding:
-        fall = -np.diff(delta, prepend=0.0)
+    def _one(self, case: Case) -> Finding:
+        fall = -np.diff(case.delta(self.name), prepend=0.0)
         return best_of_steps(
             case.candidate(int(t), fall[t]) for t in np.argsort(-fall, kind="stable") if fall[t] > 0
         )
 
 
 @dataclass(frozen=True)
-class SustainedNegative:
+class SustainedNegative(OneByOne):
     """Page's CUSUM on Delta:
 
     S_t = max(0, S_(t-1) - Delta_t - drift), an alarm when S reaches ``alarm``. The point is the
@@ -202,32 +202,32 @@ class SustainedNegative:
     alarm: float = 1.0  # nats
     name: str = "sustained negative"
 
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case, case.delta(self.name)) for case in cases]
-
-    def _one(self, case: Case, delta: np.ndarray) -> Finding:
+    def _one(self, case: Case) -> Finding:
+        delta = case.delta(self.name)
         baseline = case.sibling_deltas() if in_words(case.layout.text) else []
         alarm = max(self.alarm, float(np.median([*map(self._highest, baseline)] or [0.0])))
-        total, onset, peak = 0.0, 0, 0.0
-        for t, value in enumerate(np.nan_to_num(delta)):
-            if total == 0.0:
+        onset, peak, before = 0, 0.0, 0.0
+        for t, total in enumerate(self._sums(delta)):
+            if before == 0.0:
                 if peak >= alarm:
                     break
                 onset, peak = t, 0.0
-            total = max(0.0, total - float(value) - self.drift)
-            peak = max(peak, total)
+            peak, before = max(peak, total), total
         return Finding((case.candidate(onset, peak),)) if peak >= alarm else Finding()
 
     def _highest(self, delta: np.ndarray) -> float:
-        total = peak = 0.0
+        return max(self._sums(delta), default=0.0)
+
+    def _sums(self, delta: np.ndarray) -> Iterator[float]:
+        """S of each token."""
+        total = 0.0
         for value in np.nan_to_num(delta):
             total = max(0.0, total - float(value) - self.drift)
-            peak = max(peak, total)
-        return peak
+            yield total
 
 
 @dataclass(frozen=True)
-class Divergence:
+class Divergence(OneByOne):
     """The first step in which the rollout leaves the nearest correct sibling: the one with the most
     leading steps in common.
 
@@ -237,9 +237,6 @@ class Divergence:
     """
 
     name: str = "divergence"
-
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
         siblings = [Spans(sibling, case.decode) for sibling in case.siblings()]
@@ -279,14 +276,11 @@ def in_words(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(OneByOne):
     """A step drawn uniformly. Score 0."""
 
     seed: int = 0
     name: str = "chance"
-
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
         step = Random(
