@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from io import FileIO
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
@@ -232,28 +233,13 @@ def _send(message: dict) -> None:
         data = data[os.write(CHANNEL, data) :]
 
 
-class _End:
+class _End(FileIO):
     """One end of a pipe in a socket's clothes: as much of one as asyncio's event loop uses."""
 
-    def __init__(self, handle: int):
-        self._handle = handle
-
-    def fileno(self) -> int:
-        return self._handle
+    recv, send = FileIO.read, FileIO.write
 
     def setblocking(self, blocking: bool) -> None:
-        os.set_blocking(self._handle, blocking)
-
-    def recv(self, size: int) -> bytes:
-        return os.read(self._handle, size)
-
-    def send(self, data: bytes) -> int:
-        return os.write(self._handle, data)
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle = -1
+        os.set_blocking(self.fileno(), blocking)
 
 
 def one_way_pair() -> tuple[_End, _End]:
@@ -261,7 +247,7 @@ def one_way_pair() -> tuple[_End, _End]:
     first.
     """
     reading, writing = os.pipe()
-    return _End(reading), _End(writing)
+    return _End(reading), _End(writing, "w")
 
 
 def _lines(handle: int):
