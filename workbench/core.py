@@ -192,6 +192,10 @@ class Group:
             rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), text, verdict))
         return cls(problem, tuple(rollouts))
 
+    def places(self, correct: bool) -> list[int]:
+        """Which of its rollouts are right, or which are wrong."""
+        return [i for i, r in enumerate(self.rollouts) if r.verdict.correct == correct]
+
     @property
     def rewards(self) -> np.ndarray:
         """[K] rewards, in rollout order.
@@ -263,6 +267,11 @@ def places_of(credits: Sequence[Credit], groups: Sequence[Group]) -> list[tuple[
             raise ValueError("a method credited a rollout that is in none of its groups")
         places += place[:1]
     return places
+
+
+def rollouts_of(groups: Sequence[Group]) -> list[Rollout]:
+    """All rollouts of the groups, in their order."""
+    return [rollout for group in groups for rollout in group.rollouts]
 
 
 @dataclass(frozen=True)

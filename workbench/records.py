@@ -116,7 +116,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return list(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -166,7 +166,7 @@ def group_from_dict(data: Mapping) -> Group:
         tuple(about["solutions"]),
         about["meta"],
     )
-    rollouts = tuple(_rollout_from_dict(rollout) for rollout in data["rollouts"])
+    rollouts = tuple(map(_rollout_from_dict, data["rollouts"]))
     return Group(problem, rollouts, data.get("notes", {}))
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
 from workbench.model.policy import Policy
 from workbench.rollouts.reconstructions import TRANSITION, Pair, construct
-from workbench.spans import Spans, common_prefix, shared_steps, split_steps
+from workbench.spans import Spans, common_prefix, shared_steps, step_texts
 
 _ANSWER = re.compile(
     r"\\boxed\s*\{\s*[^{}\s]"
@@ -77,7 +77,9 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
 
 def nearest(policy: Policy, group: Group, source: int) -> int:
     """The correct sibling that shares the most leading steps with the rollout."""
-    right = [i for i, r in enumerate(group.rollouts) if r.verdict.correct and i != source]
+    right = group.places(correct=True)
+    if source in right:
+        right.remove(source)
     if not right:
         raise WorkbenchError(
             "no rollout of this group is correct: write the continuation yourself, or "
@@ -136,12 +138,8 @@ def rest_of(solution: str, prefix: str) -> str:
     """What is left of a correct solution for somebody who has written ``prefix``."""
     if solution.startswith(prefix):
         return solution[len(prefix) :]
-    steps = _steps(solution)
-    return "".join(steps[shared_steps(_steps(prefix), steps) :])
-
-
-def _steps(text: str) -> list[str]:
-    return [text[step.start : step.end] for step in split_steps(text)]
+    steps = step_texts(solution)
+    return "".join(steps[shared_steps(step_texts(prefix), steps) :])
 
 
 def wrong_rollout(group: Group, i: int) -> Rollout:
@@ -157,7 +155,7 @@ def wrong_rollout(group: Group, i: int) -> Rollout:
 def _right(policy: Policy, group: Group, source: int, reference: int | None) -> Rollout:
     """The correct sibling ``reference``, or the nearest."""
     i = nearest(policy, group, source) if reference is None else reference
-    right = [j for j, rollout in enumerate(group.rollouts) if rollout.verdict.correct]
+    right = group.places(correct=True)
     if i not in right:
         raise WorkbenchError(
             f"rollout {i} is no correct reference; {', '.join(map(str, right)) or 'none'} of this "

@@ -75,7 +75,7 @@ class CorrectionEditor:
 
     def wrong(self) -> list[int]:
         """The rollouts that can be corrected."""
-        return [i for i, r in enumerate(self.group.rollouts) if not r.verdict.correct]
+        return self.group.places(correct=False)
 
     def compose(
         self, source: int, token: int, *, whole_step: bool = True, **options

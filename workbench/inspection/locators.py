@@ -78,8 +78,8 @@ class Case:
         return [rollouts[i] for i in self._right()]
 
     def _right(self) -> list[int]:
-        rollouts = self.inspection.group.rollouts
-        return [i for i, r in enumerate(rollouts) if i != self.index and r.verdict.correct]
+        right = self.inspection.group.places(correct=True)
+        return [i for i in right if i != self.index]
 
     def sibling_deltas(self) -> list[np.ndarray]:
         """[T] Delta of the other rollouts that are correct, where the teacher read them."""
@@ -119,11 +119,7 @@ def locate(
     what they need (WorkbenchError).
     """
     inspection = Inspection(group, {}) if isinstance(group, Group) else group
-    rollouts = (
-        [i for i, r in enumerate(inspection.group.rollouts) if not r.verdict.correct]
-        if rollouts is None
-        else rollouts
-    )
+    rollouts = inspection.group.places(correct=False) if rollouts is None else rollouts
     cases = [Case(inspection, i, decode) for i in rollouts]
     found: dict[int, dict[str, Finding]] = {i: {} for i in rollouts}
     for locator in locators:

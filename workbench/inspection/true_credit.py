@@ -54,7 +54,7 @@ class TrueCredit:
     @property
     def halves(self) -> tuple[np.ndarray, ...]:
         """[2, T] two independent estimates of A."""
-        return tuple(np.diff(values) for values in self.values)
+        return tuple(map(np.diff, self.values))
 
     @property
     def advantage(self) -> tuple[np.ndarray, ...]:

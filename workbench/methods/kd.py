@@ -33,6 +33,7 @@ from workbench.core import (
     Rollout,
     Scores,
     WorkbenchError,
+    rollouts_of,
 )
 from workbench.methods.opd import require_teacher
 from workbench.methods.sft import SFT
@@ -66,7 +67,7 @@ class KD(Method):
         return groups
 
     def credit(self, groups, learner) -> list[Credit]:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         return [Credit.of(r, nll=1.0) for r in rollouts if r.verdict.correct or not self.correct]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:

@@ -34,7 +34,17 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.core import Batch, Credit, Distil, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.core import (
+    Batch,
+    Credit,
+    Distil,
+    Loss,
+    Method,
+    Rollout,
+    Scores,
+    WorkbenchError,
+    rollouts_of,
+)
 from workbench.losses import ratio
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
@@ -73,7 +83,7 @@ class OPD(Method):
         What it cannot score is left out before anything is divided by its tokens.
         """
         require_teacher(learner, self.teacher, "OPD")
-        asked = [rollout for group in groups for rollout in group.rollouts]
+        asked = rollouts_of(groups)
         answers = teacher_logprobs(learner, asked, self.teacher)
         rollouts = [r for r, logp in zip(asked, answers) if logp is not None]
         if self.form == "logit":
@@ -111,9 +121,7 @@ class OPD(Method):
 
         Anything but 0 wants a look.
         """
-        return {
-            "teacher_failed": float(sum(len(group.rollouts) for group in groups) - len(credits))
-        }
+        return {"teacher_failed": float(len(rollouts_of(groups)) - len(credits))}
 
 
 def require_teacher(learner, which: str, method: str) -> None:

@@ -33,6 +33,7 @@ from workbench.core import (
     Rollout,
     Scores,
     WorkbenchError,
+    rollouts_of,
 )
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, WEIGHTS, Demonstration, Teacher
@@ -68,7 +69,7 @@ class RLSD(Method):
         return sample_groups(learner.policy, task, problems, self.k, seed)
 
     def credit(self, groups, learner) -> list[Credit]:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         advantages = [a for group in groups for a in self.advantages(group)]
         deltas = self.deltas(groups, learner)
         shaped = map(self.shaped, advantages, deltas)
@@ -95,7 +96,7 @@ class RLSD(Method):
         self, groups: Sequence[Group], learner, prompts: Sequence[tuple[int, ...] | None]
     ) -> list[np.ndarray]:
         """[T] log q - log pi of each rollout with q under its prompt; 0 where there is none."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         taught = [i for i, prompt in enumerate(prompts) if prompt is not None]
         student = rescored(learner, "policy", rollouts, [r.prompt_ids for r in rollouts])
         read = [rollouts[i] for i in taught], [prompts[i] for i in taught]

@@ -54,6 +54,7 @@ from workbench.core import (
     Scores,
     WorkbenchError,
     places_of,
+    rollouts_of,
 )
 from workbench.losses import ratio
 from workbench.methods.opd import require_teacher, teacher_logprobs
@@ -171,8 +172,7 @@ class SCOPE(Method):
         over its size, 1 where all weigh the same; near 1 the routing does the work and not the
         weights.
         """
-        rollouts = sum(len(group.rollouts) for group in groups)
-        metrics = {"teacher_failed": float(rollouts - len(credits))}
+        metrics = {"teacher_failed": float(len(rollouts_of(groups)) - len(credits))}
         places = places_of(credits, groups)
         for name, correct in (("right", True), ("wrong", False)):
             subsets: dict[int, list[Credit]] = defaultdict(list)

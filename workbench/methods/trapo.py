@@ -55,6 +55,7 @@ from workbench.core import (
     Task,
     WorkbenchError,
     coordinates,
+    rollouts_of,
 )
 from workbench.losses import ratio, shaped, trsft
 from workbench.model.policy import Policy
@@ -115,7 +116,7 @@ class TRAPO(Method):
         long as many. So it is written with the one before it where that one's success means no
         help, and thrown away (and counted: ``generated``) where help is due after all.
         """
-        drafts = [_Draft(problem) for problem in problems]
+        drafts = list(map(_Draft, problems))
         for number in range(len(PRESETS[self.preset])):
             starts = [self._start(draft, number, learner.policy, task, seed) for draft in drafts]
             written = continue_from(learner.policy, task, starts)
@@ -194,7 +195,7 @@ class TRAPO(Method):
         rollouts with a prefix.
         """
         first = PRESETS[self.preset][0].n
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         unaided = [r.verdict.correct for group in groups for r in group.rollouts[:first]]
         helped = [r.verdict.correct for r in rollouts if r.origin == "guided"]
         metrics = {"correct_unaided": float(np.mean(unaided))}

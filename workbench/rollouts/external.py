@@ -132,7 +132,7 @@ class Rollouts(Sequence[Group]):
         rows = [self._files[number].at(place) for number, place in self._places[self._keys[i]]]
         if _is_group(rows[0]):
             return _recorded(rows[0])
-        entries = [entry_of(row) for row in rows]
+        entries = list(map(entry_of, rows))
         first = entries[0]
         messages, prompt_ids = _prompt(self.policy, first)
         if first.written == "stripped" and _recovered(self.policy, first.question) is None:

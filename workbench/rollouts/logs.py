@@ -166,7 +166,7 @@ def _prm800k(row: Row) -> Entry:
     """
     question, label = row.columns["question"], row.columns["label"]
     try:
-        chosen = [_chosen(step) for step in label["steps"]]
+        chosen = list(map(_chosen, label["steps"]))
         steps = question.get("pre_generated_steps") or [text for text, _ in chosen]
         ratings = [rating for _, rating in chosen]
         wrong = ratings.index(-1) if -1 in ratings else -1

@@ -128,7 +128,7 @@ def _construct(
     prefix: str,
     reference: bool,
 ) -> list[Construction]:
-    chosen = [_aloud(pair) for pair in chosen]
+    chosen = list(map(_aloud, chosen))
     prompts = [policy.prompt_ids(_messages(task, pair, prefix, reference)) for pair in chosen]
     seeds = [coordinates(*seed, "synthesis", pair.problem.id, pair.name) for pair in chosen]
     outputs = _write(policy, task, prompts, [""] * len(prompts), seeds)
@@ -177,7 +177,7 @@ def _write(
     An output begins with its head, which the policy finds written, and with the mark of a thought
     that its prompt opened.
     """
-    openings = [policy.opening(prompt) for prompt in prompts]
+    openings = list(map(policy.opening, prompts))
     heads = [head and policy.aloud(prompt, head) for prompt, head in zip(prompts, heads)]
     prompts = [prompt + policy.text_ids(head) for prompt, head in zip(prompts, heads)]
     rooms = [min(2 * task.max_new, policy.context - len(prompt)) for prompt in prompts]

@@ -130,7 +130,7 @@ def sources(path: Path) -> list[Source]:
         files = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES)]
         if not files:
             raise WorkbenchError(f"there is no {', '.join(SUFFIXES)} file in the folder {path}")
-        return [_source(file) for file in sorted(files, key=_natural)]
+        return list(map(_source, sorted(files, key=_natural)))
     if not path.name.lower().endswith(SUFFIXES):
         raise WorkbenchError(f"rollouts are read from {', '.join(SUFFIXES)}, not from {path}")
     return [_source(path)]

@@ -211,7 +211,7 @@ class Arithmetic(base.Reprompts):
         )
         candidates = (draw(rng, self.steps, self.largest) for _ in range(2000 * (n + 10)))
         expressions = base.draw_generated(self.name, split, n, candidates, too_few, split_of)
-        return [self.problem(expression) for expression in expressions]
+        return list(map(self.problem, expressions))
 
     def check(self, problem: Problem, text: str) -> Check:
         return check(problem.id, text)

@@ -159,7 +159,7 @@ class Programs(base.Reprompts):
         candidates = (draw(rng, self.steps) for _ in range(2000 * (n + 10)))
         too_few = f"programs with steps={self.steps} has too few {split} problems"
         questions = base.draw_generated(self.name, split, n, candidates, too_few, split_of)
-        return [self.problem(question) for question in questions]
+        return list(map(self.problem, questions))
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """The first line that is not the one due, in a wrong program; an empty span at the end

@@ -128,7 +128,7 @@ class Words(base.Reprompts):
                 yield told
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        return [self.problem(told) for told in self.told(split, n, seed)]
+        return list(map(self.problem, self.told(split, n, seed)))
 
     def check(self, problem: Problem, text: str) -> Check:
         return check(problem, text)
@@ -238,7 +238,7 @@ class _Walk:
 
     def _unneeded(self, size: int, stated: Fraction | None) -> tuple[int, str]:
         """Where an attempt went wrong in which every equation holds."""
-        needed = [_sum(step) for step in self.due]  # each once: again it leads nowhere
+        needed = list(map(_sum, self.due))  # each once: again it leads nowhere
         there = {equation.result for _, equation in self.standing}
         for index, equation in self.standing:
             if _sum(equation) in needed:

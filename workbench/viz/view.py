@@ -82,7 +82,7 @@ class TokenView:
         if not titled:
             raise WorkbenchError("there is no group to show")
         self._titles, self.inspections = zip(*titled)
-        self.layers = [all_layers(inspection) for inspection in self.inspections]
+        self.layers = list(map(all_layers, self.inspections))
         self._callbacks: list[tuple[Callable[[TokenView], Any], tuple[str, ...]]] = []
         self._state: dict[str, Any] = {
             "group": 0,
@@ -319,7 +319,7 @@ def _arrays(group: Group, layers: Mapping) -> dict[str, Values]:
         numbers = [
             np.array(v, float) if len(v) else np.full(t, np.nan) for v, t in zip(values, sizes)
         ]
-        if len(values) != len(sizes) or [len(row) for row in numbers] != sizes:
+        if len(values) != len(sizes) or list(map(len, numbers)) != sizes:
             raise WorkbenchError(
                 f"layer {name!r} does not have one number for each token of the group's rollouts"
             )

@@ -75,7 +75,7 @@ def pack(value):
         return {int: int.__index__, float: float.__float__, str: str.__str__}[base](value)
     if base is dict:
         return {"dict": [[pack(key), pack(item)] for key, item in dict.items(value)]}
-    items = [pack(item) for item in base.__iter__(value)]
+    items = list(map(pack, base.__iter__(value)))
     return items if base is list else {base.__name__: items}
 
 
@@ -86,16 +86,16 @@ def unpack(packed):
     a hash table.
     """
     if isinstance(packed, list):
-        return [unpack(item) for item in packed]
+        return list(map(unpack, packed))
     if not isinstance(packed, dict):
         return packed
     ((kind, items),) = packed.items()
     if kind == "tuple":
-        return tuple(unpack(item) for item in items)
+        return tuple(map(unpack, items))
     if kind == "dict":
         pairs = [(unpack(key), unpack(item)) for key, item in items]
         return dict(pairs) if _spread(key for key, _ in pairs) else {}
-    members = [unpack(item) for item in items]
+    members = list(map(unpack, items))
     return {"set": set, "frozenset": frozenset}[kind](members if _spread(members) else ())
 
 

@@ -158,7 +158,7 @@ def run(
     with Program(
         program, seconds=seconds, memory_mb=memory_mb, prelude=prelude, calls=len(calls)
     ) as running:
-        return Outcome(tuple(running.call(call) for call in calls))
+        return Outcome(tuple(map(running.call, calls)))
 
 
 def run_many(

@@ -290,8 +290,7 @@ class _Comparison:
             return False
         if left.ordered or right.ordered:
             names = [part.partition("=")[0] for part in right.parts if "=" in part]
-            pairs = zip(left.parts, right.parts)
-            return names == sorted(names) and all(self.same(*pair) for pair in pairs)
+            return names == sorted(names) and all(map(self.same, left.parts, right.parts))
         return self._matches(left.parts, list(right.parts))
 
     def _matches(self, gold: list[str], given: list[str]) -> bool:
@@ -327,10 +326,9 @@ class _Comparison:
         if left[1].lower().startswith("v") != right[1].lower().startswith("v"):  # determinants
             return False
         rows, given_rows = _cells(left[2]), _cells(right[2])
-        if [len(row) for row in rows] != [len(row) for row in given_rows]:
+        if list(map(len, rows)) != list(map(len, given_rows)):
             return False
-        pairs = zip(itertools.chain(*rows), itertools.chain(*given_rows))
-        return all(self.same(*pair) for pair in pairs)
+        return all(map(self.same, itertools.chain(*rows), itertools.chain(*given_rows)))
 
     def quantities(self, gold: str, given: str) -> bool | None:
         left, right = quantity(gold), quantity(given)

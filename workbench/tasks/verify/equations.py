@@ -79,7 +79,7 @@ def equations(text: str) -> list[Equation]:
 
 def numbers(side: str) -> tuple[Fraction, ...]:
     """The numbers of a text, without signs; a percentage as a hundredth."""
-    return tuple(_number(match) for match in re.findall(_NUMBER, side, re.ASCII))
+    return tuple(map(_number, re.findall(_NUMBER, side, re.ASCII)))
 
 
 @lru_cache(maxsize=1 << 14)

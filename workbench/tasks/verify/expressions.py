@@ -104,7 +104,7 @@ def inert(dataset: str, answer: str, gold: str) -> bool:
 
 def _is_literal(node: ast.expr) -> bool:
     if isinstance(node, (ast.List, ast.Tuple)):
-        return all(_is_literal(item) for item in node.elts)
+        return all(map(_is_literal, node.elts))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     return isinstance(node, ast.Constant) and type(node.value) in (int, float, str)

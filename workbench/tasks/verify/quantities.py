@@ -64,7 +64,7 @@ _TWO_UNITS = re.compile(r"(.*?[^\s,]),?\s+(?:and\s+(?=\w)|(?=\d))(.*)")
 def _counted(ones: str, ending: str) -> dict[str, int]:
     """The words for 0 to 99, from those up to nineteen and what twenty and its kind end with."""
     words = ones.split()
-    numbers = {word: number for number, word in enumerate(words)}
+    numbers = dict(zip(words, range(20)))
     tens = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
     for place, ten in enumerate(tens, 2):
         numbers[ten[:-1] + ending] = 10 * place

@@ -215,4 +215,4 @@ def _together(text: str, statements: list[Statement], later: list[Statement]) ->
     for other in later:
         if other.start >= last.end and quantity(notation(core(other.said))):
             answers += [other.said] if exact(last.said, other.said) is not True else []
-    return list(dict.fromkeys(answer for answer in answers if answer))
+    return list(dict.fromkeys(filter(None, answers)))
