@@ -44,6 +44,12 @@ class WorkbenchError(Exception):
     """
 
 
+def refuse_if(problem: object, sentence: str) -> None:
+    """Raises WorkbenchError with the sentence where there is a problem."""
+    if problem:
+        raise WorkbenchError(sentence)
+
+
 class Interrupted(KeyboardInterrupt):
     """Stopped by a signal, with a sentence on what became of the work."""
 
@@ -180,8 +186,10 @@ class Group:
         Raises WorkbenchError where there are not as many.
         """
         verdicts = [math.nan] * len(texts) if verdicts is None else verdicts
-        if len(verdicts) != len(texts) or not texts:
-            raise WorkbenchError(f"{len(texts)} texts and {len(verdicts)} verdicts are no group")
+        refuse_if(
+            len(verdicts) != len(texts) or not texts,
+            f"{len(texts)} texts and {len(verdicts)} verdicts are no group",
+        )
         prompt, rollouts = policy.prompt_ids(problem.messages), []
         for text, verdict in zip(texts, verdicts):
             ids = policy.completion_ids(text)

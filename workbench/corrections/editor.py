@@ -28,6 +28,7 @@ from workbench.core import (
     TokenStats,
     Verdict,
     WorkbenchError,
+    refuse_if,
 )
 from workbench.corrections.buffer import Correction, append
 from workbench.corrections.compose import (
@@ -188,6 +189,5 @@ class Draft:
 
     @property
     def _legal(self) -> Rollout:
-        if self.rollout is None:
-            raise WorkbenchError(self.why_not)
+        refuse_if(self.rollout is None, self.why_not)
         return self.rollout

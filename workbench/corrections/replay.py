@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from workbench.core import Credit, Group, Method, WorkbenchError, coordinates
+from workbench.core import Credit, Group, Method, coordinates, refuse_if
 from workbench.corrections import buffer
 from workbench.model.policy import Policy
 
@@ -79,8 +79,7 @@ class WithCorrections(_SamplesOtherwise):
         Raises WorkbenchError when there are none, or when ``policy`` has another tokenizer.
         """
         groups = buffer.groups(buffer.load(path), policy)
-        if not groups:
-            raise WorkbenchError(f"there are no corrections in the buffer {path}")
+        refuse_if(not groups, f"there are no corrections in the buffer {path}")
         return cls(method, tuple(groups))
 
     def sample(self, learner, task, problems, seed) -> list[Group]:

@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from workbench.core import Group, Inspection, Rollout, WorkbenchError, coordinates
+from workbench.core import Group, Inspection, Rollout, coordinates, refuse_if
 from workbench.spans import Decode, Spans, common_prefix, shared_steps
 from workbench.tasks.verify.equations import equations
 
@@ -91,11 +91,11 @@ class Case:
 
     def delta(self, reader: str) -> np.ndarray:
         """[T] Delta, NaN without a teacher."""
-        if "delta" not in self.inspection.layers:
-            raise WorkbenchError(
-                f"the locator {reader!r} needs the self-teacher's reading: make the "
-                "inspection with inspect_group(policy, ...)"
-            )
+        refuse_if(
+            "delta" not in self.inspection.layers,
+            f"the locator {reader!r} needs the self-teacher's reading: make the "
+            "inspection with inspect_group(policy, ...)",
+        )
         return self.inspection.layers["delta"][self.index]
 
 
@@ -152,11 +152,11 @@ class Truth(OneByOne):
     name: str = "truth"
 
     def _one(self, case: Case) -> Finding:
-        if not case.inspection.first_errors:
-            raise WorkbenchError(
-                "the locator 'truth' needs the task's checker: make the inspection with "
-                "inspect_group(policy, ...)"
-            )
+        refuse_if(
+            not case.inspection.first_errors,
+            "the locator 'truth' needs the task's checker: make the inspection with "
+            "inspect_group(policy, ...)",
+        )
         wrong = case.inspection.first_errors[case.index]
         return (
             Finding()

@@ -33,6 +33,7 @@ from workbench.core import (
     Rollout,
     Scores,
     WorkbenchError,
+    refuse_if,
     rollouts_of,
 )
 from workbench.methods.opd import require_teacher
@@ -52,8 +53,7 @@ class KD(Method):
     teacher: ClassVar[str] = "expert"  # as in OPD and SCOPE, but no other makes sense
 
     def __post_init__(self):
-        if self.k < 1:
-            raise WorkbenchError(f"KD needs k of 1 or more, not {self.k}")
+        refuse_if(self.k < 1, f"KD needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         require_teacher(learner, self.teacher, "KD")

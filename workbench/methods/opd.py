@@ -42,7 +42,7 @@ from workbench.core import (
     Method,
     Rollout,
     Scores,
-    WorkbenchError,
+    refuse_if,
     rollouts_of,
 )
 from workbench.losses import ratio
@@ -62,8 +62,7 @@ class OPD(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if self.k < 1 or self.top_k < 0:
-            raise WorkbenchError("OPD takes k of 1 or more, and top_k of 0 or more")
+        refuse_if(self.k < 1 or self.top_k < 0, "OPD takes k of 1 or more, and top_k of 0 or more")
 
     @property
     def needs_expert(self) -> bool:
@@ -126,11 +125,11 @@ class OPD(Method):
 
 def require_teacher(learner, which: str, method: str) -> None:
     """Raises WorkbenchError when the teacher is the learner's expert and it has none."""
-    if which == "expert" and learner.expert is None:
-        raise WorkbenchError(
-            f"{method} learns from a stronger model with the same tokenizer: name one with "
-            "--teacher (Learner's expert)"
-        )
+    refuse_if(
+        which == "expert" and learner.expert is None,
+        f"{method} learns from a stronger model with the same tokenizer: name one with "
+        "--teacher (Learner's expert)",
+    )
 
 
 def teacher_logprobs(learner, rollouts: Sequence[Rollout], which: str) -> list[np.ndarray | None]:

@@ -32,7 +32,7 @@ from workbench.core import (
     Method,
     Rollout,
     Scores,
-    WorkbenchError,
+    refuse_if,
     rollouts_of,
 )
 from workbench.methods.grpo import GRPO
@@ -54,11 +54,11 @@ class RLSD(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if self.k < 2 or not (0 <= self.lam <= 1 and self.eps >= 0) or self.teacher == "mixed":
-            raise WorkbenchError(
-                f"{type(self).__name__} takes k of 2 or more, lam from 0 to 1, eps of 0 or more, "
-                "and teacher ema, frozen or live"
-            )
+        refuse_if(
+            self.k < 2 or not (0 <= self.lam <= 1 and self.eps >= 0) or self.teacher == "mixed",
+            f"{type(self).__name__} takes k of 2 or more, lam from 0 to 1, eps of 0 or more, "
+            "and teacher ema, frozen or live",
+        )
 
     @property
     def distil(self) -> Distil:

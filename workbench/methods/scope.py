@@ -52,8 +52,8 @@ from workbench.core import (
     Method,
     Rollout,
     Scores,
-    WorkbenchError,
     places_of,
+    refuse_if,
     rollouts_of,
 )
 from workbench.losses import ratio
@@ -78,10 +78,11 @@ class SCOPE(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if self.k < 1 or not self.tau > 0:
-            raise WorkbenchError("SCOPE takes k of 1 or more, and tau above 0")
-        if self.correct == self.wrong == "off":
-            raise WorkbenchError("SCOPE takes correct and wrong of which one is not off")
+        refuse_if(self.k < 1 or not self.tau > 0, "SCOPE takes k of 1 or more, and tau above 0")
+        refuse_if(
+            self.correct == self.wrong == "off",
+            "SCOPE takes correct and wrong of which one is not off",
+        )
 
     @property
     def needs_expert(self) -> bool:

@@ -53,8 +53,8 @@ from workbench.core import (
     Rollout,
     Scores,
     Task,
-    WorkbenchError,
     coordinates,
+    refuse_if,
     rollouts_of,
 )
 from workbench.losses import ratio, shaped, trsft
@@ -99,13 +99,13 @@ class TRAPO(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if not (
-            0 <= self.alpha <= 1 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1
-        ):
-            raise WorkbenchError(
-                "TRAPO takes alpha from 0 to 1, gamma above 0, entropy of 0 or more and "
-                "constant of 1 or more"
-            )
+        refuse_if(
+            not (
+                0 <= self.alpha <= 1 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1
+            ),
+            "TRAPO takes alpha from 0 to 1, gamma above 0, entropy of 0 or more and "
+            "constant of 1 or more",
+        )
 
     # ---- who writes the tokens
 

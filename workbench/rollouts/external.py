@@ -21,7 +21,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Group, Message, Problem, Rollout, Task, Verdict, WorkbenchError
+from workbench.core import (
+    Group,
+    Message,
+    Problem,
+    Rollout,
+    Task,
+    Verdict,
+    WorkbenchError,
+    refuse_if,
+)
 from workbench.model.policy import Policy
 from workbench.records import group_from_dict
 from workbench.rollouts.formats import Attempt, Entry
@@ -156,16 +165,16 @@ class Rollouts(Sequence[Group]):
             self._strange.append(where)
         size = len(prompt_ids) + len(ids)
         context = math.inf if self.policy.model is None else self.policy.context
-        if size > context:
-            raise WorkbenchError(
-                f"{where}: the prompt and the completion have {size} tokens, more than the model's "
-                f"context of {context}"
-            )
+        refuse_if(
+            size > context,
+            f"{where}: the prompt and the completion have {size} tokens, more than the model's "
+            f"context of {context}",
+        )
         logprobs = attempt.logprobs or (math.nan,) * len(ids)
-        if len(logprobs) != len(ids):
-            raise WorkbenchError(
-                f"{where} has {len(logprobs)} log-probabilities for {len(ids)} tokens"
-            )
+        refuse_if(
+            len(logprobs) != len(ids),
+            f"{where} has {len(logprobs)} log-probabilities for {len(ids)} tokens",
+        )
         finished = _finished(self.policy, ids)
         reply = self.policy.opening(prompt_ids) + text
         verdict = _verdict(self.task, problem, reply, attempt)

@@ -27,7 +27,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.core import Group, Message, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import (
+    Group,
+    Message,
+    Problem,
+    Rollout,
+    Task,
+    coordinates,
+    refuse_if,
+)
 from workbench.model import distributed
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
@@ -110,11 +118,11 @@ def construct(
     asks for a whole new solution from y+ instead; ``free`` and ``masked`` construct alike. Without
     ``reference`` y+ is withheld. Raises WorkbenchError without a synthesis prompt.
     """
-    if prefix != "none" and not hasattr(task, "synthesis"):
-        raise WorkbenchError(
-            f"the task {task.name} has no synthesis prompt, so the policy cannot be asked "
-            "for a reconstruction"
-        )
+    refuse_if(
+        prefix != "none" and not hasattr(task, "synthesis"),
+        f"the task {task.name} has no synthesis prompt, so the policy cannot be asked "
+        "for a reconstruction",
+    )
     return distributed.spread(
         chosen, lambda share: _construct(policy, task, share, seed, prefix, reference)
     )

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, coordinates
+from workbench.core import Problem, Verdict, WorkbenchError, coordinates, refuse_if
 from workbench.options import with_options
 from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
@@ -86,13 +86,15 @@ class Gym(FreeText):
         defaults = {field.name: field.default for field in dataclasses.fields(config_type)}
         names = [dial.partition("=")[0] for dial in config_dials]
         for name in names:
-            if name in ("seed", "size"):
-                raise WorkbenchError(
-                    f"{where}: {name} cannot be set here; the problems' seed and number come "
-                    "with the run"
-                )
-            if not isinstance(defaults.get(name, ""), (bool, int, float, str)):
-                raise WorkbenchError(f"{where}: {name} cannot be set here: it is no single value")
+            refuse_if(
+                name in ("seed", "size"),
+                f"{where}: {name} cannot be set here; the problems' seed and number come "
+                "with the run",
+            )
+            refuse_if(
+                not isinstance(defaults.get(name, ""), (bool, int, float, str)),
+                f"{where}: {name} cannot be set here: it is no single value",
+            )
         try:
             config = with_options(config_type, config_dials, where)
         except AssertionError as error:
@@ -101,8 +103,7 @@ class Gym(FreeText):
         return dataclasses.replace(task, options=options)
 
     def __post_init__(self):
-        if self.max_new < 1:
-            raise WorkbenchError("the task gym takes max_new from 1")
+        refuse_if(self.max_new < 1, "the task gym takes max_new from 1")
         self._make(0, 1)  # a wrong name is said now, not after the model is loaded
 
     def _make(self, seed: int, size: int):
@@ -211,8 +212,10 @@ def _score(reply: dict, number: int) -> float:
     if "error" in reply:
         return 0.0
     score = reply.get("score")
-    if reply.get("id") != number or not isinstance(score, float):
-        raise WorkbenchError("the process that scores answers replied to something else")
+    refuse_if(
+        reply.get("id") != number or not isinstance(score, float),
+        "the process that scores answers replied to something else",
+    )
     return min(max(score, 0.0), 1.0)
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workbench.core import Problem, WorkbenchError
+from workbench.core import Problem, WorkbenchError, refuse_if
 
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -76,12 +76,10 @@ def has_text(value: Any) -> bool:
 def check_text(where: str, *texts: str) -> None:
     """Raises WorkbenchError for text that no file could be written with, or that is damaged."""
     bad = re.search("[\\ud800-\\udfff\\0]", "".join(texts))
-    if bad and bad[0] == "\0":
-        raise WorkbenchError(f"{where} holds a NUL character (\\u0000), which is no text")
-    if bad:
-        raise WorkbenchError(
-            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
-        )
+    refuse_if(bad and bad[0] == "\0", f"{where} holds a NUL character (\\u0000), which is no text")
+    refuse_if(
+        bad, f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
+    )
 
 
 def checked(where: str, problem: Problem) -> Problem:
@@ -137,8 +135,7 @@ def read(source: str, config: str = "") -> list[Row]:
         rows = local(Path(source))
     else:
         rows = hub(source, config)
-    if not rows:
-        raise WorkbenchError(f"the problem file {source} is empty")
+    refuse_if(not rows, f"the problem file {source} is empty")
     return rows
 
 

@@ -26,7 +26,7 @@ from fractions import Fraction
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
+from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
 from workbench.spans import thought_steps
 from workbench.tasks import base, prompts
 from workbench.tasks.stories import Told, stories, tell
@@ -90,11 +90,11 @@ class Words(base.Reprompts):
 
     def __post_init__(self):
         base.check_dials(self.name, "", self.max_new)
-        if self.style not in ("plain", "turned") or self.stories not in ("taught", "held"):
-            raise WorkbenchError(
-                "the task words takes style=plain or style=turned and stories=taught or "
-                f"stories=held, not style={self.style}, stories={self.stories}"
-            )
+        refuse_if(
+            self.style not in ("plain", "turned") or self.stories not in ("taught", "held"),
+            "the task words takes style=plain or style=turned and stories=taught or "
+            f"stories=held, not style={self.style}, stories={self.stories}",
+        )
 
     def problem(self, told: Told) -> Problem:
         words = told.words
