@@ -66,11 +66,11 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
     remains, to be taken back, as in TAPO.
     """
     layout = Spans(rollout, policy.decode)
-    if not 0 <= token < len(rollout.completion_ids):
-        raise WorkbenchError(
-            f"the point {token} is outside the rollout, whose tokens are 0 to "
-            f"{len(rollout.completion_ids) - 1}"
-        )
+    refuse_if(
+        not 0 <= token < len(rollout.completion_ids),
+        f"the point {token} is outside the rollout, whose tokens are 0 to "
+        f"{len(rollout.completion_ids) - 1}",
+    )
     step = layout.step_of(token)
     return layout.tokens_through(step) if step < len(layout.steps) else layout.written
 
@@ -143,10 +143,10 @@ def rest_of(solution: str, prefix: str) -> str:
 
 
 def wrong_rollout(group: Group, i: int) -> Rollout:
-    if not 0 <= i < len(group.rollouts):
-        raise WorkbenchError(
-            f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}"
-        )
+    refuse_if(
+        not 0 <= i < len(group.rollouts),
+        f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}",
+    )
     refuse_if(
         group.rollouts[i].verdict.correct, f"rollout {i} is correct: there is nothing to correct"
     )
@@ -247,11 +247,11 @@ def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
     new = composition.transition + composition.continuation
     ids = _tokens(policy, kept_ids, composition.prefix, new)
     ids += policy.end
-    if len(prompt) + len(ids) > policy.context:
-        raise WorkbenchError(
-            f"the prompt and the correction have {len(prompt) + len(ids)} tokens, "
-            f"more than the model's context of {policy.context}"
-        )
+    refuse_if(
+        len(prompt) + len(ids) > policy.context,
+        f"the prompt and the correction have {len(prompt) + len(ids)} tokens, "
+        f"more than the model's context of {policy.context}",
+    )
     return Rollout(
         prompt,
         ids,

@@ -32,7 +32,6 @@ from workbench.core import (
     Problem,
     Rollout,
     Scores,
-    WorkbenchError,
     refuse_if,
     rollouts_of,
 )
@@ -89,11 +88,11 @@ def adopted(policy: Policy, problem: Problem, rollout: Rollout, teacher: Policy)
         end = teacher.end if ids[-len(teacher.end) :] == teacher.end else ids[-1:]
         ids = ids[: -len(end)] + policy.end
     size = len(ids)
-    if len(prompt) + size > policy.context:
-        raise WorkbenchError(
-            f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
-            f"tokens, more than the model's context of {policy.context}"
-        )
+    refuse_if(
+        len(prompt) + size > policy.context,
+        f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
+        f"tokens, more than the model's context of {policy.context}",
+    )
     unscored = (float("nan"),) * size
     return replace(
         rollout,

@@ -86,8 +86,7 @@ class Rollouts(Sequence[Group]):
             for place, row in file.scan():
                 key = self._key(row, kinds)
                 self._places.setdefault(key, []).append((number, place))
-        if not self._places:
-            raise WorkbenchError(f"there are no rollouts in {files[0].path}: it is empty")
+        refuse_if(not self._places, f"there are no rollouts in {files[0].path}: it is empty")
         small = sum(file.path.stat().st_size for file in files) <= SMALL
         self._group = lru_cache(maxsize=None if small else KEPT)(self._made)
         self._keys = list(self._places)

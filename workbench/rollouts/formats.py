@@ -302,11 +302,11 @@ def _wrong_line(row: Row, text: str | None, label: Any) -> tuple[int, int] | Non
 
 def span_of(row: Row, steps: Sequence[str], label: Any, text: str | None) -> tuple[int, int] | None:
     """Where the step that a label names is; None for -1."""
-    if type(label) is not int or not -1 <= label < len(steps) or text is None:
-        raise WorkbenchError(
-            f"{row.where} has the label {label!r}: it is the number of the first wrong step, 0 to "
-            f"{len(steps) - 1}, or -1 where none is wrong"
-        )
+    refuse_if(
+        type(label) is not int or not -1 <= label < len(steps) or text is None,
+        f"{row.where} has the label {label!r}: it is the number of the first wrong step, 0 to "
+        f"{len(steps) - 1}, or -1 where none is wrong",
+    )
     if label == -1:
         return None
     start = 0

@@ -188,8 +188,10 @@ def _lines(path: Path, stream: BinaryIO, most: int) -> Iterator[Row]:
     for number, line in enumerate(iter(lambda: stream.readline(longest + 1), b""), 1):
         where = f"{path}, line {number}"
         unpacked += len(line)
-        if len(line) > longest or unpacked > most:
-            raise WorkbenchError(f"{where} is too much: beyond {longest >> 20} MB")
+        refuse_if(
+            len(line) > longest or unpacked > most,
+            f"{where} is too much: beyond {longest >> 20} MB",
+        )
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
             outside += structured(line, most - STRUCTURE * outside)

@@ -172,11 +172,11 @@ class Math(FreeText):
         solutions: dict[str, None] = {}  # in order, each once
         answers = {first.answer}
         for copy in copies:
-            if copy.answer not in answers and not _same(first, copy):
-                raise WorkbenchError(
-                    f"{copy.meta['where']} asks the question of {first.meta['where']} and "
-                    f"has another answer: {copy.answer!r}, not {first.answer!r}"
-                )
+            refuse_if(
+                copy.answer not in answers and not _same(first, copy),
+                f"{copy.meta['where']} asks the question of {first.meta['where']} and "
+                f"has another answer: {copy.answer!r}, not {first.answer!r}",
+            )
             answers.add(copy.answer)
             solutions |= dict.fromkeys(copy.solutions)
         named = {copy.meta["named"] for copy in copies} - {""}
@@ -226,10 +226,10 @@ def _answer_text(where: str, value: Any) -> str:
 def _check_accepted(where: str, gold: str) -> None:
     """Raises WorkbenchError where not even the answer itself would be right."""
     texts = f"\\boxed{{{gold}}}", f"#### {gold}", f"Answer: {gold}"
-    if not any(grade(gold, text, stated_only=True).correct for text in texts):
-        raise WorkbenchError(
-            f"{where} has the answer {gold[:200]!r}, which the grader would not find right itself"
-        )
+    refuse_if(
+        not any(grade(gold, text, stated_only=True).correct for text in texts),
+        f"{where} has the answer {gold[:200]!r}, which the grader would not find right itself",
+    )
 
 
 def _same(first: Problem, copy: Problem) -> bool:

@@ -85,11 +85,11 @@ class Mcq(FreeText):
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
         rows = [row for row in read(SETS.get(self.source, self.source)) if self._takes(row)]
-        if not rows:
-            raise WorkbenchError(
-                f"{self.source} has no multiple-choice questions of level {LEVEL}"
-                + (f" and domain {self.domain}" if self.domain else "")
-            )
+        refuse_if(
+            not rows,
+            f"{self.source} has no multiple-choice questions of level {LEVEL}"
+            + (f" and domain {self.domain}" if self.domain else ""),
+        )
         by_prompt: dict[str, Problem] = {}
         for number, row in enumerate(rows, 1):
             problem = _problem(f"{self.source}:{number}", row, self.split)

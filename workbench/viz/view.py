@@ -333,8 +333,7 @@ def _inside(name: str, value: Any, size: int) -> int:
         value = operator.index(value)
     except TypeError:
         raise WorkbenchError(f"{name} is a number from 0 to {size - 1}, not {value!r}") from None
-    if not 0 <= value < size:
-        raise WorkbenchError(f"{name} {value} is outside 0 to {size - 1}")
+    refuse_if(not 0 <= value < size, f"{name} {value} is outside 0 to {size - 1}")
     return value
 
 

@@ -21,7 +21,7 @@ import warnings
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from workbench.core import Verdict, WorkbenchError, refuse_if
+from workbench.core import Verdict, refuse_if
 from workbench.tasks.verify.answers import LONGEST, is_number, is_text, same, values
 from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.pool import SECONDS, Pool
@@ -121,8 +121,8 @@ def check_gold(where: str, gold: str) -> None:
         f"{where} has the answer {gold!r}, which only math-verify can compare: {NEEDED}",
     )
     read = [bool((_math.ask({"gold": formula}) or {}).get("read")) for formula in formulas]
-    if not parts or not all(read):
-        raise WorkbenchError(
-            f"{where} has the answer {gold[:200]!r}, which cannot be read as a number, a "
-            "formula or words"
-        )
+    refuse_if(
+        not parts or not all(read),
+        f"{where} has the answer {gold[:200]!r}, which cannot be read as a number, a "
+        "formula or words",
+    )
