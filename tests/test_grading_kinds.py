@@ -8,10 +8,9 @@ The form is that of ``test_grading_table``.
 from __future__ import annotations
 
 import pytest
-from test_grading_table import rows
+from test_grading_table import misgraded, rows
 
 from workbench.tasks import verify
-from workbench.tasks.verify import grade
 
 TABLE = r"""
 # ordinals
@@ -664,11 +663,7 @@ ROWS = rows(TABLE)
 @pytest.mark.skipif(not verify.find_spec("math_verify"), reason="math-verify is not installed")
 @pytest.mark.parametrize("kind", dict.fromkeys(row[0] for row in ROWS))
 def test_answers_of_a_kind(kind):
-    wrong = [
-        ("right" if right else "wrong", gold, text, verdict.feedback)
-        for row_kind, gold, text, right in ROWS
-        if row_kind == kind and (verdict := grade(gold, text)).correct != right
-    ]
+    wrong = misgraded(ROWS, kind)
     assert not wrong, "\n".join(map(str, ["should have been:", *wrong]))
 
 

@@ -7,10 +7,11 @@ WithCorrections(TAPO(), groups)    fresh samples, and corrections in the groups 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
-from workbench.core import Credit, Group, Method, coordinates, refuse_if
+from workbench.core import Group, Method, coordinates, refuse_if
 from workbench.corrections import buffer
 from workbench.model.policy import Policy
 
@@ -22,30 +23,13 @@ class _SamplesOtherwise(Method):
     method: Method
     groups: tuple[Group, ...]
 
-    @property
-    def samples(self) -> bool:
-        return self.method.samples
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.method.needs_reference
-
-    @property
-    def needs_expert(self) -> bool:
-        return self.method.needs_expert
-
-    @property
-    def distil(self):
-        return self.method.distil
-
-    def credit(self, groups, learner) -> list[Credit]:
-        return self.method.credit(groups, learner)
-
-    def loss(self, scores, batch):
-        return self.method.loss(scores, batch)
-
-    def diagnose(self, groups, credits):
-        return self.method.diagnose(groups, credits)
+    samples = property(attrgetter("method.samples"))
+    needs_reference = property(attrgetter("method.needs_reference"))
+    needs_expert = property(attrgetter("method.needs_expert"))
+    distil = property(attrgetter("method.distil"))
+    credit = property(attrgetter("method.credit"))
+    loss = property(attrgetter("method.loss"))
+    diagnose = property(attrgetter("method.diagnose"))
 
 
 @dataclass(frozen=True)
