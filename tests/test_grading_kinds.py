@@ -517,6 +517,19 @@ TABLE = r"""
 - \frac{1}{x} ¦ x
 
 # numbers taken back in words
+- 20 ¦ text:The answer is 15. Wait, no, it should be 20 or 25.
++ 20 ¦ text:The answer is 15. Wait, no, it should be 20 dollars.
+- 4 ¦ text:The answer is 4. Actually, no.
+- 4 ¦ text:The answer is 4. No, it is 5.
++ 8 ¦ text:The answer is 4... wait, no, it is 8 apples.
++ 4 ¦ text:The answer is 4. Wait, that is right.
++ 4 ¦ text:The answer is 4. Wait, no need to check.
++ 5 ¦ text:The answer is 4. I made a mistake; it is 5.
++ 5 ¦ text:The answer is 4. Correction: 5.
++ 5 ¦ text:The answer is 4. Scratch that, it's 5.
++ 5 ¦ text:The answer is 4 — no, wait — 5.
++ 5 ¦ text:The answer is 4. No, it is 5.
++ 5 ¦ text:The answer is 4. Actually, no, it's 5.
 + 5 ¦ text:The answer is 4... wait, no, it is 5
 + 5 ¦ text:The answer is 4. Wait, no, it is 5.
 + 5 ¦ text:The answer is 4... wait, no, it's 5.
@@ -537,6 +550,19 @@ TABLE = r"""
 - 5 ¦ text:The answer is 5... wait, no, it is 4
 
 # yes and no
++ No ¦ text:The answer is no, it is 5.
+- Yes ¦ Yesterday
+- No ¦ Nobody
+- Yes ¦ No, yes is wrong
++ Yes ¦ text:\boxed{Yes}, because 3 > 2
++ No ¦ No, it is not prime, it is composite
++ No ¦ No, she does not have enough money
++ Yes ¦ Yes, definitely
++ No ¦ no it is not
++ No ¦ No; it isn't
++ No ¦ \text{No}, it is not
++ No ¦ text:The answer is **No**, it is not.
++ Yes ¦ Yes (it is)
 + No ¦ No, it is not
 + No ¦ No, it is not.
 + Yes ¦ Yes, it is
@@ -565,6 +591,16 @@ TABLE = r"""
 - True ¦ True, no wait, false
 
 # a remark in brackets
++ 12 ¦ text:Answer: 12 apples (3 bags of 4 apples)
+- 12 ¦ 12 or 13 (3 boxes of 4)
+- 12 ¦ 12 (13 if it rains)
++ 12 ¦ 12 (not 13)
++ 12 ¦ 12 (out of 20)
++ 12 ¦ 12 (see step 3)
++ 12 ¦ 12 (3 times 4)
++ 12 ¦ 12 (i.e. 3*4)
++ 12 ¦ $12 (3 × $4)
++ 12 ¦ 12 (4 each for 3 kids)
 + 12 ¦ 12 (3 boxes of 4)
 + 12 ¦ 12 (3 boxes with 4 each)
 + 12 ¦ 12 eggs (3 boxes of 4)
@@ -590,6 +626,12 @@ TABLE = r"""
 + 3(x + 2) ¦ 3 (x + 2)
 
 # Indian grouping
+- 12345 ¦ 1,23,45
++ 10000000 ¦ 1,00,00,000
++ 1234567 ¦ text:So in all he has 12,34,567
++ -1234567 ¦ -12,34,567
++ 123456.78 ¦ 1,23,456.78
++ 1234567 ¦ 12,34,567 rupees
 + 1234567 ¦ 12,34,567
 + 12345678 ¦ 1,23,45,678
 + 123456 ¦ 1,23,456
@@ -607,6 +649,16 @@ TABLE = r"""
 + 1500 ¦ Rs. 1,500
 
 # two units
+- 3.5 ¦ 3 dollars and 5 dimes
++ 3.75 ¦ text:She pays 3 dollars and 75 cents.⏎The answer is 3 dollars and 75 cents.
++ 1.5 years ¦ 1 year and 6 months
++ 2.5 km ¦ 2 km 500 m
++ 5.3 ¦ 5 kg 300 g
++ 74 inches ¦ 6 feet 2 inches
++ 3.5 ¦ 3 dollars and 50 cents each
++ 3.5 ¦ 3 dollars, 50 cents
++ 2.25 hours ¦ 2 hours 15 minutes
++ 2.25 ¦ 2 hours and 15 minutes
 + 3.50 ¦ 3 dollars and 50 cents
 + 3.50 ¦ $3 and 50 cents
 + 3.50 ¦ 3 dollars 50 cents
@@ -630,6 +682,18 @@ TABLE = r"""
 + 5.25 pounds ¦ 5 pounds 4 ounces
 
 # ordinals in words
+- 2 ¦ 2 seconds later than 3
+- 13 ¦ thirtieth
++ 30 ¦ thirtieth
++ 99 ¦ ninety-ninth
++ 11 ¦ eleventh
++ 12 ¦ the twelfth
++ 7 ¦ seventh place
++ 7 ¦ text:It is the seventh.⏎#### seventh
++ 7 ¦ Seventh
++ 1/2 ¦ a half
++ 3.5 ¦ 3 and one half
++ 3.5 ¦ 3 and a half
 + 7 ¦ seventh
 + 7 ¦ the seventh
 + 7 ¦ text:The answer is the seventh.

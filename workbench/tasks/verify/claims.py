@@ -98,7 +98,7 @@ def without_remark(answer: str) -> str:
 
 CONTRARY = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _VERDICT = re.compile(
-    r"(yes|no|true|false)(?![\w'])\s*(?:$|[-,.:;!\u2014]|(?=(?:it|they|he|she|this|that|there|the|we"
+    r"(yes|no|true|false)(?![\w'])[\s*^_]*(?:$|[-,.:;!(\u2014]|(?=(?:it|they|he|she|this|that|there|the|we"
     r"|you|i|because|since|as)\b))(.*)",
     re.IGNORECASE | re.DOTALL,
 )

@@ -65,6 +65,8 @@ _OR_AFTER = re.compile(
 )
 _TAKEN_BACK = re.compile(
     r"\b(?:(?:that|this|it|which)(?: is|['\u2019]s| was) (?:wrong|incorrect|not right|not correct)"
+    r"|(?:actually|oh|sorry|hmm),? no\b(?! need)"
+    r"|(?<=[.!?\u2026] )no,? it(?: is|['\u2019]s) (?=[-$\\]*\d)"
     r"|scratch that|correction:|i made (?:a mistake|an error)|wait,? no\b(?! need)|no,? wait\b"
     r"|actually,? (?:it|that|this|the answer) (?:is|should|must)\b(?! (?:right|correct)))",
     re.IGNORECASE,
