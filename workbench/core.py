@@ -25,6 +25,7 @@ import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,6 +49,14 @@ def refuse_if(problem: object, sentence: str) -> None:
     """Raises WorkbenchError with the sentence where there is a problem."""
     if problem:
         raise WorkbenchError(sentence)
+
+
+def needed(module: str, sentence: str) -> Any:
+    """A module that may be missing. Raises WorkbenchError with the sentence where it is."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise WorkbenchError(sentence) from error
 
 
 class Interrupted(KeyboardInterrupt):

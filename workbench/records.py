@@ -40,6 +40,7 @@ from workbench.core import (
     Verdict,
     WorkbenchError,
     first_line,
+    needed,
     refuse_if,
 )
 
@@ -327,11 +328,9 @@ class TensorBoard:
     """An extra writer of the metrics, for those who have TensorBoard."""
 
     def __init__(self, folder: str | Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
-        self._open = partial(SummaryWriter, str(Path(folder) / "tensorboard"))
+        missing = "TensorBoard is not installed: pip install tensorboard"
+        writer = needed("torch.utils.tensorboard", missing).SummaryWriter
+        self._open = partial(writer, str(Path(folder) / "tensorboard"))
         self._writer = None
 
     def write(self, record: StepRecord) -> None:

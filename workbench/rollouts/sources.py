@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.core import WorkbenchError, first_line, refuse_if
+from workbench.core import WorkbenchError, first_line, needed, refuse_if
 from workbench.tasks import loading
 from workbench.tasks.loading import INSTALL, Row
 
@@ -80,10 +80,7 @@ class Table(NamedTuple):
 
 
 def _parquet(path: Path):
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise WorkbenchError(f"{path} is read by pyarrow, {INSTALL}") from error
+    parquet = needed("pyarrow.parquet", f"{path} is read by pyarrow, {INSTALL}")
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, coordinates, refuse_if
+from workbench.core import Problem, Verdict, WorkbenchError, coordinates, needed, refuse_if
 from workbench.options import with_options
 from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
@@ -190,16 +190,14 @@ class Gym(FreeText):
 
 def _config_type(dataset: str) -> type:
     """The config of a data set. Raises WorkbenchError where there is no such one."""
-    try:
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise WorkbenchError(f"the task gym needs reasoning-gym, {INSTALL}") from error
-    if dataset in DATASETS:
-        scorer, config = DATASETS[dataset]
+    missing = f"the task gym needs reasoning-gym, {INSTALL}"
+    available = needed("reasoning_gym.factory", missing).DATASETS
+    if dataset in available:
+        scorer, config = available[dataset]
         check_scorer(dataset, scorer)
         return config
-    near = difflib.get_close_matches(dataset, DATASETS, 5, 0.4)
-    examples = f"there are {len(DATASETS)}, such as chain_sum, gsm_symbolic, countdown"
+    near = difflib.get_close_matches(dataset, available, 5, 0.4)
+    examples = f"there are {len(available)}, such as chain_sum, gsm_symbolic, countdown"
     hint = f"did you mean {' or '.join(near)}?" if near else examples
     raise WorkbenchError(f"reasoning-gym has no data set {dataset!r}; {hint}")
 

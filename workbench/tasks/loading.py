@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workbench.core import Problem, WorkbenchError, refuse_if
+from workbench.core import Problem, WorkbenchError, needed, refuse_if
 
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -210,11 +210,8 @@ def _numbered(path: Path, records: list) -> list[Row]:
 
 def _parquet(path: Path) -> list[dict]:
     """A batch at a time: a column of one value may be written in a few bytes."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise WorkbenchError(f"{path} is read by pyarrow, {INSTALL}") from error
+    missing = f"{path} is read by pyarrow, {INSTALL}"
+    pyarrow, parquet = needed("pyarrow", missing), needed("pyarrow.parquet", missing)
     records: list[dict] = []
     most = limit(path.stat().st_size)
     try:
@@ -238,12 +235,8 @@ def hub(name: str, config: str) -> list[Row]:
     Checked offline: what ``load_dataset`` returns is stood in for by the tests; its errors are its
     own.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise WorkbenchError(
-            f"{name} is read from the hub by datasets, {INSTALL}; a local file needs it not"
-        ) from error
+    missing = f"{name} is read from the hub by datasets, {INSTALL}; a local file needs it not"
+    datasets = needed("datasets", missing)
     try:
         splits = datasets.load_dataset(name, config or None)
         return [

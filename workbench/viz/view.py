@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.core import Group, Inspection, WorkbenchError, refuse_if
+from workbench.core import Group, Inspection, WorkbenchError, needed, refuse_if
 from workbench.records import Run, write_atomic
 from workbench.viz import display, html, style, tokens
 from workbench.viz.layers import Values, all_layers, channel_of, step_of
@@ -351,14 +351,11 @@ def _span(span: Any, size: int, selected: int) -> tuple[int, int]:
 
 @cache
 def _widget_class() -> type:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise WorkbenchError(
-            "the live token view needs anywidget: pip install 'workbench[notebook]' "
-            "(to_html, to_png and to_frame work without it)"
-        ) from error
+    missing = (
+        "the live token view needs anywidget: pip install 'workbench[notebook]' "
+        "(to_html, to_png and to_frame work without it)"
+    )
+    anywidget, traitlets = needed("anywidget", missing), needed("traitlets", missing)
 
     class TokenWidget(anywidget.AnyWidget):
         _esm = (HERE / "view.js").read_text(encoding="utf-8")
