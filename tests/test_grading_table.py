@@ -1035,17 +1035,24 @@ def rows(lines: str) -> list[tuple[str, str, str, bool]]:
     return table
 
 
+def misgraded(table: list[tuple], kind: str) -> list[tuple]:
+    """The rows of one kind that are graded otherwise: what it should be, gold, text, feedback."""
+    rows_of_kind = [row[1:] for row in table if row[0] == kind]
+    wrong = []
+    for gold, text, right in rows_of_kind:
+        verdict = grade(gold, text)
+        if verdict.correct != right:
+            wrong.append(("right" if right else "wrong", gold, text, verdict.feedback))
+    return wrong
+
+
 ROWS = rows(TABLE)
 
 
 @pytest.mark.skipif(not verify.find_spec("math_verify"), reason="math-verify is not installed")
 @pytest.mark.parametrize("kind", dict.fromkeys(row[0] for row in ROWS))
 def test_answers_are_graded_as_a_mathematician_would(kind):
-    wrong = [
-        ("right" if right else "wrong", gold, text, verdict.feedback)
-        for row_kind, gold, text, right in ROWS
-        if row_kind == kind and (verdict := grade(gold, text)).correct != right
-    ]
+    wrong = misgraded(ROWS, kind)
     assert not wrong, "\n".join(map(str, ["should have been:", *wrong]))
 
 

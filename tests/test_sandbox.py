@@ -13,13 +13,14 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from workbench.tasks.sandbox import outside
 from workbench.tasks.sandbox.inside import pack, unpack
-from workbench.tasks.sandbox.outside import Call, Program, protections, run, run_many
+from workbench.tasks.sandbox.outside import Call, Program, in_parallel, protections, run
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's"),
@@ -171,16 +172,11 @@ def test_the_first_time_out_of_a_program_is_its_last_call():
 
 
 def test_many_programs_keep_their_order():
-    outcomes = run_many(
-        [f"def f(x): return x * {i}" for i in range(6)],
-        [[Call("f", (i,)), Call("f", (1,))] for i in range(6)],
-        seconds=PATIENT,
-    )
-    assert [[result.value for result in outcome.results] for outcome in outcomes] == [
-        [i * i, i] for i in range(6)
-    ]
-    with pytest.raises(ValueError, match="1 programs and 0 lists"):
-        run_many(["x"], [])
+    programs = [f"def f(x): return x * {i}" for i in range(6)]
+    calls = [[Call("f", (i,)), Call("f", (1,))] for i in range(6)]
+    outcomes = in_parallel(partial(run, seconds=PATIENT), programs, calls)
+    values = [[result.value for result in outcome.results] for outcome in outcomes]
+    assert values == [[i * i, i] for i in range(6)]
 
 
 def test_one_program_can_ask_another():

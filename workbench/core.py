@@ -25,6 +25,7 @@ import signal
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -42,6 +43,20 @@ class WorkbenchError(Exception):
 
     The command line prints it and exits with 2.
     """
+
+
+def refuse_if(problem: object, sentence: str) -> None:
+    """Raises WorkbenchError with the sentence where there is a problem."""
+    if problem:
+        raise WorkbenchError(sentence)
+
+
+def needed(module: str, sentence: str) -> Any:
+    """A module that may be missing. Raises WorkbenchError with the sentence where it is."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise WorkbenchError(sentence) from error
 
 
 class Interrupted(KeyboardInterrupt):
@@ -180,8 +195,10 @@ class Group:
         Raises WorkbenchError where there are not as many.
         """
         verdicts = [math.nan] * len(texts) if verdicts is None else verdicts
-        if len(verdicts) != len(texts) or not texts:
-            raise WorkbenchError(f"{len(texts)} texts and {len(verdicts)} verdicts are no group")
+        refuse_if(
+            len(verdicts) != len(texts) or not texts,
+            f"{len(texts)} texts and {len(verdicts)} verdicts are no group",
+        )
         prompt, rollouts = policy.prompt_ids(problem.messages), []
         for text, verdict in zip(texts, verdicts):
             ids = policy.completion_ids(text)
@@ -191,6 +208,10 @@ class Group:
                 verdict = Verdict(float(verdict), verdict > 0)
             rollouts.append(Rollout(prompt, ids, (math.nan,) * len(ids), text, verdict))
         return cls(problem, tuple(rollouts))
+
+    def places(self, correct: bool) -> list[int]:
+        """Which of its rollouts are right, or which are wrong."""
+        return [i for i, r in enumerate(self.rollouts) if r.verdict.correct == correct]
 
     @property
     def rewards(self) -> np.ndarray:
@@ -263,6 +284,11 @@ def places_of(credits: Sequence[Credit], groups: Sequence[Group]) -> list[tuple[
             raise ValueError("a method credited a rollout that is in none of its groups")
         places += place[:1]
     return places
+
+
+def rollouts_of(groups: Sequence[Group]) -> list[Rollout]:
+    """All rollouts of the groups, in their order."""
+    return [rollout for group in groups for rollout in group.rollouts]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ from workbench.core import (
     Verdict,
     WorkbenchError,
     first_line,
+    needed,
+    refuse_if,
 )
 
 SCHEMA_VERSION = 1
@@ -48,8 +50,9 @@ CHECKSUMS = "checksums.json"
 
 def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
     """All of the file or none of it, also when the process or the disk gives up half-way."""
-    if path.exists() and not path.is_file():
-        raise WorkbenchError(f"could not write {path}: it is no ordinary file")
+    refuse_if(
+        path.exists() and not path.is_file(), f"could not write {path}: it is no ordinary file"
+    )
     # always the same name, so that a killed process leaves one at most
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -93,11 +96,11 @@ def check_seal(folder: Path) -> None:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise WorkbenchError(f"{folder / CHECKSUMS} is damaged: {first_line(error)}") from error
     for path in folder.glob("*.safetensors"):
-        if path.name in sums and sums[path.name] != _checksum(path):
-            raise WorkbenchError(
-                f"{path} is damaged: its checksum is not that in {CHECKSUMS} (which you may delete "
-                "if you put other weights there)"
-            )
+        refuse_if(
+            path.name in sums and sums[path.name] != _checksum(path),
+            f"{path} is damaged: its checksum is not that in {CHECKSUMS} (which you may delete "
+            "if you put other weights there)",
+        )
 
 
 def _checksum(path: Path) -> str:
@@ -116,7 +119,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return list(map(_plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -166,7 +169,7 @@ def group_from_dict(data: Mapping) -> Group:
         tuple(about["solutions"]),
         about["meta"],
     )
-    rollouts = tuple(_rollout_from_dict(rollout) for rollout in data["rollouts"])
+    rollouts = tuple(map(_rollout_from_dict, data["rollouts"]))
     return Group(problem, rollouts, data.get("notes", {}))
 
 
@@ -255,11 +258,11 @@ def _lines(path: Path) -> list[dict]:
             if number < len(raw):
                 raise WorkbenchError(f"{path}, line {number} is not JSON: {error}") from error
             continue
-        if not isinstance(value, dict) or type(value.get("step")) is not int:
-            raise WorkbenchError(
-                f"{path}, line {number} is damaged: an object with a whole number as its step is "
-                "needed"
-            )
+        refuse_if(
+            not isinstance(value, dict) or type(value.get("step")) is not int,
+            f"{path}, line {number} is damaged: an object with a whole number as its step is "
+            "needed",
+        )
         lines.append(value)
     return lines
 
@@ -273,8 +276,10 @@ def read_metrics(folder: Path) -> list[dict]:
     lines = _lines(path)
     for number, line in enumerate(lines, 1):
         for name, value in line.items():
-            if value is not None and type(value) not in (int, float):
-                raise WorkbenchError(f"{path}, line {number} is damaged: {name} is no number")
+            refuse_if(
+                value is not None and type(value) not in (int, float),
+                f"{path}, line {number} is damaged: {name} is no number",
+            )
     return lines
 
 
@@ -294,8 +299,10 @@ def read_run(folder: str | Path) -> Run:
     import pandas as pd
 
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise WorkbenchError(f"there is no run in {folder}: a folder with a config.json is needed")
+    refuse_if(
+        not (folder / "config.json").is_file(),
+        f"there is no run in {folder}: a folder with a config.json is needed",
+    )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         version = config["schema_version"]
@@ -310,10 +317,10 @@ def read_run(folder: str | Path) -> Run:
         raise WorkbenchError(
             f"the run in {folder} is damaged: {type(error).__name__}: {error}"
         ) from error
-    if version != SCHEMA_VERSION:
-        raise WorkbenchError(
-            f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}"
-        )
+    refuse_if(
+        version != SCHEMA_VERSION,
+        f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}",
+    )
     return Run(folder, config, env, metrics, groups)
 
 
@@ -321,11 +328,9 @@ class TensorBoard:
     """An extra writer of the metrics, for those who have TensorBoard."""
 
     def __init__(self, folder: str | Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
-        self._open = partial(SummaryWriter, str(Path(folder) / "tensorboard"))
+        missing = "TensorBoard is not installed: pip install tensorboard"
+        writer = needed("torch.utils.tensorboard", missing).SummaryWriter
+        self._open = partial(writer, str(Path(folder) / "tensorboard"))
         self._writer = None
 
     def write(self, record: StepRecord) -> None:

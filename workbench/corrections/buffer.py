@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from workbench.core import Group, Problem, Rollout, WorkbenchError
+from workbench.core import Group, Problem, Rollout, WorkbenchError, refuse_if
 from workbench.corrections.compose import Composition
 from workbench.model.policy import Policy
 from workbench.records import dumps, group_from_dict
@@ -117,10 +117,10 @@ def _correction(where: str, line: bytes) -> Correction:
 def _parsed(where: str, line: bytes) -> Correction:
     row = json.loads(line)
     version = row["schema_version"]
-    if version != SCHEMA_VERSION:
-        raise WorkbenchError(
-            f"{where} has schema version {version}, this package reads {SCHEMA_VERSION}"
-        )
+    refuse_if(
+        version != SCHEMA_VERSION,
+        f"{where} has schema version {version}, this package reads {SCHEMA_VERSION}",
+    )
     group = group_from_dict(
         {"problem": row["problem"], "rollouts": [row["source"], row["rollout"]]}
     )
@@ -139,11 +139,11 @@ def groups(corrections: Sequence[Correction], policy: Policy) -> list[Group]:
     """
     by_problem: dict[str, list[Correction]] = {}
     for correction in corrections:
-        if policy.decode(correction.rollout.completion_ids) != correction.rollout.text:
-            raise WorkbenchError(
-                f"the correction of problem {correction.problem.id} was tokenised for "
-                f"{correction.policy}, not for {policy.name}"
-            )
+        refuse_if(
+            policy.decode(correction.rollout.completion_ids) != correction.rollout.text,
+            f"the correction of problem {correction.problem.id} was tokenised for "
+            f"{correction.policy}, not for {policy.name}",
+        )
         by_problem.setdefault(correction.problem.id, []).append(correction)
     return [
         Group(several[0].problem, tuple(one.rollout for one in several))

@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError
+from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, refuse_if
 from workbench.model.policy import Policy
 from workbench.rollouts.reconstructions import TRANSITION, Pair, construct
-from workbench.spans import Spans, common_prefix, shared_steps, split_steps
+from workbench.spans import Spans, common_prefix, shared_steps, step_texts
 
 _ANSWER = re.compile(
     r"\\boxed\s*\{\s*[^{}\s]"
@@ -66,23 +66,25 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
     remains, to be taken back, as in TAPO.
     """
     layout = Spans(rollout, policy.decode)
-    if not 0 <= token < len(rollout.completion_ids):
-        raise WorkbenchError(
-            f"the point {token} is outside the rollout, whose tokens are 0 to "
-            f"{len(rollout.completion_ids) - 1}"
-        )
+    refuse_if(
+        not 0 <= token < len(rollout.completion_ids),
+        f"the point {token} is outside the rollout, whose tokens are 0 to "
+        f"{len(rollout.completion_ids) - 1}",
+    )
     step = layout.step_of(token)
     return layout.tokens_through(step) if step < len(layout.steps) else layout.written
 
 
 def nearest(policy: Policy, group: Group, source: int) -> int:
     """The correct sibling that shares the most leading steps with the rollout."""
-    right = [i for i, r in enumerate(group.rollouts) if r.verdict.correct and i != source]
-    if not right:
-        raise WorkbenchError(
-            "no rollout of this group is correct: write the continuation yourself, or "
-            "sample more rollouts"
-        )
+    right = group.places(correct=True)
+    if source in right:
+        right.remove(source)
+    refuse_if(
+        not right,
+        "no rollout of this group is correct: write the continuation yourself, or "
+        "sample more rollouts",
+    )
     lines = [Spans(rollout, policy.decode).lines for rollout in group.rollouts]
     return max(right, key=lambda i: shared_steps(lines[source], lines[i]))
 
@@ -108,16 +110,16 @@ def compose(
     """
     rollout = wrong_rollout(group, source)
     layout = Spans(rollout, policy.decode)
-    if not 0 <= keep <= layout.written:
-        raise WorkbenchError(
-            f"the point is outside the rollout: 0 to {layout.written} of its tokens can be "
-            f"kept, not {keep}"
-        )
+    refuse_if(
+        not 0 <= keep <= layout.written,
+        f"the point is outside the rollout: 0 to {layout.written} of its tokens can be "
+        f"kept, not {keep}",
+    )
     prefix = policy.decode(rollout.completion_ids[:keep])
-    if not layout.text.startswith(prefix):
-        raise WorkbenchError(
-            "the point is inside a character that takes several tokens: move it by one"
-        )
+    refuse_if(
+        not layout.text.startswith(prefix),
+        "the point is inside a character that takes several tokens: move it by one",
+    )
     author, right = "user", ""
     if continuation is None:
         author, right = "sibling", _right(policy, group, source, reference).text
@@ -136,33 +138,30 @@ def rest_of(solution: str, prefix: str) -> str:
     """What is left of a correct solution for somebody who has written ``prefix``."""
     if solution.startswith(prefix):
         return solution[len(prefix) :]
-    steps = _steps(solution)
-    return "".join(steps[shared_steps(_steps(prefix), steps) :])
-
-
-def _steps(text: str) -> list[str]:
-    return [text[step.start : step.end] for step in split_steps(text)]
+    steps = step_texts(solution)
+    return "".join(steps[shared_steps(step_texts(prefix), steps) :])
 
 
 def wrong_rollout(group: Group, i: int) -> Rollout:
-    if not 0 <= i < len(group.rollouts):
-        raise WorkbenchError(
-            f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}"
-        )
-    if group.rollouts[i].verdict.correct:
-        raise WorkbenchError(f"rollout {i} is correct: there is nothing to correct")
+    refuse_if(
+        not 0 <= i < len(group.rollouts),
+        f"there is no rollout {i}: the group has 0 to {len(group.rollouts) - 1}",
+    )
+    refuse_if(
+        group.rollouts[i].verdict.correct, f"rollout {i} is correct: there is nothing to correct"
+    )
     return group.rollouts[i]
 
 
 def _right(policy: Policy, group: Group, source: int, reference: int | None) -> Rollout:
     """The correct sibling ``reference``, or the nearest."""
     i = nearest(policy, group, source) if reference is None else reference
-    right = [j for j, rollout in enumerate(group.rollouts) if rollout.verdict.correct]
-    if i not in right:
-        raise WorkbenchError(
-            f"rollout {i} is no correct reference; {', '.join(map(str, right)) or 'none'} of this "
-            "group would be"
-        )
+    right = group.places(correct=True)
+    refuse_if(
+        i not in right,
+        f"rollout {i} is no correct reference; {', '.join(map(str, right)) or 'none'} of this "
+        "group would be",
+    )
     return group.rollouts[i]
 
 
@@ -235,23 +234,24 @@ def to_rollout(policy: Policy, task: Task, composition: Composition) -> Rollout:
     reconstruction, no final answer in it, a control token, no way to tokenise it, or no room for
     it.
     """
-    if not composition.continuation.strip():
-        raise WorkbenchError("the reconstruction is empty: write what comes after the point")
-    if not _ends_with_answer(composition):
-        raise WorkbenchError(
-            "the reconstruction has no final answer: end it with one, such as \\boxed{18} "
-            "or Answer 18"
-        )
+    refuse_if(
+        not composition.continuation.strip(),
+        "the reconstruction is empty: write what comes after the point",
+    )
+    refuse_if(
+        not _ends_with_answer(composition),
+        "the reconstruction has no final answer: end it with one, such as \\boxed{18} or Answer 18",
+    )
     prompt = composition.source.prompt_ids
     kept_ids = composition.source.completion_ids[: composition.keep]
     new = composition.transition + composition.continuation
     ids = _tokens(policy, kept_ids, composition.prefix, new)
     ids += policy.end
-    if len(prompt) + len(ids) > policy.context:
-        raise WorkbenchError(
-            f"the prompt and the correction have {len(prompt) + len(ids)} tokens, "
-            f"more than the model's context of {policy.context}"
-        )
+    refuse_if(
+        len(prompt) + len(ids) > policy.context,
+        f"the prompt and the correction have {len(prompt) + len(ids)} tokens, "
+        f"more than the model's context of {policy.context}",
+    )
     return Rollout(
         prompt,
         ids,
@@ -280,11 +280,11 @@ def _tokens(policy: Policy, kept_ids: tuple[int, ...], prefix: str, new: str) ->
 
     A tokenizer that puts a space before a text of its own reads the two together.
     """
-    if policy.foreign(new):
-        raise WorkbenchError(
-            "the reconstruction holds a control token of the tokenizer, or a character "
-            "that it does not know"
-        )
+    refuse_if(
+        policy.foreign(new),
+        "the reconstruction holds a control token of the tokenizer, or a character "
+        "that it does not know",
+    )
     for head, text in ((kept_ids, new), ((), prefix + new)):
         ids = head + policy.text_ids(text)
         if ids[: len(kept_ids)] == kept_ids and policy.decode(ids) == prefix + new:

@@ -28,6 +28,7 @@ from workbench.core import (
     TokenStats,
     Verdict,
     WorkbenchError,
+    refuse_if,
 )
 from workbench.corrections.buffer import Correction, append
 from workbench.corrections.compose import (
@@ -75,7 +76,7 @@ class CorrectionEditor:
 
     def wrong(self) -> list[int]:
         """The rollouts that can be corrected."""
-        return [i for i, r in enumerate(self.group.rollouts) if not r.verdict.correct]
+        return self.group.places(correct=False)
 
     def compose(
         self, source: int, token: int, *, whole_step: bool = True, **options
@@ -84,11 +85,11 @@ class CorrectionEditor:
         taken back) or cut before the token.
         """
         rollout = wrong_rollout(self.group, source)
-        if not 0 <= token < len(rollout.completion_ids):
-            raise WorkbenchError(
-                f"there is no token {token}: rollout {source} has 0 to "
-                f"{len(rollout.completion_ids) - 1}"
-            )
+        refuse_if(
+            not 0 <= token < len(rollout.completion_ids),
+            f"there is no token {token}: rollout {source} has 0 to "
+            f"{len(rollout.completion_ids) - 1}",
+        )
         keep = keep_through(self.policy, rollout, token) if whole_step else token
         return compose(self.policy, self.group, source, keep, **options)
 
@@ -188,6 +189,5 @@ class Draft:
 
     @property
     def _legal(self) -> Rollout:
-        if self.rollout is None:
-            raise WorkbenchError(self.why_not)
+        refuse_if(self.rollout is None, self.why_not)
         return self.rollout

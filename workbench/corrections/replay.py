@@ -7,10 +7,11 @@ WithCorrections(TAPO(), groups)    fresh samples, and corrections in the groups 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
-from workbench.core import Credit, Group, Method, WorkbenchError, coordinates
+from workbench.core import Group, Method, coordinates, refuse_if
 from workbench.corrections import buffer
 from workbench.model.policy import Policy
 
@@ -22,30 +23,13 @@ class _SamplesOtherwise(Method):
     method: Method
     groups: tuple[Group, ...]
 
-    @property
-    def samples(self) -> bool:
-        return self.method.samples
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.method.needs_reference
-
-    @property
-    def needs_expert(self) -> bool:
-        return self.method.needs_expert
-
-    @property
-    def distil(self):
-        return self.method.distil
-
-    def credit(self, groups, learner) -> list[Credit]:
-        return self.method.credit(groups, learner)
-
-    def loss(self, scores, batch):
-        return self.method.loss(scores, batch)
-
-    def diagnose(self, groups, credits):
-        return self.method.diagnose(groups, credits)
+    samples = property(attrgetter("method.samples"))
+    needs_reference = property(attrgetter("method.needs_reference"))
+    needs_expert = property(attrgetter("method.needs_expert"))
+    distil = property(attrgetter("method.distil"))
+    credit = property(attrgetter("method.credit"))
+    loss = property(attrgetter("method.loss"))
+    diagnose = property(attrgetter("method.diagnose"))
 
 
 @dataclass(frozen=True)
@@ -79,8 +63,7 @@ class WithCorrections(_SamplesOtherwise):
         Raises WorkbenchError when there are none, or when ``policy`` has another tokenizer.
         """
         groups = buffer.groups(buffer.load(path), policy)
-        if not groups:
-            raise WorkbenchError(f"there are no corrections in the buffer {path}")
+        refuse_if(not groups, f"there are no corrections in the buffer {path}")
         return cls(method, tuple(groups))
 
     def sample(self, learner, task, problems, seed) -> list[Group]:

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Rollout, Task, coordinates, refuse_if
 from workbench.evaluation.statistics import bootstrap_ratio
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
@@ -80,11 +80,11 @@ Judge = Callable[[Problem, Rollout], Judgement]
 
 def by_checker(task: Task) -> Judge:
     """The exact judge of a task that can check each step. Raises WorkbenchError for any other."""
-    if not hasattr(task, "check"):
-        raise WorkbenchError(
-            f"the task {task.name} does not check single steps: pass a judge "
-            "(reflection.by_words, or one of your own)"
-        )
+    refuse_if(
+        not hasattr(task, "check"),
+        f"the task {task.name} does not check single steps: pass a judge "
+        "(reflection.by_words, or one of your own)",
+    )
     from workbench.tasks.arithmetic import WAIT, lines
 
     def judge(problem: Problem, rollout: Rollout) -> Judgement:
@@ -207,10 +207,10 @@ def plant(policy: Policy, task: Task, groups: Sequence[Group]) -> list[Planted]:
         beginning = _wrong_beginning(policy, task, group)
         if beginning is not None:
             planted.append(beginning)
-    if not planted:
-        raise WorkbenchError(
-            f"no wrong attempt of these groups has a first error that the task {task.name} can name"
-        )
+    refuse_if(
+        not planted,
+        f"no wrong attempt of these groups has a first error that the task {task.name} can name",
+    )
     return planted
 
 

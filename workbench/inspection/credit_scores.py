@@ -101,7 +101,7 @@ def failure_ranks(credit: RealisedCredit, task: Task, decode: Decode) -> list[fl
 def step_means(rollout: Rollout, numbers: np.ndarray, decode: Decode) -> np.ndarray:
     """[steps] mean number of the tokens that begin in each written step."""
     spans = Spans(rollout, decode)
-    steps = np.array([spans.step_of(t) for t in range(spans.written)], int)
+    steps = np.array(list(map(spans.step_of, range(spans.written))), int)
     size = len(spans.steps)
     sums = np.bincount(steps, numbers[: spans.written], size)
     return sums / np.maximum(np.bincount(steps, minlength=size), 1)

@@ -12,7 +12,7 @@ from math import exp
 from random import Random
 from typing import NamedTuple
 
-from workbench.core import Task, WorkbenchError, coordinates
+from workbench.core import Task, coordinates, refuse_if
 from workbench.evaluation.statistics import wilson
 from workbench.inspection.locators import Candidate, Case, Finding, best_of_steps
 from workbench.model.policy import Policy
@@ -117,11 +117,11 @@ class OwnDiagnosis:
     name: str = "own diagnosis"
 
     def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        if not hasattr(self.task, "synthesis"):
-            raise WorkbenchError(
-                f"the locator {self.name!r} needs a task with a synthesis prompt, and "
-                f"{self.task.name} has none"
-            )
+        refuse_if(
+            not hasattr(self.task, "synthesis"),
+            f"the locator {self.name!r} needs a task with a synthesis prompt, and "
+            f"{self.task.name} has none",
+        )
         prompts: dict[int, tuple[int, ...]] = {}
         seeds = []
         for place, case in enumerate(cases):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
+from workbench.core import Group, Problem, Rollout, Verdict, refuse_if
 from workbench.model.policy import Policy
 from workbench.tasks import loading
 from workbench.tasks.base import chat
@@ -35,17 +35,16 @@ def read_graded(path: str | Path, tokenizer) -> list[Group]:
 def _group(reader: Policy, file_name: str, row: Row) -> Group:
     solutions = dict(row.columns)
     question, ground_truth = solutions.pop("question", None), solutions.pop("ground_truth", None)
-    if not has_text(question) or not has_text(ground_truth):
-        raise WorkbenchError(
-            f'{row.where} needs a "question" and a "ground_truth" with text in them'
-        )
+    refuse_if(
+        not has_text(question) or not has_text(ground_truth),
+        f'{row.where} needs a "question" and a "ground_truth" with text in them',
+    )
     for name, value in solutions.items():
-        if not _is_graded(value):
-            raise WorkbenchError(
-                f'{row.where}: {name!r} needs a "solution" (text) and "is_correct" (true or false)'
-            )
-    if not solutions:
-        raise WorkbenchError(f"{row.where} has no solutions")
+        refuse_if(
+            not _is_graded(value),
+            f'{row.where}: {name!r} needs a "solution" (text) and "is_correct" (true or false)',
+        )
+    refuse_if(not solutions, f"{row.where} has no solutions")
     problem = Problem(
         f"{file_name}:{row.number}",
         chat(question),

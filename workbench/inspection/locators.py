@@ -18,7 +18,7 @@ workbench/studies/locator_table.py scores them against the truth.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -26,7 +26,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from workbench.core import Group, Inspection, Rollout, WorkbenchError, coordinates
+from workbench.core import Group, Inspection, Rollout, coordinates, refuse_if
 from workbench.spans import Decode, Spans, common_prefix, shared_steps
 from workbench.tasks.verify.equations import equations
 
@@ -74,29 +74,28 @@ class Case:
 
     def siblings(self) -> list[Rollout]:
         """The other rollouts of the group that are correct."""
-        return [
-            r
-            for i, r in enumerate(self.inspection.group.rollouts)
-            if i != self.index and r.verdict.correct
-        ]
+        rollouts = self.inspection.group.rollouts
+        return [rollouts[i] for i in self._right()]
+
+    def _right(self) -> list[int]:
+        right = self.inspection.group.places(correct=True)
+        return [i for i in right if i != self.index]
 
     def sibling_deltas(self) -> list[np.ndarray]:
         """[T] Delta of the other rollouts that are correct, where the teacher read them."""
         deltas = self.inspection.layers["delta"]
-        rollouts = self.inspection.group.rollouts
-        right = [i for i, r in enumerate(rollouts) if i != self.index and r.verdict.correct]
-        return [deltas[i] for i in right if np.isfinite(deltas[i]).any()]
+        return [deltas[i] for i in self._right() if np.isfinite(deltas[i]).any()]
 
     def candidate(self, token: int, score: float) -> Candidate:
         return Candidate(self.layout.step_of(token), token, float(score))
 
     def delta(self, reader: str) -> np.ndarray:
         """[T] Delta, NaN without a teacher."""
-        if "delta" not in self.inspection.layers:
-            raise WorkbenchError(
-                f"the locator {reader!r} needs the self-teacher's reading: make the "
-                "inspection with inspect_group(policy, ...)"
-            )
+        refuse_if(
+            "delta" not in self.inspection.layers,
+            f"the locator {reader!r} needs the self-teacher's reading: make the "
+            "inspection with inspect_group(policy, ...)",
+        )
         return self.inspection.layers["delta"][self.index]
 
 
@@ -120,11 +119,7 @@ def locate(
     what they need (WorkbenchError).
     """
     inspection = Inspection(group, {}) if isinstance(group, Group) else group
-    rollouts = (
-        [i for i, r in enumerate(inspection.group.rollouts) if not r.verdict.correct]
-        if rollouts is None
-        else rollouts
-    )
+    rollouts = inspection.group.places(correct=False) if rollouts is None else rollouts
     cases = [Case(inspection, i, decode) for i in rollouts]
     found: dict[int, dict[str, Finding]] = {i: {} for i in rollouts}
     for locator in locators:
@@ -143,21 +138,25 @@ def scope(text: str) -> str:
     return "not validated on equations in sentences" if in_words(text) else ""
 
 
+class OneByOne:
+    """A locator that looks at one rollout at a time, by ``_one``."""
+
+    def locate(self, cases: Sequence[Case]) -> list[Finding]:
+        return list(map(self._one, cases))
+
+
 @dataclass(frozen=True)
-class Truth:
+class Truth(OneByOne):
     """The task's own checker. Score 1."""
 
     name: str = "truth"
 
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case) for case in cases]
-
     def _one(self, case: Case) -> Finding:
-        if not case.inspection.first_errors:
-            raise WorkbenchError(
-                "the locator 'truth' needs the task's checker: make the inspection with "
-                "inspect_group(policy, ...)"
-            )
+        refuse_if(
+            not case.inspection.first_errors,
+            "the locator 'truth' needs the task's checker: make the inspection with "
+            "inspect_group(policy, ...)",
+        )
         wrong = case.inspection.first_errors[case.index]
         return (
             Finding()
@@ -167,25 +166,22 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class SteepestDrop:
+class SteepestDrop(OneByOne):
     """The largest fall Delta_(t-1) - Delta_t (before the first token Delta is 0), the largest of
     each step. Score: the fall in nats.
     """
 
     name: str = "steepest drop"
 
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case, case.delta(self.name)) for case in cases]
-
-    def _one(self, case: Case, delta: np.ndarray) -> Finding:
-        fall = -np.diff(delta, prepend=0.0)
+    def _one(self, case: Case) -> Finding:
+        fall = -np.diff(case.delta(self.name), prepend=0.0)
         return best_of_steps(
             case.candidate(int(t), fall[t]) for t in np.argsort(-fall, kind="stable") if fall[t] > 0
         )
 
 
 @dataclass(frozen=True)
-class SustainedNegative:
+class SustainedNegative(OneByOne):
     """Page's CUSUM on Delta:
 
     S_t = max(0, S_(t-1) - Delta_t - drift), an alarm when S reaches ``alarm``. The point is the
@@ -202,32 +198,32 @@ class SustainedNegative:
     alarm: float = 1.0  # nats
     name: str = "sustained negative"
 
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case, case.delta(self.name)) for case in cases]
-
-    def _one(self, case: Case, delta: np.ndarray) -> Finding:
+    def _one(self, case: Case) -> Finding:
+        delta = case.delta(self.name)
         baseline = case.sibling_deltas() if in_words(case.layout.text) else []
         alarm = max(self.alarm, float(np.median([*map(self._highest, baseline)] or [0.0])))
-        total, onset, peak = 0.0, 0, 0.0
-        for t, value in enumerate(np.nan_to_num(delta)):
-            if total == 0.0:
+        onset, peak, before = 0, 0.0, 0.0
+        for t, total in enumerate(self._sums(delta)):
+            if before == 0.0:
                 if peak >= alarm:
                     break
                 onset, peak = t, 0.0
-            total = max(0.0, total - float(value) - self.drift)
-            peak = max(peak, total)
+            peak, before = max(peak, total), total
         return Finding((case.candidate(onset, peak),)) if peak >= alarm else Finding()
 
     def _highest(self, delta: np.ndarray) -> float:
-        total = peak = 0.0
+        return max(self._sums(delta), default=0.0)
+
+    def _sums(self, delta: np.ndarray) -> Iterator[float]:
+        """S of each token."""
+        total = 0.0
         for value in np.nan_to_num(delta):
             total = max(0.0, total - float(value) - self.drift)
-            peak = max(peak, total)
-        return peak
+            yield total
 
 
 @dataclass(frozen=True)
-class Divergence:
+class Divergence(OneByOne):
     """The first step in which the rollout leaves the nearest correct sibling: the one with the most
     leading steps in common.
 
@@ -237,9 +233,6 @@ class Divergence:
     """
 
     name: str = "divergence"
-
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
         siblings = [Spans(sibling, case.decode) for sibling in case.siblings()]
@@ -279,14 +272,11 @@ def in_words(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(OneByOne):
     """A step drawn uniformly. Score 0."""
 
     seed: int = 0
     name: str = "chance"
-
-    def locate(self, cases: Sequence[Case]) -> list[Finding]:
-        return [self._one(case) for case in cases]
 
     def _one(self, case: Case) -> Finding:
         step = Random(

@@ -12,7 +12,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from workbench.core import Group, Inspection, Method, Rollout, Task, TokenStats, WorkbenchError
+from workbench.core import (
+    Group,
+    Inspection,
+    Method,
+    Rollout,
+    Task,
+    TokenStats,
+    refuse_if,
+)
 from workbench.inspection.credit import ROWS, realised_credit
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.model.batch import deal, pack, states
@@ -35,11 +43,11 @@ def token_stats(
         for prompt, rollout in zip(prompts, rollouts, strict=True)
     ]
     longest = max((len(prompt) + len(completion) for prompt, completion in rows), default=0)
-    if longest > policy.context:
-        raise WorkbenchError(
-            f"a prompt and its completion have {longest} tokens, more than the model's "
-            f"context of {policy.context}"
-        )
+    refuse_if(
+        longest > policy.context,
+        f"a prompt and its completion have {longest} tokens, more than the model's "
+        f"context of {policy.context}",
+    )
     stats: list = [None] * len(rows)
     for places in deal(rows, ROWS):
         packed = pack([rows[place] for place in places], policy.pad_id, policy.device)
@@ -119,8 +127,10 @@ def _self_teacher(methods: Mapping[str, Method], show: Sequence[str] | None) -> 
     """The SDPO whose self-teacher is read."""
     if show is None:
         return next((method for method in methods.values() if isinstance(method, SDPO)), SDPO())
-    if not set(show) <= {"solution", "feedback"}:
-        raise WorkbenchError(f"show takes some of ('solution', 'feedback'), not {show!r}")
+    refuse_if(
+        not set(show) <= {"solution", "feedback"},
+        f"show takes some of ('solution', 'feedback'), not {show!r}",
+    )
     return SDPO(
         demonstration="sibling" if "solution" in show else "none",
         feedback="fallback" if "feedback" in show else "never",

@@ -27,7 +27,7 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from workbench.core import Group, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Rollout, Task, coordinates, refuse_if
 from workbench.model.policy import Policy
 from workbench.rollouts.prefixes import Prefix, continue_from
 
@@ -54,7 +54,7 @@ class TrueCredit:
     @property
     def halves(self) -> tuple[np.ndarray, ...]:
         """[2, T] two independent estimates of A."""
-        return tuple(np.diff(values) for values in self.values)
+        return tuple(map(np.diff, self.values))
 
     @property
     def advantage(self) -> tuple[np.ndarray, ...]:
@@ -83,8 +83,9 @@ def true_credit(
 
     Raises WorkbenchError for less than 2 or an odd number of samples.
     """
-    if samples < 2 or samples % 2:
-        raise WorkbenchError(f"true credit takes an even number of samples, not {samples}")
+    refuse_if(
+        samples < 2 or samples % 2, f"true credit takes an even number of samples, not {samples}"
+    )
     memory = _Memory(task)
     tree = _Tree(groups, certain)
     wanted = dict.fromkeys(tree.open, samples // 2)

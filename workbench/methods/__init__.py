@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from workbench.core import Method, WorkbenchError
+from workbench.core import Method, refuse_if
 
 METHODS = {
     "cast": "CAST",
@@ -34,8 +34,7 @@ def find(name: str) -> type[Method]:
 
     Raises WorkbenchError when there is none.
     """
-    if name not in METHODS:
-        raise WorkbenchError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+    refuse_if(name not in METHODS, f"there is no method {name!r}; there are {', '.join(METHODS)}")
     return getattr(import_module(f"{__name__}.{name}"), METHODS[name])
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.core import Group
+from workbench.core import Group, rollouts_of
 from workbench.methods.rlsd import RLSD
 
 
@@ -46,5 +46,5 @@ class CAST(RLSD):
 
     def hints(self, groups: Sequence[Group], learner) -> list[tuple[int, ...] | None]:
         if self.demonstration == "none":
-            return [rollout.prompt_ids for group in groups for rollout in group.rollouts]
+            return [rollout.prompt_ids for rollout in rollouts_of(groups)]
         return super().hints(groups, learner)

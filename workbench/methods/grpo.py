@@ -26,7 +26,7 @@ from typing import Literal
 
 import torch
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
+from workbench.core import Batch, Credit, Group, Loss, Method, Scores, refuse_if
 from workbench.losses import clipped, excess, k3, ratio, standardize
 from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
@@ -43,18 +43,17 @@ class GRPO(Method):
     constant: int = 80  # Dr.GRPO's length to divide by, with aggregate="constant"
 
     def __post_init__(self):
-        if self.k < 2:
-            raise WorkbenchError(
-                f"GRPO compares the rollouts of a group: k must be 2 or more, not {self.k}"
-            )
+        refuse_if(
+            self.k < 2, f"GRPO compares the rollouts of a group: k must be 2 or more, not {self.k}"
+        )
         check_choices(self)
-        if not (
-            0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1
-        ):
-            raise WorkbenchError(
-                "GRPO takes eps_lo from 0 to 1, eps_hi and beta of 0 or more, and constant "
-                "of 1 or more"
-            )
+        refuse_if(
+            not (
+                0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1
+            ),
+            "GRPO takes eps_lo from 0 to 1, eps_hi and beta of 0 or more, and constant "
+            "of 1 or more",
+        )
 
     @property
     def needs_reference(self) -> bool:

@@ -32,7 +32,8 @@ from workbench.core import (
     Problem,
     Rollout,
     Scores,
-    WorkbenchError,
+    refuse_if,
+    rollouts_of,
 )
 from workbench.methods.opd import require_teacher
 from workbench.methods.sft import SFT
@@ -51,8 +52,7 @@ class KD(Method):
     teacher: ClassVar[str] = "expert"  # as in OPD and SCOPE, but no other makes sense
 
     def __post_init__(self):
-        if self.k < 1:
-            raise WorkbenchError(f"KD needs k of 1 or more, not {self.k}")
+        refuse_if(self.k < 1, f"KD needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         require_teacher(learner, self.teacher, "KD")
@@ -66,7 +66,7 @@ class KD(Method):
         return groups
 
     def credit(self, groups, learner) -> list[Credit]:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         return [Credit.of(r, nll=1.0) for r in rollouts if r.verdict.correct or not self.correct]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
@@ -88,11 +88,11 @@ def adopted(policy: Policy, problem: Problem, rollout: Rollout, teacher: Policy)
         end = teacher.end if ids[-len(teacher.end) :] == teacher.end else ids[-1:]
         ids = ids[: -len(end)] + policy.end
     size = len(ids)
-    if len(prompt) + size > policy.context:
-        raise WorkbenchError(
-            f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
-            f"tokens, more than the model's context of {policy.context}"
-        )
+    refuse_if(
+        len(prompt) + size > policy.context,
+        f"problem {problem.id} and the teacher's answer have {len(prompt) + size} "
+        f"tokens, more than the model's context of {policy.context}",
+    )
     unscored = (float("nan"),) * size
     return replace(
         rollout,

@@ -22,7 +22,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError, coordinates
+from workbench.core import (
+    Batch,
+    Credit,
+    Group,
+    Loss,
+    Method,
+    Scores,
+    coordinates,
+    refuse_if,
+)
 from workbench.losses import shaped
 from workbench.methods.trapo import centered, mixed, mixed_loss
 from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout
@@ -36,11 +45,11 @@ class LUFFY(Method):
     constant: int = 80  # the length to divide by
 
     def __post_init__(self):
-        if not (self.k >= 2 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1):
-            raise WorkbenchError(
-                "LUFFY takes k of 2 or more, gamma above 0, entropy of 0 or more and "
-                "constant of 1 or more"
-            )
+        refuse_if(
+            not (self.k >= 2 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1),
+            "LUFFY takes k of 2 or more, gamma above 0, entropy of 0 or more and "
+            "constant of 1 or more",
+        )
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         policy, experts, starts = learner.policy, [], []

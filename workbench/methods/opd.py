@@ -34,7 +34,17 @@ from typing import Literal
 
 import numpy as np
 
-from workbench.core import Batch, Credit, Distil, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.core import (
+    Batch,
+    Credit,
+    Distil,
+    Loss,
+    Method,
+    Rollout,
+    Scores,
+    refuse_if,
+    rollouts_of,
+)
 from workbench.losses import ratio
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
@@ -52,8 +62,7 @@ class OPD(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if self.k < 1 or self.top_k < 0:
-            raise WorkbenchError("OPD takes k of 1 or more, and top_k of 0 or more")
+        refuse_if(self.k < 1 or self.top_k < 0, "OPD takes k of 1 or more, and top_k of 0 or more")
 
     @property
     def needs_expert(self) -> bool:
@@ -73,7 +82,7 @@ class OPD(Method):
         What it cannot score is left out before anything is divided by its tokens.
         """
         require_teacher(learner, self.teacher, "OPD")
-        asked = [rollout for group in groups for rollout in group.rollouts]
+        asked = rollouts_of(groups)
         answers = teacher_logprobs(learner, asked, self.teacher)
         rollouts = [r for r, logp in zip(asked, answers) if logp is not None]
         if self.form == "logit":
@@ -111,18 +120,16 @@ class OPD(Method):
 
         Anything but 0 wants a look.
         """
-        return {
-            "teacher_failed": float(sum(len(group.rollouts) for group in groups) - len(credits))
-        }
+        return {"teacher_failed": float(len(rollouts_of(groups)) - len(credits))}
 
 
 def require_teacher(learner, which: str, method: str) -> None:
     """Raises WorkbenchError when the teacher is the learner's expert and it has none."""
-    if which == "expert" and learner.expert is None:
-        raise WorkbenchError(
-            f"{method} learns from a stronger model with the same tokenizer: name one with "
-            "--teacher (Learner's expert)"
-        )
+    refuse_if(
+        which == "expert" and learner.expert is None,
+        f"{method} learns from a stronger model with the same tokenizer: name one with "
+        "--teacher (Learner's expert)",
+    )
 
 
 def teacher_logprobs(learner, rollouts: Sequence[Rollout], which: str) -> list[np.ndarray | None]:

@@ -32,7 +32,8 @@ from workbench.core import (
     Method,
     Rollout,
     Scores,
-    WorkbenchError,
+    refuse_if,
+    rollouts_of,
 )
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, WEIGHTS, Demonstration, Teacher
@@ -53,11 +54,11 @@ class RLSD(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if self.k < 2 or not (0 <= self.lam <= 1 and self.eps >= 0) or self.teacher == "mixed":
-            raise WorkbenchError(
-                f"{type(self).__name__} takes k of 2 or more, lam from 0 to 1, eps of 0 or more, "
-                "and teacher ema, frozen or live"
-            )
+        refuse_if(
+            self.k < 2 or not (0 <= self.lam <= 1 and self.eps >= 0) or self.teacher == "mixed",
+            f"{type(self).__name__} takes k of 2 or more, lam from 0 to 1, eps of 0 or more, "
+            "and teacher ema, frozen or live",
+        )
 
     @property
     def distil(self) -> Distil:
@@ -68,7 +69,7 @@ class RLSD(Method):
         return sample_groups(learner.policy, task, problems, self.k, seed)
 
     def credit(self, groups, learner) -> list[Credit]:
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         advantages = [a for group in groups for a in self.advantages(group)]
         deltas = self.deltas(groups, learner)
         shaped = map(self.shaped, advantages, deltas)
@@ -95,7 +96,7 @@ class RLSD(Method):
         self, groups: Sequence[Group], learner, prompts: Sequence[tuple[int, ...] | None]
     ) -> list[np.ndarray]:
         """[T] log q - log pi of each rollout with q under its prompt; 0 where there is none."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         taught = [i for i, prompt in enumerate(prompts) if prompt is not None]
         student = rescored(learner, "policy", rollouts, [r.prompt_ids for r in rollouts])
         read = [rollouts[i] for i in taught], [prompts[i] for i in taught]

@@ -52,8 +52,9 @@ from workbench.core import (
     Method,
     Rollout,
     Scores,
-    WorkbenchError,
     places_of,
+    refuse_if,
+    rollouts_of,
 )
 from workbench.losses import ratio
 from workbench.methods.opd import require_teacher, teacher_logprobs
@@ -77,10 +78,11 @@ class SCOPE(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if self.k < 1 or not self.tau > 0:
-            raise WorkbenchError("SCOPE takes k of 1 or more, and tau above 0")
-        if self.correct == self.wrong == "off":
-            raise WorkbenchError("SCOPE takes correct and wrong of which one is not off")
+        refuse_if(self.k < 1 or not self.tau > 0, "SCOPE takes k of 1 or more, and tau above 0")
+        refuse_if(
+            self.correct == self.wrong == "off",
+            "SCOPE takes correct and wrong of which one is not off",
+        )
 
     @property
     def needs_expert(self) -> bool:
@@ -110,12 +112,8 @@ class SCOPE(Method):
         student = _by_group(rescore(learner.policy, _all(members)), members)
         credits = []
         for rollouts, scored in zip(members, student):
-            perplexities = [perplexity(logp) for logp, _ in scored]
-            shares = weights(perplexities, POWERS[self.correct] / self.tau)
-            credits.append([])
-            for rollout, share, ppl in zip(rollouts, shares, perplexities):
-                nll, notes = share * self.size(rollouts), {"perplexity": ppl}
-                credits[-1].append(Credit.of(rollout, nll=nll, weight=share, notes=notes))
+            rows = [(rollout, p, 1.0) for rollout, (p, _) in zip(rollouts, scored)]
+            credits.append(self._weighted(rows, "nll", self.correct))
         return credits
 
     def wrong_path(self, groups: Sequence[Group], learner) -> list[list[Credit]]:
@@ -127,13 +125,24 @@ class SCOPE(Method):
         teacher = _by_group(teacher_logprobs(learner, _all(members), self.teacher), members)
         credits = []
         for rollouts, by_student, by_teacher in zip(members, student, teacher):
-            scored = [row for row in zip(rollouts, by_student, by_teacher) if row[2] is not None]
-            perplexities = [perplexity(q) for _, _, q in scored]
-            shares = weights(perplexities, POWERS[self.wrong] / self.tau)
-            credits.append([])
-            for (rollout, (p, _), q), share, ppl in zip(scored, shares, perplexities):
-                pg, notes = share * self.size(scored) * (q - p), {"perplexity": ppl}
-                credits[-1].append(Credit.of(rollout, pg=pg, weight=share, notes=notes))
+            rows = []
+            for rollout, (p, _), q in zip(rollouts, by_student, by_teacher):
+                if q is not None:
+                    rows.append((rollout, q, q - p))
+            credits.append(self._weighted(rows, "pg", self.wrong))
+        return credits
+
+    def _weighted(self, rows: Sequence[tuple], channel: str, weighting: Weighting) -> list[Credit]:
+        """The credits of one subset; of each rollout the log-probs whose perplexity weighs it, and
+        what the weight multiplies.
+        """
+        perplexities = [perplexity(logp) for _, logp, _ in rows]
+        shares = weights(perplexities, POWERS[weighting] / self.tau)
+        credits = []
+        for (rollout, _, signal), share, ppl in zip(rows, shares, perplexities):
+            weighted = {channel: share * self.size(rows) * signal}
+            credit = Credit.of(rollout, weight=share, notes={"perplexity": ppl}, **weighted)
+            credits.append(credit)
         return credits
 
     def size(self, members: Sequence) -> float:
@@ -164,8 +173,7 @@ class SCOPE(Method):
         over its size, 1 where all weigh the same; near 1 the routing does the work and not the
         weights.
         """
-        rollouts = sum(len(group.rollouts) for group in groups)
-        metrics = {"teacher_failed": float(rollouts - len(credits))}
+        metrics = {"teacher_failed": float(len(rollouts_of(groups)) - len(credits))}
         places = places_of(credits, groups)
         for name, correct in (("right", True), ("wrong", False)):
             subsets: dict[int, list[Credit]] = defaultdict(list)

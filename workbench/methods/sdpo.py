@@ -76,8 +76,8 @@ from workbench.core import (
     Problem,
     Rollout,
     Scores,
-    WorkbenchError,
     coordinates,
+    refuse_if,
 )
 from workbench.methods.grpo import GRPO
 from workbench.options import check_choices
@@ -121,18 +121,22 @@ class SDPO(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if not (self.k >= 1 and self.top_k >= 0 and self.cap > 0 and self.advantage_clip > 0):
-            raise WorkbenchError(
-                "SDPO takes k of 1 or more, top_k of 0 or more, and cap and advantage_clip above 0"
-            )
-        if not all(0 <= share <= 1 for share in (self.a, self.mix, self.trust)):
-            raise WorkbenchError("SDPO takes a, mix and trust from 0 to 1")
-        if (self.ascend and self.srpo) or not 0 <= self.gate < math.inf:
-            raise WorkbenchError("SDPO takes ascend or srpo, not both, and gate of 0 or more")
-        if self.srpo and self.mix:
-            raise WorkbenchError(
-                "SDPO takes srpo or mix, not both: srpo gives each rollout to one of the two losses"
-            )
+        refuse_if(
+            not (self.k >= 1 and self.top_k >= 0 and self.cap > 0 and self.advantage_clip > 0),
+            "SDPO takes k of 1 or more, top_k of 0 or more, and cap and advantage_clip above 0",
+        )
+        refuse_if(
+            not all(0 <= share <= 1 for share in (self.a, self.mix, self.trust)),
+            "SDPO takes a, mix and trust from 0 to 1",
+        )
+        refuse_if(
+            (self.ascend and self.srpo) or not 0 <= self.gate < math.inf,
+            "SDPO takes ascend or srpo, not both, and gate of 0 or more",
+        )
+        refuse_if(
+            self.srpo and self.mix,
+            "SDPO takes srpo or mix, not both: srpo gives each rollout to one of the two losses",
+        )
 
     @property
     def distil(self) -> Distil:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Scores, WorkbenchError
+from workbench.core import Batch, Credit, Group, Loss, Method, Scores, refuse_if
 from workbench.rollouts.prefixes import expert_rollout
 
 
@@ -29,8 +29,7 @@ class SFT(Method):
     k: int = 1  # expert solutions per problem
 
     def __post_init__(self):
-        if self.k < 1:
-            raise WorkbenchError(f"SFT needs k of 1 or more, not {self.k}")
+        refuse_if(self.k < 1, f"SFT needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         groups = []
@@ -39,10 +38,7 @@ class SFT(Method):
             rollouts = [expert_rollout(learner.policy, task, problem, text) for text in texts]
             if rollouts:
                 groups.append(Group(problem, tuple(rollouts)))
-        if not groups:
-            raise WorkbenchError(
-                "SFT needs expert solutions, and the problems of this task have none"
-            )
+        refuse_if(not groups, "SFT needs expert solutions, and the problems of this task have none")
         return groups
 
     def credit(self, groups, learner) -> list[Credit]:

@@ -55,7 +55,16 @@ from typing import Literal
 import numpy as np
 import torch
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Rollout, Scores, WorkbenchError
+from workbench.core import (
+    Batch,
+    Credit,
+    Group,
+    Loss,
+    Method,
+    Rollout,
+    Scores,
+    refuse_if,
+)
 from workbench.methods.grpo import GRPO
 from workbench.options import check_choices
 from workbench.rollouts.reconstructions import (
@@ -112,17 +121,16 @@ class TAPO(Method):
     def __post_init__(self):
         _ = self.grpo  # its own checks
         check_choices(self)
-        if self.beta:
-            raise WorkbenchError("TAPO has no KL term: beta must be 0")
-        if min(self.n_pos, self.n_neg, self.m_max) < 1 or self.lam < 0:
-            raise WorkbenchError(
-                "TAPO takes n_pos, n_neg and m_max of 1 or more, and lam of 0 or more"
-            )
-        if self.n_pos + self.n_neg > self.k:
-            raise WorkbenchError(
-                f"no group of k={self.k} rollouts has n_pos={self.n_pos} right and "
-                f"n_neg={self.n_neg} wrong ones"
-            )
+        refuse_if(self.beta, "TAPO has no KL term: beta must be 0")
+        refuse_if(
+            min(self.n_pos, self.n_neg, self.m_max) < 1 or self.lam < 0,
+            "TAPO takes n_pos, n_neg and m_max of 1 or more, and lam of 0 or more",
+        )
+        refuse_if(
+            self.n_pos + self.n_neg > self.k,
+            f"no group of k={self.k} rollouts has n_pos={self.n_pos} right and "
+            f"n_neg={self.n_neg} wrong ones",
+        )
 
     @property
     def grpo(self) -> GRPO:

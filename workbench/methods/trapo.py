@@ -53,8 +53,9 @@ from workbench.core import (
     Rollout,
     Scores,
     Task,
-    WorkbenchError,
     coordinates,
+    refuse_if,
+    rollouts_of,
 )
 from workbench.losses import ratio, shaped, trsft
 from workbench.model.policy import Policy
@@ -98,13 +99,13 @@ class TRAPO(Method):
 
     def __post_init__(self):
         check_choices(self)
-        if not (
-            0 <= self.alpha <= 1 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1
-        ):
-            raise WorkbenchError(
-                "TRAPO takes alpha from 0 to 1, gamma above 0, entropy of 0 or more and "
-                "constant of 1 or more"
-            )
+        refuse_if(
+            not (
+                0 <= self.alpha <= 1 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1
+            ),
+            "TRAPO takes alpha from 0 to 1, gamma above 0, entropy of 0 or more and "
+            "constant of 1 or more",
+        )
 
     # ---- who writes the tokens
 
@@ -115,7 +116,7 @@ class TRAPO(Method):
         long as many. So it is written with the one before it where that one's success means no
         help, and thrown away (and counted: ``generated``) where help is due after all.
         """
-        drafts = [_Draft(problem) for problem in problems]
+        drafts = list(map(_Draft, problems))
         for number in range(len(PRESETS[self.preset])):
             starts = [self._start(draft, number, learner.policy, task, seed) for draft in drafts]
             written = continue_from(learner.policy, task, starts)
@@ -194,7 +195,7 @@ class TRAPO(Method):
         rollouts with a prefix.
         """
         first = PRESETS[self.preset][0].n
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rollouts = rollouts_of(groups)
         unaided = [r.verdict.correct for group in groups for r in group.rollouts[:first]]
         helped = [r.verdict.correct for r in rollouts if r.origin == "guided"]
         metrics = {"correct_unaided": float(np.mean(unaided))}

@@ -21,7 +21,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Group, Message, Problem, Rollout, Task, Verdict, WorkbenchError
+from workbench.core import (
+    Group,
+    Message,
+    Problem,
+    Rollout,
+    Task,
+    Verdict,
+    WorkbenchError,
+    refuse_if,
+)
 from workbench.model.policy import Policy
 from workbench.records import group_from_dict
 from workbench.rollouts.formats import Attempt, Entry
@@ -77,8 +86,7 @@ class Rollouts(Sequence[Group]):
             for place, row in file.scan():
                 key = self._key(row, kinds)
                 self._places.setdefault(key, []).append((number, place))
-        if not self._places:
-            raise WorkbenchError(f"there are no rollouts in {files[0].path}: it is empty")
+        refuse_if(not self._places, f"there are no rollouts in {files[0].path}: it is empty")
         small = sum(file.path.stat().st_size for file in files) <= SMALL
         self._group = lru_cache(maxsize=None if small else KEPT)(self._made)
         self._keys = list(self._places)
@@ -132,7 +140,7 @@ class Rollouts(Sequence[Group]):
         rows = [self._files[number].at(place) for number, place in self._places[self._keys[i]]]
         if _is_group(rows[0]):
             return _recorded(rows[0])
-        entries = [entry_of(row) for row in rows]
+        entries = list(map(entry_of, rows))
         first = entries[0]
         messages, prompt_ids = _prompt(self.policy, first)
         if first.written == "stripped" and _recovered(self.policy, first.question) is None:
@@ -156,16 +164,16 @@ class Rollouts(Sequence[Group]):
             self._strange.append(where)
         size = len(prompt_ids) + len(ids)
         context = math.inf if self.policy.model is None else self.policy.context
-        if size > context:
-            raise WorkbenchError(
-                f"{where}: the prompt and the completion have {size} tokens, more than the model's "
-                f"context of {context}"
-            )
+        refuse_if(
+            size > context,
+            f"{where}: the prompt and the completion have {size} tokens, more than the model's "
+            f"context of {context}",
+        )
         logprobs = attempt.logprobs or (math.nan,) * len(ids)
-        if len(logprobs) != len(ids):
-            raise WorkbenchError(
-                f"{where} has {len(logprobs)} log-probabilities for {len(ids)} tokens"
-            )
+        refuse_if(
+            len(logprobs) != len(ids),
+            f"{where} has {len(logprobs)} log-probabilities for {len(ids)} tokens",
+        )
         finished = _finished(self.policy, ids)
         reply = self.policy.opening(prompt_ids) + text
         verdict = _verdict(self.task, problem, reply, attempt)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from workbench.core import Message, WorkbenchError
+from workbench.core import Message, WorkbenchError, refuse_if
 from workbench.tasks.base import chat
 from workbench.tasks.loading import Row, has_text
 
@@ -135,11 +135,11 @@ def _what_is_there(row: Row) -> tuple:
     if texts is None and ids is None and question_name == "messages":
         question, texts = _split_conversation(row, question)
     missing = "question" if question is None else "completions"
-    if question is None or (texts is None and ids is None):
-        raise WorkbenchError(
-            f"{row.where} has no {missing}; its columns are {row.column_names}; needed are a "
-            f"question ({', '.join(QUESTIONS)}) and completions ({', '.join((*TEXTS, *IDS))})"
-        )
+    refuse_if(
+        question is None or (texts is None and ids is None),
+        f"{row.where} has no {missing}; its columns are {row.column_names}; needed are a "
+        f"question ({', '.join(QUESTIONS)}) and completions ({', '.join((*TEXTS, *IDS))})",
+    )
     ids = _ids_of(row, ids_name, [ids] if _is_ids(ids) else ids)
     return question_of(row, question), _texts_of(row, texts_name, texts), ids
 
@@ -203,8 +203,7 @@ def _texts_of(row: Row, name: str, value: Any) -> list[str] | None:
     # one completion as messages is a list, too
     many = isinstance(value, list) and not (value and _is_message(value[0]))
     texts = [text_of(row, item) for item in (value if many else [value])]
-    if not texts:
-        raise WorkbenchError(f"{row.where} has no completion in {name!r}")
+    refuse_if(not texts, f"{row.where} has no completion in {name!r}")
     return texts
 
 
@@ -223,15 +222,17 @@ def text_of(row: Row, value: Any) -> str:
 def _ids_of(row: Row, name: str, value: Any) -> list[tuple[int, ...]] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not value:
-        raise WorkbenchError(f"{row.where}: {name!r} is no list of token ids")
+    refuse_if(
+        not isinstance(value, list) or not value, f"{row.where}: {name!r} is no list of token ids"
+    )
     return [ids_in(row, name, ids) for ids in value]
 
 
 def ids_in(row: Row, name: str, value: Any) -> tuple[int, ...]:
     plain = isinstance(value, list) and all(type(item) is int for item in value)
-    if not plain or not value:
-        raise WorkbenchError(f"{row.where}: {name!r} is no list of token ids (whole numbers)")
+    refuse_if(
+        not plain or not value, f"{row.where}: {name!r} is no list of token ids (whole numbers)"
+    )
     return tuple(value)
 
 
@@ -247,8 +248,10 @@ def _logprobs(row: Row, name: str, value: Any) -> tuple[float, ...] | None:
     """null, for one token or for all of a completion, is a log-prob that is not known."""
     if value is None:
         return None
-    if not isinstance(value, list) or not all(v is None or is_number(v) for v in value):
-        raise WorkbenchError(f"{row.where}: {name!r} is no list of log-probabilities")
+    refuse_if(
+        not isinstance(value, list) or not all(v is None or is_number(v) for v in value),
+        f"{row.where}: {name!r} is no list of log-probabilities",
+    )
     return tuple(math.nan if v is None else float(v) for v in value)
 
 
@@ -261,10 +264,10 @@ def _spread(row: Row, names: Sequence[str], count: int) -> list | None:
     name, value = first_of(row, names)
     if value is None:
         return None
-    if not isinstance(value, list) and count > 1:
-        raise WorkbenchError(
-            f"{row.where} has {count} completions and one {name!r} for all of them"
-        )
+    refuse_if(
+        not isinstance(value, list) and count > 1,
+        f"{row.where} has {count} completions and one {name!r} for all of them",
+    )
     return value if isinstance(value, list) else [value]
 
 
@@ -299,11 +302,11 @@ def _wrong_line(row: Row, text: str | None, label: Any) -> tuple[int, int] | Non
 
 def span_of(row: Row, steps: Sequence[str], label: Any, text: str | None) -> tuple[int, int] | None:
     """Where the step that a label names is; None for -1."""
-    if type(label) is not int or not -1 <= label < len(steps) or text is None:
-        raise WorkbenchError(
-            f"{row.where} has the label {label!r}: it is the number of the first wrong step, 0 to "
-            f"{len(steps) - 1}, or -1 where none is wrong"
-        )
+    refuse_if(
+        type(label) is not int or not -1 <= label < len(steps) or text is None,
+        f"{row.where} has the label {label!r}: it is the number of the first wrong step, 0 to "
+        f"{len(steps) - 1}, or -1 where none is wrong",
+    )
     if label == -1:
         return None
     start = 0

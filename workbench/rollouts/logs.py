@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 
-from workbench.core import Message, WorkbenchError
+from workbench.core import Message, WorkbenchError, refuse_if
 from workbench.rollouts.formats import (
     QUESTIONS,
     REWARDS,
@@ -104,15 +104,15 @@ def _prime_rl(row: Row) -> Entry:
     columns = row.columns
     ids = ids_in(row, "token_ids", columns["token_ids"])
     numbers = [columns[name] for name in ("loss_mask", "inference_logprobs", "advantages")]
-    if not all(isinstance(column, list) and len(column) == len(ids) for column in numbers):
-        raise WorkbenchError(f"{row.where} has columns that do not fit its {len(ids)} tokens")
+    refuse_if(
+        not all(isinstance(column, list) and len(column) == len(ids) for column in numbers),
+        f"{row.where} has columns that do not fit its {len(ids)} tokens",
+    )
     mask, logprobs, advantages = numbers
-    if not any(mask):
-        raise WorkbenchError(f"{row.where} has no token that is trained on")
+    refuse_if(not any(mask), f"{row.where} has no token that is trained on")
     begin = mask.index(True)
     end = len(mask) - mask[::-1].index(True)
-    if not begin:
-        raise WorkbenchError(f"{row.where} has no prompt: its first token is trained on")
+    refuse_if(not begin, f"{row.where} has no prompt: its first token is trained on")
     known = [
         logp if own and logp is not None else math.nan
         for logp, own in zip(logprobs[begin:end], mask[begin:end])
@@ -128,14 +128,15 @@ def _prime_rl(row: Row) -> Entry:
 
 def _processbench(row: Row) -> Entry:
     steps, label = row.columns["steps"], row.columns["label"]
-    if not isinstance(steps, list) or not steps or not all(map(has_text, steps)):
-        raise WorkbenchError(f'{row.where}: "steps" is no list of texts')
+    refuse_if(
+        not isinstance(steps, list) or not steps or not all(map(has_text, steps)),
+        f'{row.where}: "steps" is no list of texts',
+    )
     name, question = first_of(row, QUESTIONS)
-    if not name:
-        raise WorkbenchError(
-            f"{row.where} has no question ({', '.join(QUESTIONS)}); its columns are "
-            f"{row.column_names}"
-        )
+    refuse_if(
+        not name,
+        f"{row.where} has no question ({', '.join(QUESTIONS)}); its columns are {row.column_names}",
+    )
     text = "\n\n".join(steps)
     attempt = Attempt(
         text,
@@ -166,7 +167,7 @@ def _prm800k(row: Row) -> Entry:
     """
     question, label = row.columns["question"], row.columns["label"]
     try:
-        chosen = [_chosen(step) for step in label["steps"]]
+        chosen = list(map(_chosen, label["steps"]))
         steps = question.get("pre_generated_steps") or [text for text, _ in chosen]
         ratings = [rating for _, rating in chosen]
         wrong = ratings.index(-1) if -1 in ratings else -1

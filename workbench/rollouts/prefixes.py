@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from workbench.core import Problem, Rollout, Task, WorkbenchError
+from workbench.core import Problem, Rollout, Task, refuse_if
 from workbench.model import distributed
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import Sample, generate
@@ -29,11 +29,11 @@ def expert_rollout(
     text = policy.aloud(prompt, text)
     solution = policy.completion_ids(text)
     ids = solution[:longest]
-    if len(prompt) + len(ids) > policy.context:
-        raise WorkbenchError(
-            f"problem {problem.id} and its solution have {len(prompt) + len(ids)} tokens, "
-            f"more than the model's context of {policy.context}"
-        )
+    refuse_if(
+        len(prompt) + len(ids) > policy.context,
+        f"problem {problem.id} and its solution have {len(prompt) + len(ids)} tokens, "
+        f"more than the model's context of {policy.context}",
+    )
     complete = ids == solution
     text = text if complete else policy.decode(ids)
     verdict, unscored = task.grade(problem, policy.opening(prompt) + text), (NAN,) * len(ids)

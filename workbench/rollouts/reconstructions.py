@@ -27,7 +27,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.core import Group, Message, Problem, Rollout, Task, WorkbenchError, coordinates
+from workbench.core import (
+    Group,
+    Message,
+    Problem,
+    Rollout,
+    Task,
+    coordinates,
+    refuse_if,
+)
 from workbench.model import distributed
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
@@ -110,11 +118,11 @@ def construct(
     asks for a whole new solution from y+ instead; ``free`` and ``masked`` construct alike. Without
     ``reference`` y+ is withheld. Raises WorkbenchError without a synthesis prompt.
     """
-    if prefix != "none" and not hasattr(task, "synthesis"):
-        raise WorkbenchError(
-            f"the task {task.name} has no synthesis prompt, so the policy cannot be asked "
-            "for a reconstruction"
-        )
+    refuse_if(
+        prefix != "none" and not hasattr(task, "synthesis"),
+        f"the task {task.name} has no synthesis prompt, so the policy cannot be asked "
+        "for a reconstruction",
+    )
     return distributed.spread(
         chosen, lambda share: _construct(policy, task, share, seed, prefix, reference)
     )
@@ -128,7 +136,7 @@ def _construct(
     prefix: str,
     reference: bool,
 ) -> list[Construction]:
-    chosen = [_aloud(pair) for pair in chosen]
+    chosen = list(map(_aloud, chosen))
     prompts = [policy.prompt_ids(_messages(task, pair, prefix, reference)) for pair in chosen]
     seeds = [coordinates(*seed, "synthesis", pair.problem.id, pair.name) for pair in chosen]
     outputs = _write(policy, task, prompts, [""] * len(prompts), seeds)
@@ -177,7 +185,7 @@ def _write(
     An output begins with its head, which the policy finds written, and with the mark of a thought
     that its prompt opened.
     """
-    openings = [policy.opening(prompt) for prompt in prompts]
+    openings = list(map(policy.opening, prompts))
     heads = [head and policy.aloud(prompt, head) for prompt, head in zip(prompts, heads)]
     prompts = [prompt + policy.text_ids(head) for prompt, head in zip(prompts, heads)]
     rooms = [min(2 * task.max_new, policy.context - len(prompt)) for prompt in prompts]

@@ -20,7 +20,15 @@ from operator import add
 import numpy as np
 import torch
 
-from workbench.core import Group, Problem, Rollout, Task, Verdict, WorkbenchError, coordinates
+from workbench.core import (
+    Group,
+    Problem,
+    Rollout,
+    Task,
+    Verdict,
+    coordinates,
+    refuse_if,
+)
 from workbench.model import distributed, llama
 from workbench.model.decoder import Decoder
 from workbench.model.policy import Policy
@@ -82,11 +90,11 @@ def generate(
 
 def _refuse_too_long(policy: Policy, prompts: Sequence, budgets: Sequence[int]) -> None:
     for prompt, budget in zip(prompts, budgets):
-        if len(prompt) + budget > policy.context:
-            raise WorkbenchError(
-                f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the model's "
-                f"context of {policy.context}: lower max_new, or leave long problems out"
-            )
+        refuse_if(
+            len(prompt) + budget > policy.context,
+            f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the model's "
+            f"context of {policy.context}: lower max_new, or leave long problems out",
+        )
 
 
 def _parts(prompts: Sequence, seeds: Sequence[Sequence[int]], pads_left: bool) -> list[list[int]]:
@@ -144,11 +152,11 @@ def _decode(
     ended = ends(policy, tokens)
     count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, max_new)
     finished, count = ended.any(-1) & (count <= budget), torch.minimum(count, budget)
-    if not logprobs.isfinite().all():
-        raise WorkbenchError(
-            f"{policy.name} gives no probabilities any more (NaN): training has destroyed its "
-            "weights, or they are damaged; train it again with a lower lr"
-        )
+    refuse_if(
+        not logprobs.isfinite().all(),
+        f"{policy.name} gives no probabilities any more (NaN): training has destroyed its "
+        "weights, or they are damaged; train it again with a lower lr",
+    )
     rows = zip(tokens.tolist(), logprobs.tolist(), count.tolist(), finished.tolist())
     return [Sample(tuple(ids[:n]), tuple(lp[:n]), end) for ids, lp, n, end in rows]
 

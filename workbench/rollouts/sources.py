@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, first_line, needed, refuse_if
 from workbench.tasks import loading
 from workbench.tasks.loading import INSTALL, Row
 
@@ -80,10 +80,7 @@ class Table(NamedTuple):
 
 
 def _parquet(path: Path):
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise WorkbenchError(f"{path} is read by pyarrow, {INSTALL}") from error
+    parquet = needed("pyarrow.parquet", f"{path} is read by pyarrow, {INSTALL}")
     try:
         return parquet.ParquetFile(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
@@ -128,11 +125,12 @@ def sources(path: Path) -> list[Source]:
         return [Lines(path / "groups.jsonl")]
     if path.is_dir():
         files = [p for p in path.rglob("*") if p.name.lower().endswith(SUFFIXES)]
-        if not files:
-            raise WorkbenchError(f"there is no {', '.join(SUFFIXES)} file in the folder {path}")
-        return [_source(file) for file in sorted(files, key=_natural)]
-    if not path.name.lower().endswith(SUFFIXES):
-        raise WorkbenchError(f"rollouts are read from {', '.join(SUFFIXES)}, not from {path}")
+        refuse_if(not files, f"there is no {', '.join(SUFFIXES)} file in the folder {path}")
+        return list(map(_source, sorted(files, key=_natural)))
+    refuse_if(
+        not path.name.lower().endswith(SUFFIXES),
+        f"rollouts are read from {', '.join(SUFFIXES)}, not from {path}",
+    )
     return [_source(path)]
 
 

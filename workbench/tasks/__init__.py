@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from importlib import import_module
 
-from workbench.core import Task, WorkbenchError
+from workbench.core import Task, refuse_if
 from workbench.options import with_options
 
 # module -> class, imported when it is asked for
@@ -38,13 +38,14 @@ def load_task(name: str) -> Task:
     if task in TASKS:
         return _with_dials(task, [dial for dial in dials.split(",") if dial])
     path, _, limit = name.partition(".jsonl:max_new=")
-    if not limit and not name.endswith(".jsonl"):
-        raise WorkbenchError(
-            f"there is no task {task!r}; there are {', '.join(TASKS)}, and any "
-            ".jsonl file of problems"
-        )
-    if limit and not (limit.isascii() and limit.isdigit() and int(limit)):
-        raise WorkbenchError(f"max_new={limit} is not a whole number of 1 or more")
+    refuse_if(
+        not limit and not name.endswith(".jsonl"),
+        f"there is no task {task!r}; there are {', '.join(TASKS)}, and any .jsonl file of problems",
+    )
+    refuse_if(
+        limit and not (limit.isascii() and limit.isdigit() and int(limit)),
+        f"max_new={limit} is not a whole number of 1 or more",
+    )
     from workbench.tasks.math import Math
 
     return Math(f"{path}.jsonl" if limit else name, plain=True, max_new=int(limit or 512))

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
+from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
 from workbench.tasks import base, prompts
 from workbench.tasks.base import line_span, lines
 from workbench.thoughts import spoken
@@ -54,8 +54,10 @@ class Check(NamedTuple):
 
 
 def parse(expression: str) -> Chain:
-    if not re.fullmatch(r"[0-9]+([+-][0-9]+)+", expression):
-        raise WorkbenchError(f"not a chain of + and - over whole numbers: {expression!r}")
+    refuse_if(
+        not re.fullmatch(r"[0-9]+([+-][0-9]+)+", expression),
+        f"not a chain of + and - over whole numbers: {expression!r}",
+    )
     head, *rest = re.findall(r"[+-]?\d+", expression)
     return int(head), tuple(rest)
 
@@ -168,19 +170,19 @@ class Arithmetic(base.Reprompts):
     name = "arithmetic"
 
     def __post_init__(self):
-        if not 1 <= self.steps <= 12 or not 9 <= self.largest <= 999:
-            raise WorkbenchError(
-                f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, "
-                f"largest={self.largest}"
-            )
-        if self.style not in ("plain", "turned"):
-            raise WorkbenchError(
-                f"arithmetic takes style=plain or style=turned, not style={self.style}"
-            )
-        if self.shown not in ("nothing", "solution"):
-            raise WorkbenchError(
-                f"arithmetic takes shown=nothing or shown=solution, not shown={self.shown}"
-            )
+        refuse_if(
+            not 1 <= self.steps <= 12 or not 9 <= self.largest <= 999,
+            f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, "
+            f"largest={self.largest}",
+        )
+        refuse_if(
+            self.style not in ("plain", "turned"),
+            f"arithmetic takes style=plain or style=turned, not style={self.style}",
+        )
+        refuse_if(
+            self.shown not in ("nothing", "solution"),
+            f"arithmetic takes shown=nothing or shown=solution, not shown={self.shown}",
+        )
 
     @property
     def max_new(self) -> int:
@@ -211,7 +213,7 @@ class Arithmetic(base.Reprompts):
         )
         candidates = (draw(rng, self.steps, self.largest) for _ in range(2000 * (n + 10)))
         expressions = base.draw_generated(self.name, split, n, candidates, too_few, split_of)
-        return [self.problem(expression) for expression in expressions]
+        return list(map(self.problem, expressions))
 
     def check(self, problem: Problem, text: str) -> Check:
         return check(problem.id, text)

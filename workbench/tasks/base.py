@@ -10,7 +10,7 @@ from itertools import accumulate, pairwise
 from random import Random
 from typing import Any
 
-from workbench.core import Message, Problem, Step, WorkbenchError
+from workbench.core import Message, Problem, Step, WorkbenchError, refuse_if
 from workbench.tasks import prompts
 from workbench.thoughts import spoken
 
@@ -38,10 +38,10 @@ def named_split(where: str, record: Mapping[str, Any]) -> str:
     split = record.get("split")
     if split is None:
         return ""
-    if split not in SPLITS:
-        raise WorkbenchError(
-            f"{where} has the split {split!r}; it must be one of {', '.join(SPLITS)}"
-        )
+    refuse_if(
+        split not in SPLITS,
+        f"{where} has the split {split!r}; it must be one of {', '.join(SPLITS)}",
+    )
     return split
 
 
@@ -49,12 +49,11 @@ def check_dials(task: str, split: str, max_new: int, more: tuple[str, ...] = ())
     """Raises WorkbenchError for a split that is none of "", ``SPLITS`` and ``more``, or no room to
     write.
     """
-    if split not in ("", *more, *SPLITS):
-        raise WorkbenchError(
-            f"the task {task} takes split={', '.join((*more, *SPLITS))}, not split={split}"
-        )
-    if max_new < 1:
-        raise WorkbenchError(f"the task {task} takes max_new from 1")
+    refuse_if(
+        split not in ("", *more, *SPLITS),
+        f"the task {task} takes split={', '.join((*more, *SPLITS))}, not split={split}",
+    )
+    refuse_if(max_new < 1, f"the task {task} takes max_new from 1")
 
 
 # --- the draw of problems -------------------------------------------------------------------------
@@ -65,8 +64,7 @@ def draw(problems: Sequence[Problem], split: str, n: int, seed: int, name: str) 
     are in every split.
     """
     pool = [problem for problem in problems if problem.meta["split"] in (split, "all")]
-    if len(pool) < n:
-        raise WorkbenchError(f"{name} has {len(pool)} problems in its {split} split, {n} wanted")
+    refuse_if(len(pool) < n, f"{name} has {len(pool)} problems in its {split} split, {n} wanted")
     return Random(seed).sample(pool, n)
 
 
@@ -83,8 +81,7 @@ def draw_generated(
 
     ``too_few`` begins the sentence that is said where there are not so many.
     """
-    if split not in SPLITS:
-        raise WorkbenchError(f"the splits of {task} are {', '.join(SPLITS)}, not {split!r}")
+    refuse_if(split not in SPLITS, f"the splits of {task} are {', '.join(SPLITS)}, not {split!r}")
     by_question: dict[str, Any] = {}
     for candidate in candidates:
         question = question_of(candidate)

@@ -31,7 +31,7 @@ from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from workbench.core import Problem, Step, Verdict, WorkbenchError
+from workbench.core import Problem, Step, Verdict, WorkbenchError, refuse_if
 from workbench.tasks.base import Reprompts, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import Row, check_text, checked, has_text, limit, read, structured
 from workbench.tasks.sandbox.outside import Call, Program, Result, check_execution, in_parallel
@@ -238,12 +238,13 @@ class Code(Reprompts):
     name = "code"
 
     def __post_init__(self):
-        if not self.path:
-            raise WorkbenchError("the task code needs a file of problems: code:path=FILE")
+        refuse_if(not self.path, "the task code needs a file of problems: code:path=FILE")
         check_dials(self.name, self.split, self.max_new)
         check_execution(self.name)
-        if self.seconds <= 0 or self.memory_mb < 64:
-            raise WorkbenchError("the task code takes seconds above 0 and memory_mb from 64")
+        refuse_if(
+            self.seconds <= 0 or self.memory_mb < 64,
+            "the task code takes seconds above 0 and memory_mb from 64",
+        )
         _ = self._rows  # a bad file is said now, not after the model is loaded
 
     @cached_property
@@ -251,8 +252,7 @@ class Code(Reprompts):
         rows, places = {}, {}
         for row in read(SETS.get(self.path, self.path)):
             problem, suite = _problem(row, self.split)
-            if problem.id in rows:
-                raise WorkbenchError(f"{row.where} has the id {problem.id} of an earlier line")
+            refuse_if(problem.id in rows, f"{row.where} has the id {problem.id} of an earlier line")
             rows[problem.id] = problem, suite
             places[problem.id] = row.where
         with_check = [name for name, (_, suite) in rows.items() if suite.check]
@@ -331,11 +331,11 @@ def _is_no_python(result: Result) -> bool:
 def _problem(row: Row, split: str) -> tuple[Problem, Suite]:
     """Raises WorkbenchError, naming the line, for a record of neither form."""
     form = next((form for column, form in FORMS.items() if column in row.columns), None)
-    if form is None:
-        raise WorkbenchError(
-            f"{row.where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
-            "(entry_point, ...)"
-        )
+    refuse_if(
+        form is None,
+        f"{row.where} is no record of LiveCodeBench (question_content, ...) or HumanEval "
+        "(entry_point, ...)",
+    )
     check_text(row.where, *filter(has_text, row.columns.values()))
     try:
         problem, suite = form(row.columns)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, coordinates
+from workbench.core import Problem, Verdict, WorkbenchError, coordinates, needed, refuse_if
 from workbench.options import with_options
 from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
@@ -86,13 +86,15 @@ class Gym(FreeText):
         defaults = {field.name: field.default for field in dataclasses.fields(config_type)}
         names = [dial.partition("=")[0] for dial in config_dials]
         for name in names:
-            if name in ("seed", "size"):
-                raise WorkbenchError(
-                    f"{where}: {name} cannot be set here; the problems' seed and number come "
-                    "with the run"
-                )
-            if not isinstance(defaults.get(name, ""), (bool, int, float, str)):
-                raise WorkbenchError(f"{where}: {name} cannot be set here: it is no single value")
+            refuse_if(
+                name in ("seed", "size"),
+                f"{where}: {name} cannot be set here; the problems' seed and number come "
+                "with the run",
+            )
+            refuse_if(
+                not isinstance(defaults.get(name, ""), (bool, int, float, str)),
+                f"{where}: {name} cannot be set here: it is no single value",
+            )
         try:
             config = with_options(config_type, config_dials, where)
         except AssertionError as error:
@@ -101,8 +103,7 @@ class Gym(FreeText):
         return dataclasses.replace(task, options=options)
 
     def __post_init__(self):
-        if self.max_new < 1:
-            raise WorkbenchError("the task gym takes max_new from 1")
+        refuse_if(self.max_new < 1, "the task gym takes max_new from 1")
         self._make(0, 1)  # a wrong name is said now, not after the model is loaded
 
     def _make(self, seed: int, size: int):
@@ -189,16 +190,14 @@ class Gym(FreeText):
 
 def _config_type(dataset: str) -> type:
     """The config of a data set. Raises WorkbenchError where there is no such one."""
-    try:
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise WorkbenchError(f"the task gym needs reasoning-gym, {INSTALL}") from error
-    if dataset in DATASETS:
-        scorer, config = DATASETS[dataset]
+    missing = f"the task gym needs reasoning-gym, {INSTALL}"
+    available = needed("reasoning_gym.factory", missing).DATASETS
+    if dataset in available:
+        scorer, config = available[dataset]
         check_scorer(dataset, scorer)
         return config
-    near = difflib.get_close_matches(dataset, DATASETS, 5, 0.4)
-    examples = f"there are {len(DATASETS)}, such as chain_sum, gsm_symbolic, countdown"
+    near = difflib.get_close_matches(dataset, available, 5, 0.4)
+    examples = f"there are {len(available)}, such as chain_sum, gsm_symbolic, countdown"
     hint = f"did you mean {' or '.join(near)}?" if near else examples
     raise WorkbenchError(f"reasoning-gym has no data set {dataset!r}; {hint}")
 
@@ -211,8 +210,10 @@ def _score(reply: dict, number: int) -> float:
     if "error" in reply:
         return 0.0
     score = reply.get("score")
-    if reply.get("id") != number or not isinstance(score, float):
-        raise WorkbenchError("the process that scores answers replied to something else")
+    refuse_if(
+        reply.get("id") != number or not isinstance(score, float),
+        "the process that scores answers replied to something else",
+    )
     return min(max(score, 0.0), 1.0)
 
 

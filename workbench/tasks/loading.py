@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workbench.core import Problem, WorkbenchError
+from workbench.core import Problem, WorkbenchError, needed, refuse_if
 
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -76,12 +76,10 @@ def has_text(value: Any) -> bool:
 def check_text(where: str, *texts: str) -> None:
     """Raises WorkbenchError for text that no file could be written with, or that is damaged."""
     bad = re.search("[\\ud800-\\udfff\\0]", "".join(texts))
-    if bad and bad[0] == "\0":
-        raise WorkbenchError(f"{where} holds a NUL character (\\u0000), which is no text")
-    if bad:
-        raise WorkbenchError(
-            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
-        )
+    refuse_if(bad and bad[0] == "\0", f"{where} holds a NUL character (\\u0000), which is no text")
+    refuse_if(
+        bad, f"{where} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is no text"
+    )
 
 
 def checked(where: str, problem: Problem) -> Problem:
@@ -137,8 +135,7 @@ def read(source: str, config: str = "") -> list[Row]:
         rows = local(Path(source))
     else:
         rows = hub(source, config)
-    if not rows:
-        raise WorkbenchError(f"the problem file {source} is empty")
+    refuse_if(not rows, f"the problem file {source} is empty")
     return rows
 
 
@@ -191,8 +188,10 @@ def _lines(path: Path, stream: BinaryIO, most: int) -> Iterator[Row]:
     for number, line in enumerate(iter(lambda: stream.readline(longest + 1), b""), 1):
         where = f"{path}, line {number}"
         unpacked += len(line)
-        if len(line) > longest or unpacked > most:
-            raise WorkbenchError(f"{where} is too much: beyond {longest >> 20} MB")
+        refuse_if(
+            len(line) > longest or unpacked > most,
+            f"{where} is too much: beyond {longest >> 20} MB",
+        )
         line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         try:
             outside += structured(line, most - STRUCTURE * outside)
@@ -211,11 +210,8 @@ def _numbered(path: Path, records: list) -> list[Row]:
 
 def _parquet(path: Path) -> list[dict]:
     """A batch at a time: a column of one value may be written in a few bytes."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise WorkbenchError(f"{path} is read by pyarrow, {INSTALL}") from error
+    missing = f"{path} is read by pyarrow, {INSTALL}"
+    pyarrow, parquet = needed("pyarrow", missing), needed("pyarrow.parquet", missing)
     records: list[dict] = []
     most = limit(path.stat().st_size)
     try:
@@ -239,12 +235,8 @@ def hub(name: str, config: str) -> list[Row]:
     Checked offline: what ``load_dataset`` returns is stood in for by the tests; its errors are its
     own.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise WorkbenchError(
-            f"{name} is read from the hub by datasets, {INSTALL}; a local file needs it not"
-        ) from error
+    missing = f"{name} is read from the hub by datasets, {INSTALL}; a local file needs it not"
+    datasets = needed("datasets", missing)
     try:
         splits = datasets.load_dataset(name, config or None)
         return [

@@ -35,7 +35,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Message, Problem, Verdict, WorkbenchError
+from workbench.core import Message, Problem, Verdict, WorkbenchError, refuse_if
 from workbench.tasks.base import SPLITS, FreeText, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, checked, has_text, read
 from workbench.tasks.verify import check_gold, compare, grade
@@ -82,16 +82,16 @@ class Math(FreeText):
 
     def __post_init__(self):
         forms = (FILES, HUB_FILE, HUB_ID)
-        if self.source not in SETS and not any(form.fullmatch(self.source) for form in forms):
-            raise WorkbenchError(
-                f"the task math needs {', '.join(SETS)}, a file (.jsonl, .json, .parquet) "
-                f"or a hub id (owner/name), not {self.source!r}"
-            )
+        refuse_if(
+            self.source not in SETS and not any(form.fullmatch(self.source) for form in forms),
+            f"the task math needs {', '.join(SETS)}, a file (.jsonl, .json, .parquet) "
+            f"or a hub id (owner/name), not {self.source!r}",
+        )
         columns = (self.config, self.question, self.answer, self.solution)
-        if self.plain and (any(columns) or not FILES.fullmatch(self.source)):
-            raise WorkbenchError(
-                "the task math takes plain=true with a file whose columns are question and answer"
-            )
+        refuse_if(
+            self.plain and (any(columns) or not FILES.fullmatch(self.source)),
+            "the task math takes plain=true with a file whose columns are question and answer",
+        )
         check_dials(self.name, self.split, self.max_new, ("hash", "all"))
         _ = self._problems  # a bad record is said now, not after the model is loaded
 
@@ -119,15 +119,12 @@ class Math(FreeText):
         """A record as it stands. Its id is the file's name and its line: runs record it."""
         where, record = row.where, row.columns
         question, answer = record.get("question"), record.get("answer")
-        if not has_text(question):
-            raise WorkbenchError(f'{where} needs a "question" with text in it')
-        if answer is None or answer == "":
-            raise WorkbenchError(f'{where} needs an "answer"')
+        refuse_if(not has_text(question), f'{where} needs a "question" with text in it')
+        refuse_if(answer is None or answer == "", f'{where} needs an "answer"')
         solution = record.get("solution")
         solutions = (solution,) if has_text(solution) else ()
         answer, solutions = _after_hashes(_answer_text(where, answer), solutions)
-        if not answer:
-            raise WorkbenchError(f'{where} has no answer after its "####"')
+        refuse_if(not answer, f'{where} has no answer after its "####"')
         # words are compared as they stand; a formula that cannot be read would equal no other
         # writing of itself
         if "\\" in answer:
@@ -141,13 +138,11 @@ class Math(FreeText):
 
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
-        if not isinstance(record, dict):
-            raise WorkbenchError(f"{where} is not a record with named columns")
+        refuse_if(not isinstance(record, dict), f"{where} is not a record with named columns")
         question = _column(row, "question", (self.question,) if self.question else QUESTIONS)
         solutions = self._solutions(row)
         answer, solutions = _after_hashes(self._answer(row, solutions), solutions)
-        if not answer:
-            raise WorkbenchError(f"{where} has no answer")
+        refuse_if(not answer, f"{where} has no answer")
         column = self.question or next(name for name in QUESTIONS if name in record)
         messages = _messages(where, question, whole=column == "prompt")
         named = "" if self.split else named_split(where, record)
@@ -177,11 +172,11 @@ class Math(FreeText):
         solutions: dict[str, None] = {}  # in order, each once
         answers = {first.answer}
         for copy in copies:
-            if copy.answer not in answers and not _same(first, copy):
-                raise WorkbenchError(
-                    f"{copy.meta['where']} asks the question of {first.meta['where']} and "
-                    f"has another answer: {copy.answer!r}, not {first.answer!r}"
-                )
+            refuse_if(
+                copy.answer not in answers and not _same(first, copy),
+                f"{copy.meta['where']} asks the question of {first.meta['where']} and "
+                f"has another answer: {copy.answer!r}, not {first.answer!r}",
+            )
             answers.add(copy.answer)
             solutions |= dict.fromkeys(copy.solutions)
         named = {copy.meta["named"] for copy in copies} - {""}
@@ -205,12 +200,12 @@ class Math(FreeText):
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split``, drawn with ``seed``."""
         only_measures = not self.plain and all(p.meta["split"] == "test" for p in self._problems)
-        if only_measures and split != "test" and n:
-            raise WorkbenchError(
-                f"{self.source} is for measuring: all its problems are in the test split; "
-                "split=all trains on them and measures on the "
-                "same ones (test-time training), split=hash holds a tenth out"
-            )
+        refuse_if(
+            only_measures and split != "test" and n,
+            f"{self.source} is for measuring: all its problems are in the test split; "
+            "split=all trains on them and measures on the "
+            "same ones (test-time training), split=hash holds a tenth out",
+        )
         return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
@@ -231,10 +226,10 @@ def _answer_text(where: str, value: Any) -> str:
 def _check_accepted(where: str, gold: str) -> None:
     """Raises WorkbenchError where not even the answer itself would be right."""
     texts = f"\\boxed{{{gold}}}", f"#### {gold}", f"Answer: {gold}"
-    if not any(grade(gold, text, stated_only=True).correct for text in texts):
-        raise WorkbenchError(
-            f"{where} has the answer {gold[:200]!r}, which the grader would not find right itself"
-        )
+    refuse_if(
+        not any(grade(gold, text, stated_only=True).correct for text in texts),
+        f"{where} has the answer {gold[:200]!r}, which the grader would not find right itself",
+    )
 
 
 def _same(first: Problem, copy: Problem) -> bool:
@@ -264,11 +259,11 @@ def _first(record: dict, names: tuple[str, ...]) -> Any:
 
 def _column(row: Row, what: str, names: tuple[str, ...]) -> Any:
     value = _first(row.record, names)
-    if value is None or value == "":
-        raise WorkbenchError(
-            f"{row.where} has no {what} in {' or '.join(names)}; its columns are "
-            f"{row.column_names}: write {what}=COLUMN"
-        )
+    refuse_if(
+        value is None or value == "",
+        f"{row.where} has no {what} in {' or '.join(names)}; its columns are "
+        f"{row.column_names}: write {what}=COLUMN",
+    )
     return value
 
 
@@ -278,8 +273,10 @@ def _messages(where: str, question: Any, whole: bool) -> tuple[Message, ...]:
         question = messages[-1]["content"]
         if has_text(question):
             return messages
-    if not has_text(question):
-        raise WorkbenchError(f"{where} has a question that is neither text nor a list of messages")
+    refuse_if(
+        not has_text(question),
+        f"{where} has a question that is neither text nor a list of messages",
+    )
     return chat(question if whole or "\\boxed" in question else question + ASK)
 
 

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from workbench.core import Problem, Verdict, WorkbenchError
+from workbench.core import Problem, Verdict, WorkbenchError, refuse_if
 from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
 from workbench.thoughts import spoken
@@ -76,30 +76,29 @@ class Mcq(FreeText):
     name = "mcq"
 
     def __post_init__(self):
-        if not self.source:
-            raise WorkbenchError(
-                f"the task mcq needs {', '.join(SETS)}, a file or a hub id: mcq:FILE"
-            )
+        refuse_if(
+            not self.source, f"the task mcq needs {', '.join(SETS)}, a file or a hub id: mcq:FILE"
+        )
         check_dials(self.name, self.split, self.max_new)
         _ = self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
         rows = [row for row in read(SETS.get(self.source, self.source)) if self._takes(row)]
-        if not rows:
-            raise WorkbenchError(
-                f"{self.source} has no multiple-choice questions of level {LEVEL}"
-                + (f" and domain {self.domain}" if self.domain else "")
-            )
+        refuse_if(
+            not rows,
+            f"{self.source} has no multiple-choice questions of level {LEVEL}"
+            + (f" and domain {self.domain}" if self.domain else ""),
+        )
         by_prompt: dict[str, Problem] = {}
         for number, row in enumerate(rows, 1):
             problem = _problem(f"{self.source}:{number}", row, self.split)
             first = by_prompt.setdefault(problem.messages[-1]["content"], problem)
-            if first.answer != problem.answer:
-                raise WorkbenchError(
-                    f"{row.where} asks the question of {first.id} and has another answer: "
-                    f"{problem.answer}, not {first.answer}"
-                )
+            refuse_if(
+                first.answer != problem.answer,
+                f"{row.where} asks the question of {first.id} and has another answer: "
+                f"{problem.answer}, not {first.answer}",
+            )
         return tuple(by_prompt.values())
 
     def _takes(self, row: Row) -> bool:
@@ -132,16 +131,16 @@ def _problem(name: str, row: Row, split: str) -> Problem:
     record = _prepared(row) if "choices" in row.columns else row.columns
     prompt, system, answer = map(record.get, ("prompt", "system", "answer"))
     is_letter = isinstance(answer, str) and re.fullmatch("[A-Z]", answer.strip())
-    if not has_text(prompt) or not is_letter or not isinstance(system, (str, type(None))):
-        raise WorkbenchError(
-            f"{row.where} needs a prompt (or question and choices) and an answer that is one "
-            f"letter; its columns are {row.column_names}"
-        )
+    refuse_if(
+        not has_text(prompt) or not is_letter or not isinstance(system, (str, type(None))),
+        f"{row.where} needs a prompt (or question and choices) and an answer that is one "
+        f"letter; its columns are {row.column_names}",
+    )
     answer, letters = answer.strip(), _CHOICE.findall(prompt)
-    if len(set(letters)) > 1 and answer not in letters:
-        raise WorkbenchError(
-            f"{row.where} has the answer {answer}, which is none of {', '.join(letters)}"
-        )
+    refuse_if(
+        len(set(letters)) > 1 and answer not in letters,
+        f"{row.where} has the answer {answer}, which is none of {', '.join(letters)}",
+    )
     system = system or ("" if "<answer>" in prompt else SYSTEM)
     meta = {"split": split or named_split(row.where, row.columns) or split_of(prompt)}
     return checked(row.where, Problem(name, chat(prompt, system), answer, (), meta))

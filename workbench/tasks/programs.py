@@ -21,7 +21,7 @@ from itertools import zip_longest
 from random import Random
 from typing import NamedTuple
 
-from workbench.core import Problem, Step, Verdict, WorkbenchError, coordinates
+from workbench.core import Problem, Step, Verdict, coordinates, refuse_if
 from workbench.tasks import base
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.base import line_span, lines
@@ -82,8 +82,10 @@ def parse(text: str) -> Chain:
     for part in text.split(", "):
         number = re.search(r"[0-9]+$", part)
         operation = BY_NAME.get(part[: number.start()] if number else part)
-        if operation is None or ("{n}" in operation.words) != bool(number):
-            raise WorkbenchError(f"not an operation of the programs task: {part!r}")
+        refuse_if(
+            operation is None or ("{n}" in operation.words) != bool(number),
+            f"not an operation of the programs task: {part!r}",
+        )
         chain.append((operation, int(number[0]) if number else 2))  # 2: halve
     return tuple(chain)
 
@@ -138,8 +140,7 @@ class Programs(base.Reprompts):
 
     def __post_init__(self):
         check_execution(self.name)
-        if not 1 <= self.steps <= 8:
-            raise WorkbenchError(f"programs takes steps 1..8, not steps={self.steps}")
+        refuse_if(not 1 <= self.steps <= 8, f"programs takes steps 1..8, not steps={self.steps}")
 
     @property
     def max_new(self) -> int:
@@ -159,7 +160,7 @@ class Programs(base.Reprompts):
         candidates = (draw(rng, self.steps) for _ in range(2000 * (n + 10)))
         too_few = f"programs with steps={self.steps} has too few {split} problems"
         questions = base.draw_generated(self.name, split, n, candidates, too_few, split_of)
-        return [self.problem(question) for question in questions]
+        return list(map(self.problem, questions))
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """The first line that is not the one due, in a wrong program; an empty span at the end

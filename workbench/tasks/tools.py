@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from workbench.core import Problem, Verdict, WorkbenchError
+from workbench.core import Problem, Verdict, WorkbenchError, refuse_if
 from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
 from workbench.thoughts import spoken
@@ -114,8 +114,7 @@ class Tools(FreeText):
     name = "tools"
 
     def __post_init__(self):
-        if not self.source:
-            raise WorkbenchError("the task tools needs a file of problems: tools:FILE")
+        refuse_if(not self.source, "the task tools needs a file of problems: tools:FILE")
         check_dials(self.name, self.split, self.max_new)
         _ = self._problems  # a bad record is said now, not after the model is loaded
 
@@ -152,10 +151,10 @@ class Tools(FreeText):
 
 def _problem(name: str, row: Row, split: str) -> Problem:
     prompt, system, answer = map(row.columns.get, ("prompt", "system", "answer"))
-    if not has_text(prompt) or answer is None or not isinstance(system, (str, type(None))):
-        raise WorkbenchError(
-            f"{row.where} needs a prompt and an answer; its columns are {row.column_names}"
-        )
+    refuse_if(
+        not has_text(prompt) or answer is None or not isinstance(system, (str, type(None))),
+        f"{row.where} needs a prompt and an answer; its columns are {row.column_names}",
+    )
     answer = answer if isinstance(answer, str) else json.dumps(answer)
     try:
         gold = expected(answer)
@@ -164,10 +163,10 @@ def _problem(name: str, row: Row, split: str) -> Problem:
             f"{row.where} has an answer that is no JSON list of Action and Action_Input: {error}"
         ) from error
     attempt = calls(written_out(gold))
-    if attempt.actions != gold.actions or not same_inputs(attempt.inputs, gold.inputs):
-        raise WorkbenchError(
-            f"{row.where} has an answer that no attempt could give: a tool whose name is no word, "
-            f"a number that is none, or more than {LONGEST:,} characters"
-        )
+    refuse_if(
+        attempt.actions != gold.actions or not same_inputs(attempt.inputs, gold.inputs),
+        f"{row.where} has an answer that no attempt could give: a tool whose name is no word, "
+        f"a number that is none, or more than {LONGEST:,} characters",
+    )
     meta = {"split": split or named_split(row.where, row.columns) or split_of(prompt)}
     return checked(row.where, Problem(name, chat(prompt, system), answer, (), meta))

@@ -26,7 +26,7 @@ from fractions import Fraction
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, WorkbenchError, coordinates
+from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
 from workbench.spans import thought_steps
 from workbench.tasks import base, prompts
 from workbench.tasks.stories import Told, stories, tell
@@ -90,11 +90,11 @@ class Words(base.Reprompts):
 
     def __post_init__(self):
         base.check_dials(self.name, "", self.max_new)
-        if self.style not in ("plain", "turned") or self.stories not in ("taught", "held"):
-            raise WorkbenchError(
-                "the task words takes style=plain or style=turned and stories=taught or "
-                f"stories=held, not style={self.style}, stories={self.stories}"
-            )
+        refuse_if(
+            self.style not in ("plain", "turned") or self.stories not in ("taught", "held"),
+            "the task words takes style=plain or style=turned and stories=taught or "
+            f"stories=held, not style={self.style}, stories={self.stories}",
+        )
 
     def problem(self, told: Told) -> Problem:
         words = told.words
@@ -128,7 +128,7 @@ class Words(base.Reprompts):
                 yield told
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        return [self.problem(told) for told in self.told(split, n, seed)]
+        return list(map(self.problem, self.told(split, n, seed)))
 
     def check(self, problem: Problem, text: str) -> Check:
         return check(problem, text)
@@ -238,7 +238,7 @@ class _Walk:
 
     def _unneeded(self, size: int, stated: Fraction | None) -> tuple[int, str]:
         """Where an attempt went wrong in which every equation holds."""
-        needed = [_sum(step) for step in self.due]  # each once: again it leads nowhere
+        needed = list(map(_sum, self.due))  # each once: again it leads nowhere
         there = {equation.result for _, equation in self.standing}
         for index, equation in self.standing:
             if _sum(equation) in needed:

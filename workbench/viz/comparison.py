@@ -18,7 +18,6 @@ def bands(
     curves: pd.DataFrame,
     x: str = "updates",
     title: str = "Held-out accuracy along the run",
-    base: float | None = None,
 ) -> Figure:
     """``ledger.curves``: the mean over the seeds of each arm, and a band from the worst to the best
     seed. ``x``: updates or tokens.
@@ -32,8 +31,6 @@ def bands(
         places = by_step[x].mean().to_numpy() * (1.0 if x == "updates" else 1e-3)
         avg = by_step.avg
         ends.append(_band(axes, arm, places, avg, look(arm, curves.arm)))
-    if base is not None:
-        axes.axhline(base, color=INK, linewidth=0.8, alpha=0.5)
     _name_ends(axes, ends)
     return figure
 

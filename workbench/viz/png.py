@@ -59,7 +59,7 @@ def group_png(
     y = 2.4
     for number, (rollout, row, block) in enumerate(zip(group.rollouts, rows, blocks), 1):
         reward = f"{rollout.verdict.words} · {len(row)} tokens"
-        _write(axes, 0, y, f"{number} {_mark(rollout)}  {reward}", color=LIGHT.dim)
+        _write(axes, 0, y, f"{number} {rollout.verdict.mark}  {reward}", color=LIGHT.dim)
         sums = [marked_as(total, layer.channel) for total in step_sums(row)]
         for line in block:
             y += 1
@@ -103,7 +103,7 @@ def credit_columns(
             for y, (rollout, line) in enumerate(columns[name]):
                 if line is None:
                     writer = "own" if rollout.origin == "policy" else rollout.origin
-                    words = f"{_mark(rollout)} {writer}"
+                    words = f"{rollout.verdict.mark} {writer}"
                     _write(axes, x, top + y + 2.2, words, size=8, color=LIGHT.dim)
                 else:
                     italic = rollout.borrowed
@@ -122,10 +122,6 @@ def _column(
 
 
 # ---- one line of tokens --------------------------------------------------------------------------
-
-
-def _mark(rollout: Rollout) -> str:
-    return rollout.verdict.mark
 
 
 def _width(text: str) -> int:

@@ -31,10 +31,10 @@ class Written(NamedTuple):
 
     @classmethod
     def of(cls, ids: Sequence[int], decode: Decode) -> Written:
-        ids = [int(token) for token in ids]
+        ids = list(map(int, ids))
         tokenizer = getattr(decode, "tokenizer", decode)
         if not hasattr(tokenizer, "decode"):
-            pieces = [decode(token) for token in ids]
+            pieces = list(map(decode, ids))
             starts = [0, *accumulate(map(len, pieces))][: len(ids)]
             return cls("".join(pieces), starts, pieces)
         text = tokenizer.decode(ids)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workbench.core import Group, Inspection, WorkbenchError
+from workbench.core import Group, Inspection, WorkbenchError, needed, refuse_if
 from workbench.records import Run, write_atomic
 from workbench.viz import display, html, style, tokens
 from workbench.viz.layers import Values, all_layers, channel_of, step_of
@@ -79,10 +79,9 @@ class TokenView:
         single = isinstance(source, (Inspection, Group))
         items = [source] if single else source.groups if isinstance(source, Run) else source
         titled = [_inspection(item, layers) for item in items]
-        if not titled:
-            raise WorkbenchError("there is no group to show")
+        refuse_if(not titled, "there is no group to show")
         self._titles, self.inspections = zip(*titled)
-        self.layers = [all_layers(inspection) for inspection in self.inspections]
+        self.layers = list(map(all_layers, self.inspections))
         self._callbacks: list[tuple[Callable[[TokenView], Any], tuple[str, ...]]] = []
         self._state: dict[str, Any] = {
             "group": 0,
@@ -126,13 +125,15 @@ class TokenView:
         group = _inside("group", group, len(self.inspections))
         rollouts, layers = self.inspections[group].group.rollouts, self.layers[group]
         if layer not in layers:
-            if group == self._state["group"]:
-                raise WorkbenchError(f"there is no layer {layer!r}; there are {', '.join(layers)}")
-            layer = self._first_layer(group)
-        if isinstance(beside, str) and beside not in layers:
-            raise WorkbenchError(
-                f"there is no layer {beside!r} to put beside; there are {', '.join(layers)}"
+            refuse_if(
+                group == self._state["group"],
+                f"there is no layer {layer!r}; there are {', '.join(layers)}",
             )
+            layer = self._first_layer(group)
+        refuse_if(
+            isinstance(beside, str) and beside not in layers,
+            f"there is no layer {beside!r} to put beside; there are {', '.join(layers)}",
+        )
         if beside is not None and not isinstance(beside, str):
             beside = _inside("beside", beside, len(rollouts))
         selected = _inside("selected", selected, len(rollouts))
@@ -319,10 +320,10 @@ def _arrays(group: Group, layers: Mapping) -> dict[str, Values]:
         numbers = [
             np.array(v, float) if len(v) else np.full(t, np.nan) for v, t in zip(values, sizes)
         ]
-        if len(values) != len(sizes) or [len(row) for row in numbers] != sizes:
-            raise WorkbenchError(
-                f"layer {name!r} does not have one number for each token of the group's rollouts"
-            )
+        refuse_if(
+            len(values) != len(sizes) or list(map(len, numbers)) != sizes,
+            f"layer {name!r} does not have one number for each token of the group's rollouts",
+        )
         arrays[name] = tuple(numbers)
     return arrays
 
@@ -332,8 +333,7 @@ def _inside(name: str, value: Any, size: int) -> int:
         value = operator.index(value)
     except TypeError:
         raise WorkbenchError(f"{name} is a number from 0 to {size - 1}, not {value!r}") from None
-    if not 0 <= value < size:
-        raise WorkbenchError(f"{name} {value} is outside 0 to {size - 1}")
+    refuse_if(not 0 <= value < size, f"{name} {value} is outside 0 to {size - 1}")
     return value
 
 
@@ -342,23 +342,20 @@ def _span(span: Any, size: int, selected: int) -> tuple[int, int]:
         start, end = map(operator.index, span)
     except (TypeError, ValueError):
         raise WorkbenchError(f"span is (start, end) or None, not {span!r}") from None
-    if not 0 <= start < end <= size:
-        raise WorkbenchError(
-            f"span ({start}, {end}) is not a part of the {size} tokens of rollout {selected}"
-        )
+    refuse_if(
+        not 0 <= start < end <= size,
+        f"span ({start}, {end}) is not a part of the {size} tokens of rollout {selected}",
+    )
     return start, end
 
 
 @cache
 def _widget_class() -> type:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise WorkbenchError(
-            "the live token view needs anywidget: pip install 'workbench[notebook]' "
-            "(to_html, to_png and to_frame work without it)"
-        ) from error
+    missing = (
+        "the live token view needs anywidget: pip install 'workbench[notebook]' "
+        "(to_html, to_png and to_frame work without it)"
+    )
+    anywidget, traitlets = needed("anywidget", missing), needed("traitlets", missing)
 
     class TokenWidget(anywidget.AnyWidget):
         _esm = (HERE / "view.js").read_text(encoding="utf-8")

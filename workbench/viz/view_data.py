@@ -42,7 +42,7 @@ def group_data(
     messages = inspection.group.problem.messages
     return {
         "messages": [[message["role"], prose(message["content"])] for message in messages],
-        "layers": [_layer(layer) for layer in layers],
+        "layers": list(map(_layer, layers)),
         "rollouts": rollouts,
     }
 
@@ -74,7 +74,7 @@ def _side(reading: TokenStats, place: Place) -> dict:
         "rank": np.asarray(reading.rank).astype(int).tolist(),
         "top": top,
         "top_ids": np.asarray(reading.top_ids).tolist(),
-        "top_logprob": [_short(logprobs) for logprobs in reading.top_logprobs],
+        "top_logprob": list(map(_short, reading.top_logprobs)),
     }
 
 
@@ -91,7 +91,7 @@ def _layer(layer: Layer) -> dict:
         "signed": channel.signed,
         "robust": robust,
         "max": most,
-        "values": [_short(numbers) for numbers in layer.values],
+        "values": list(map(_short, layer.values)),
     }
 
 

@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from io import FileIO
 from types import CodeType, ModuleType
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def pack(value):
         return {int: int.__index__, float: float.__float__, str: str.__str__}[base](value)
     if base is dict:
         return {"dict": [[pack(key), pack(item)] for key, item in dict.items(value)]}
-    items = [pack(item) for item in base.__iter__(value)]
+    items = list(map(pack, base.__iter__(value)))
     return items if base is list else {base.__name__: items}
 
 
@@ -85,16 +86,16 @@ def unpack(packed):
     a hash table.
     """
     if isinstance(packed, list):
-        return [unpack(item) for item in packed]
+        return list(map(unpack, packed))
     if not isinstance(packed, dict):
         return packed
     ((kind, items),) = packed.items()
     if kind == "tuple":
-        return tuple(unpack(item) for item in items)
+        return tuple(map(unpack, items))
     if kind == "dict":
         pairs = [(unpack(key), unpack(item)) for key, item in items]
         return dict(pairs) if _spread(key for key, _ in pairs) else {}
-    members = [unpack(item) for item in items]
+    members = list(map(unpack, items))
     return {"set": set, "frozenset": frozenset}[kind](members if _spread(members) else ())
 
 
@@ -232,28 +233,13 @@ def _send(message: dict) -> None:
         data = data[os.write(CHANNEL, data) :]
 
 
-class _End:
+class _End(FileIO):
     """One end of a pipe in a socket's clothes: as much of one as asyncio's event loop uses."""
 
-    def __init__(self, handle: int):
-        self._handle = handle
-
-    def fileno(self) -> int:
-        return self._handle
+    recv, send = FileIO.read, FileIO.write
 
     def setblocking(self, blocking: bool) -> None:
-        os.set_blocking(self._handle, blocking)
-
-    def recv(self, size: int) -> bytes:
-        return os.read(self._handle, size)
-
-    def send(self, data: bytes) -> int:
-        return os.write(self._handle, data)
-
-    def close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle = -1
+        os.set_blocking(self.fileno(), blocking)
 
 
 def one_way_pair() -> tuple[_End, _End]:
@@ -261,7 +247,7 @@ def one_way_pair() -> tuple[_End, _End]:
     first.
     """
     reading, writing = os.pipe()
-    return _End(reading), _End(writing)
+    return _End(reading), _End(writing, "w")
 
 
 def _lines(handle: int):

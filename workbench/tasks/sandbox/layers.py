@@ -224,7 +224,7 @@ def _only(call: int, argument: int, values: Sequence[int]) -> list[tuple]:
 
 def _numbers(table: str, machine: int) -> list[int]:
     words = table.split()
-    return [int(number) for number in words[1 + machine :: 3]]
+    return list(map(int, words[1 + machine :: 3]))
 
 
 def filter_code(read_only: bool) -> bytes:
@@ -306,6 +306,6 @@ def children() -> list[int]:
     """The processes that the calling one has started, or has inherited as a subreaper."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            return [int(pid) for pid in file.read().split()]
+            return list(map(int, file.read().split()))
     except OSError:
         return []

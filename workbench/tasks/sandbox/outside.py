@@ -1,8 +1,6 @@
 """Run untrusted Python programs: locked down, timed, and compared with nothing that they can see.
 
     run(program, calls, seconds=4.0, memory_mb=512)        -> Outcome, one process for all calls
-    run_many(programs, calls, seconds=4.0, memory_mb=512)  -> [Outcome], as many programs at a time
-                                                              as there are processors
     with Program(source) as p: p.call(Call("f", (1,)))     -> Result, call by call
 
 A ``Call`` names a function and its arguments, or gives the whole program its standard input. A
@@ -40,7 +38,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,31 +155,12 @@ def run(
     with Program(
         program, seconds=seconds, memory_mb=memory_mb, prelude=prelude, calls=len(calls)
     ) as running:
-        return Outcome(tuple(running.call(call) for call in calls))
+        return Outcome(tuple(map(running.call, calls)))
 
 
-def run_many(
-    programs: Sequence[str],
-    calls: Sequence[Sequence[Call]],
-    *,
-    seconds: float = 4.0,
-    memory_mb: int = 512,
-    prelude: str = "",
-    workers: int | None = None,
-) -> list[Outcome]:
-    """``run`` for each program on its own calls, ``workers`` (default: one a processor) at a time.
-
-    Outcomes in the order of the programs.
-    """
-    if len(programs) != len(calls):
-        raise ValueError(f"{len(programs)} programs and {len(calls)} lists of calls")
-    run_one = partial(run, seconds=seconds, memory_mb=memory_mb, prelude=prelude)
-    return in_parallel(run_one, programs, calls, workers=workers)
-
-
-def in_parallel(job: Callable, *arguments: Sequence, workers: int | None = None) -> list:
-    """``map``, ``workers`` (default: one a processor) at a time."""
-    with ThreadPoolExecutor(workers or _processors()) as pool:
+def in_parallel(job: Callable, *arguments: Sequence) -> list:
+    """``map``, as many at a time as there are processors."""
+    with ThreadPoolExecutor(_processors()) as pool:
         return list(pool.map(job, *arguments))
 
 

@@ -21,7 +21,7 @@ import warnings
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from workbench.core import Verdict, WorkbenchError
+from workbench.core import Verdict, refuse_if
 from workbench.tasks.verify.answers import LONGEST, is_number, is_text, same, values
 from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.pool import SECONDS, Pool
@@ -116,13 +116,13 @@ def check_gold(where: str, gold: str) -> None:
         return
     parts = values(notation(gold)).parts if len(gold) <= LONGEST else []
     formulas = [part for part in parts if not (is_number(part) or is_text(part))]
-    if formulas and not find_spec("math_verify"):
-        raise WorkbenchError(
-            f"{where} has the answer {gold!r}, which only math-verify can compare: {NEEDED}"
-        )
+    refuse_if(
+        formulas and not find_spec("math_verify"),
+        f"{where} has the answer {gold!r}, which only math-verify can compare: {NEEDED}",
+    )
     read = [bool((_math.ask({"gold": formula}) or {}).get("read")) for formula in formulas]
-    if not parts or not all(read):
-        raise WorkbenchError(
-            f"{where} has the answer {gold[:200]!r}, which cannot be read as a number, a "
-            "formula or words"
-        )
+    refuse_if(
+        not parts or not all(read),
+        f"{where} has the answer {gold[:200]!r}, which cannot be read as a number, a "
+        "formula or words",
+    )

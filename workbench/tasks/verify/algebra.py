@@ -117,7 +117,7 @@ def _same_equation(left: sympy.Eq, right: sympy.Eq) -> bool:
 
 def _magnitude(number: sympy.Expr) -> float:
     """How many digits the number or its inverse may have. Raises TooLarge."""
-    parts = [_magnitude(part) for part in number.args]
+    parts = list(map(_magnitude, number.args))
     if number.is_Rational:
         size = math.log10(max(abs(number.p), number.q)) + 1
     elif number.is_Pow or isinstance(number, sympy.exp):

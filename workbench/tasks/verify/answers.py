@@ -15,6 +15,15 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from workbench.tasks.verify.claims import (
+    CONTRARY,
+    FUNCTIONS,
+    agrees,
+    core,
+    once,
+    tight,
+    without_remark,
+)
 from workbench.tasks.verify.notation import ROW, notation
 from workbench.tasks.verify.quantities import (
     NUMBER_WORDS,
@@ -23,7 +32,6 @@ from workbench.tasks.verify.quantities import (
     quantity,
     without_unit,
 )
-from workbench.tasks.verify.units import words
 
 LONGEST = 2000  # characters of an answer that are worth reading
 MOST_VALUES = 30  # of one answer that are compared with each other
@@ -52,11 +60,15 @@ def same(gold: str, given: str, algebra: Algebra) -> bool:
     """Is ``given`` the answer ``gold``? Both as written."""
     if max(len(gold), len(given)) > LONGEST:
         return gold == given
-    left, right = notation(gold), _once(notation(given))
+    left, right = notation(gold), once(notation(given))
     if not right:
         return False
-    if _tight(left) == _tight(right):
+    if tight(left) == tight(right):
         return True
+    if left.lower() in CONTRARY:
+        return agrees(left.lower(), core(right))
+    if "(" not in left:
+        right = without_remark(right)
     return _Comparison(algebra, is_text(gold)).same(left, core(right))
 
 
@@ -64,74 +76,9 @@ def is_number(answer: str) -> bool:
     return quantity(notation(answer)) is not None
 
 
-# --- what surrounds a value -----------------------------------------------------------------------
-
-_LEADING = re.compile(
-    r"(?:is|are|equals?|equal to|exactly|therefore|thus|then|hence|simply|just|indeed|clearly|now"
-    r"|definitely|certainly|surely|obviously|approximately|about|around|roughly|probably|maybe|perhaps|possibly|likely|either|both"
-    r"|the|an|there (?:is|are)"
-    r"|(?:the )?(?:final |correct )?answers?(?: is| are)?|it'?s|it is|that is|i\.e\."
-    r"|option|choice|letter|\\approx|[=:≈])(?![a-zA-Z])[\s:,]*",
-    re.IGNORECASE,
-)
-_REJECTED_FIRST = re.compile(
-    r"(?:not|n't|never|no longer)\b.*?(?:\bbut\b|[,;.]\s*(?:it'?s|it is|rather|instead)\b)"
-    r"(?:\s*(?:rather|instead|it'?s|it is)\b)?\s*",
-    re.IGNORECASE,
-)
-_REJECTED_LAST = re.compile(
-    r"[\s,;(]+(?:and |but )?(?:not|rather than|instead of|never)\b.*", re.IGNORECASE
-)
-_EXPLANATION = re.compile(
-    r"(?:[\s,;(]+(?:because|since|which|where|as(?! well)|due to|given that|by the|that is,"
-    r"|it follows|namely|given by)"
-    r"|[,;]\s*(?:i think|i believe|i am|i'm|so that|when|obtained|found|after|by|using|from|for)"
-    r"|\s+[-\u2014]+\s+(?=[a-zA-Z]{2}))(?![a-zA-Z]).*|\s*\u2014.*",
-    re.IGNORECASE,
-)
-_SECOND_VALUE = re.compile(
-    r"\b(?:or|maybe|perhaps|possibly|alternatively|could|might|may|as well)\b[^.]*\d", re.IGNORECASE
-)
-_NEGATED = re.compile(r"(?:not|n't|never|neither|nor|none of)\b", re.IGNORECASE)
-
-
-def core(answer: str) -> str:
-    """What is claimed: without "approximately", "because ..." and the values that it rejects ("not
-    4 but 5"); "" where it only rejects.
-    """
-    explanation = _EXPLANATION.search(answer)
-    if explanation and _SECOND_VALUE.search(explanation[0]):
-        return ""
-    for cut in (_REJECTED_LAST, _EXPLANATION):
-        rest = cut.sub("", answer, count=1).strip(" ,;")
-        answer = rest if rest and not _NEGATED.match(answer) else answer
-    before = None
-    while before != answer:
-        before = answer
-        answer = _REJECTED_FIRST.sub("", answer, count=1) if _NEGATED.match(answer) else answer
-        answer = answer[match.end() :] if (match := _LEADING.match(answer)) else answer
-    answer = answer.strip(" *_`\"',;:")
-    answer = answer if answer.endswith("..") else answer.rstrip(".")
-    return "" if _NEGATED.match(answer) else answer
-
-
-def _once(answer: str) -> str:
-    """``4 (four)`` and ``1/2 (0.5)`` say one thing twice."""
-    twice = re.fullmatch(r"(.*?[^\s(]) *\((?:i\.e\.|or|=|that is)?,?\s*([^()]+)\)", answer)
-    if not twice or _tight(twice[1]) == _tight(twice[2]):  # 2(2) is a product
-        return answer
-    first, second = quantity(twice[1]), quantity(twice[2].strip())
-    return twice[1] if first and second and equal_quantities(first, second) else answer
-
-
 # --- the forms of an answer -----------------------------------------------------------------------
 
-_FUNCTIONS = words(
-    "sin cos tan cot sec csc log exp ln sqrt min max mod lim gcd lcm arcsin arccos arctan sinh "
-    "cosh tanh infty frac"
-)
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_TIGHT = re.compile(r"\s*([^\w\s])\s*")
 _CHOICE = re.compile(r"\(([A-Z])\)|([A-Z])")
 _GIVEN_CHOICE = re.compile(r"\(([A-Za-z])\)(.*)|([A-Za-z])(?:[).:](.*))?", re.DOTALL)
 _OTHER_CHOICE = re.compile(r"\b(?:or|and|not)\b|\([A-Z]\)|\b[B-HJ-Z]\b")
@@ -162,10 +109,6 @@ _ARTICLE = re.compile(r"^(?:the|an?) ", re.IGNORECASE)
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 
 
-def _tight(answer: str) -> str:
-    return _TIGHT.sub(r"\1", answer)
-
-
 def _letters(formula: str) -> set[str]:
     """Its symbols; e and i may be numbers."""
     return set(re.findall(r"[a-zA-Z]", _COMMAND.sub(" ", formula))) - {"e", "i"}
@@ -178,7 +121,7 @@ def is_text(answer: str) -> bool:
     plain = notation(answer)
     if not plain or not all(c.isalpha() or c in " '\",.;:()!?&-" for c in plain):
         return False
-    return not _FUNCTIONS & set(re.findall(r"[a-z]+", plain)) and bool(
+    return not FUNCTIONS & set(re.findall(r"[a-z]+", plain)) and bool(
         re.search(r"[^\W\d_]{3}|[^\W\d_\x00-\u03ff]", plain) or "\\text" in answer
     )
 
@@ -272,7 +215,7 @@ class _Comparison:
 
     def _decide(self, gold: str, given: str) -> bool:
         gold, given = _MEMBER.sub("", gold), _MEMBER.sub("", given)
-        if not given or _tight(gold) == _tight(given):
+        if not given or tight(gold) == tight(given):
             return bool(given)
         for rule in (
             self.choices,
@@ -327,6 +270,8 @@ class _Comparison:
         return self.same(left_side, right_side)
 
     def lists(self, gold: str, given: str) -> bool | None:
+        if quantity(gold) and quantity(given):
+            return None
         left, right = values(gold), values(given)
         if len(left.parts) == 1 and not left.brackets:
             if right.brackets:
@@ -345,8 +290,7 @@ class _Comparison:
             return False
         if left.ordered or right.ordered:
             names = [part.partition("=")[0] for part in right.parts if "=" in part]
-            pairs = zip(left.parts, right.parts)
-            return names == sorted(names) and all(self.same(*pair) for pair in pairs)
+            return names == sorted(names) and all(map(self.same, left.parts, right.parts))
         return self._matches(left.parts, list(right.parts))
 
     def _matches(self, gold: list[str], given: list[str]) -> bool:
@@ -382,10 +326,9 @@ class _Comparison:
         if left[1].lower().startswith("v") != right[1].lower().startswith("v"):  # determinants
             return False
         rows, given_rows = _cells(left[2]), _cells(right[2])
-        if [len(row) for row in rows] != [len(row) for row in given_rows]:
+        if list(map(len, rows)) != list(map(len, given_rows)):
             return False
-        pairs = zip(itertools.chain(*rows), itertools.chain(*given_rows))
-        return all(self.same(*pair) for pair in pairs)
+        return all(map(self.same, itertools.chain(*rows), itertools.chain(*given_rows)))
 
     def quantities(self, gold: str, given: str) -> bool | None:
         left, right = quantity(gold), quantity(given)
@@ -405,7 +348,7 @@ class _Comparison:
     def words(self, gold: str, given: str) -> bool | None:
         if not self.is_text and not is_text(gold):
             return None
-        return _ARTICLE.sub("", _tight(gold)).lower() == _ARTICLE.sub("", _tight(given)).lower()
+        return _ARTICLE.sub("", tight(gold)).lower() == _ARTICLE.sub("", tight(given)).lower()
 
 
 def _in_base(answer: str) -> tuple[str, int] | None:

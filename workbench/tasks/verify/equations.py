@@ -13,6 +13,7 @@ import ast
 import re
 from fractions import Fraction
 from functools import lru_cache
+from operator import add, mul, sub, truediv
 from typing import NamedTuple
 
 _NUMBER = r"[$€£]?(?<!\d)(?:\d{1,3}(?:,\d{3}){1,5}|\d{1,18})(?!\d)(?:\.\d{1,18}(?!\d))?%?"
@@ -23,6 +24,7 @@ _TERM = rf"-?[(]*{_NUMBER}{_UNIT}[)]*"
 _SIDE = rf"{_TERM}(?:[ ]*{_SIGN}[ ]*{_TERM}){{0,11}}"  # bounded: time stays linear
 _EQUATION = re.compile(rf"(?<![\w.]){_SIDE}(?:[ ]*=[ ]*{_SIDE}){{1,7}}", re.ASCII)
 _OPERATORS = {"×": "*", "÷": "/", "·": "*", "−": "-", "–": "-", "x": "*", "of": "*"}
+_SUMS = {ast.Add: add, ast.Sub: sub, ast.Mult: mul, ast.Div: truediv}
 _LARGEST = Fraction(10) ** 30
 _TINY = Fraction(1, 10**9)  # 48 * 0.3333333333333333 is 16
 
@@ -77,7 +79,7 @@ def equations(text: str) -> list[Equation]:
 
 def numbers(side: str) -> tuple[Fraction, ...]:
     """The numbers of a text, without signs; a percentage as a hundredth."""
-    return tuple(_number(match) for match in re.findall(_NUMBER, side, re.ASCII))
+    return tuple(map(_number, re.findall(_NUMBER, side, re.ASCII)))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -85,7 +87,7 @@ def value(side: str) -> Fraction | None:
     """What a side comes to; None where it cannot be told (a division by zero, say)."""
     try:
         result = _evaluate(ast.parse(_plain(side), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, KeyError, ZeroDivisionError, RecursionError, MemoryError):
         return None
     return result if abs(result) < _LARGEST else None
 
@@ -117,16 +119,7 @@ def _evaluate(node: ast.expr) -> Fraction:
         return -_evaluate(node.operand)
     if not isinstance(node, ast.BinOp):
         raise ValueError("not a sum")
-    left, right = _evaluate(node.left), _evaluate(node.right)
-    if isinstance(node.op, ast.Add):
-        return left + right
-    if isinstance(node.op, ast.Sub):
-        return left - right
-    if isinstance(node.op, ast.Mult):
-        return left * right
-    if isinstance(node.op, ast.Div):
-        return left / right
-    raise ValueError("not a sum")
+    return _SUMS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
 
 
 def _number(text: str) -> Fraction:

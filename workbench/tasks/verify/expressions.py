@@ -19,7 +19,7 @@ import re
 import string
 from typing import NamedTuple
 
-from workbench.core import WorkbenchError
+from workbench.core import refuse_if
 from workbench.tasks.sandbox.outside import check_execution
 
 LONGEST = 2000  # characters of a formula
@@ -75,11 +75,11 @@ def check_scorer(dataset: str, scorer: type) -> None:
     if dataset in OWN:
         return None
     source = inspect.getsource(inspect.getmodule(scorer.score_answer))
-    if _EVALUATION.search(source):
-        raise WorkbenchError(
-            f"gym:{dataset} may run answers as code when it scores them, and how to prevent that "
-            "is not known here"
-        )
+    refuse_if(
+        _EVALUATION.search(source),
+        f"gym:{dataset} may run answers as code when it scores them, and how to prevent that "
+        "is not known here",
+    )
 
 
 def inert(dataset: str, answer: str, gold: str) -> bool:
@@ -104,7 +104,7 @@ def inert(dataset: str, answer: str, gold: str) -> bool:
 
 def _is_literal(node: ast.expr) -> bool:
     if isinstance(node, (ast.List, ast.Tuple)):
-        return all(_is_literal(item) for item in node.elts)
+        return all(map(_is_literal, node.elts))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     return isinstance(node, ast.Constant) and type(node.value) in (int, float, str)

@@ -55,6 +55,9 @@ _RULES = r"""
 (?<=\d)\s*[aA]\.?[mM](?![a-zA-Z])\.? ⇒ ␣am
 (?<=\d)\s*[pP]\.?[mM](?![a-zA-Z])\.? ⇒ ␣pm
 (?<![a-zA-Z])(?:USD|US\$)\s*(?=\d) ⇒ \$
+(?<![a-zA-Z])(?:Rs|INR)\.?\s*(?=\d) ⇒ ₹
+(?<![a-zA-Z])[Aa]n? (?=(?:half|quarter|third|(?:four|fif|six|seven|eigh|nin|ten)th)\b) ⇒ one␣
+(?<![\w.])(\d+) and one half(?![a-zA-Z]) ⇒ \1 1/2
 \\(?:lor|vee)(?![a-zA-Z]) ⇒ ␣or␣
 \\(?:mathbb\s*\{?R\}?|R)(?![a-zA-Z^_\s]) ⇒ (-\\infty,\\infty)
 \{\s*(\w+)\s*\\choose\s*(\w+)\s*\} ⇒ \\binom{\1}{\2}

@@ -20,7 +20,7 @@ import sys
 import threading
 import weakref
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 
 # of processor time, for one job: a machine that is busy with something else changes no reward
 SECONDS = 5.0
@@ -84,8 +84,10 @@ class Pool:
             reply = json.loads(line)
         except ValueError:
             reply = None
-        if not isinstance(reply, dict):
-            raise WorkbenchError(f"the process that grades answers ({self.kind}) made no sense")
+        refuse_if(
+            not isinstance(reply, dict),
+            f"the process that grades answers ({self.kind}) made no sense",
+        )
         return reply
 
     def _try(self, job: dict, wall: float) -> tuple[str, str]:

@@ -56,21 +56,36 @@ _QUANTITY = re.compile(
     re.DOTALL,
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-_ONES = re.findall(
-    r"\w+",
+_INDIAN = re.compile(r"(?<![\d.,])[1-9]\d?(?:,\d\d)+,\d{3}(?![\d,])")  # 12,34,567
+# 3 dollars and 50 cents; 5 feet 6 inches
+_TWO_UNITS = re.compile(r"(.*?[^\s,]),?\s+(?:and\s+(?=\w)|(?=\d))(.*)")
+
+
+def _counted(ones: str, ending: str) -> dict[str, int]:
+    """The words for 0 to 99, from those up to nineteen and what twenty and its kind end with."""
+    words = ones.split()
+    numbers = dict(zip(words, range(20)))
+    tens = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+    for place, ten in enumerate(tens, 2):
+        numbers[ten[:-1] + ending] = 10 * place
+        for number, one in enumerate(words[1:10], 1):
+            numbers[f"{ten}-{one}"] = 10 * place + number
+    return numbers
+
+
+NUMBER_WORDS = _counted(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen",
+    "y",
 )
-_TENS = re.findall(r"\w+", "twenty thirty forty fifty sixty seventy eighty ninety")
-NUMBER_WORDS = {word: number for number, word in enumerate(_ONES)}
-NUMBER_WORDS |= {word: 10 * number for number, word in enumerate(_TENS, 2)}
-NUMBER_WORDS |= {
-    f"{ten}-{one}": NUMBER_WORDS[ten] + number
-    for ten in _TENS
-    for number, one in enumerate(_ONES[:10])
-}
+_ORDINALS = _counted(
+    "zeroth first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth "
+    "thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth",
+    "ieth",
+)
+_WORDS = NUMBER_WORDS | _ORDINALS
 _NUMBER_WORD = re.compile(
-    "(" + "|".join(sorted(NUMBER_WORDS, key=len, reverse=True)) + r")(?![a-zA-Z])", re.IGNORECASE
+    "(" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r")(?![a-zA-Z])", re.IGNORECASE
 )
 
 
@@ -83,11 +98,31 @@ class Quantity(NamedTuple):
 
 
 def quantity(answer: str) -> Quantity | None:
-    """An answer in ``notation`` as a number with its unit; None where it is more than that."""
-    answer = join_thousands(answer)
+    """An answer in ``notation`` as a number with its unit, or with a larger and a smaller one; None
+    where it is more than that.
+    """
+    return _of_one_unit(answer) or _of_two_units(answer)
+
+
+def _of_two_units(answer: str) -> Quantity | None:
+    """What is over a whole number of large units, in small ones, is less than one large one."""
+    parts = _TWO_UNITS.fullmatch(answer)
+    large = parts and _of_one_unit(parts[1])
+    if not large or large.value < 0 or large.value.denominator > 1 or not large.unit.dimensions:
+        return None
+    small = quantity(parts[2])
+    if not small or small.unit.dimensions != large.unit.dimensions:
+        return None
+    share = small.value * small.unit.factor / large.unit.factor
+    return Quantity(large.value + share, large.unit) if 0 <= share < 1 else None
+
+
+def _of_one_unit(answer: str) -> Quantity | None:
+    answer = join_thousands(_INDIAN.sub(_without_commas, answer))
     word = _NUMBER_WORD.match(answer)
+    ordinal = bool(word) and word[1].lower() in _ORDINALS
     if word:
-        answer = str(NUMBER_WORDS[word[1].lower()]) + answer[word.end() :]
+        answer = str(_WORDS[word[1].lower()]) + answer[word.end() :]
     match = _QUANTITY.fullmatch(answer)
     if not match or (match["money"] and match["sign"] and match["sign2"]):
         return None
@@ -98,7 +133,7 @@ def quantity(answer: str) -> Quantity | None:
     if value is None:
         return None
     value *= Fraction(_SCALES.get(match["scale"], 1))
-    unit = _unit(match["money"], match["tail"], abs(value) <= 1)
+    unit = _unit(match["money"], match["tail"], ordinal or abs(value) <= 1)
     if unit is None:
         return None
     negative = "-" in match["sign"] + match["sign2"]
@@ -107,7 +142,11 @@ def quantity(answer: str) -> Quantity | None:
 
 def join_thousands(answer: str) -> str:
     """1,234,567 without its commas."""
-    return _THOUSANDS.sub(lambda digits: digits[0].replace(",", ""), answer)
+    return _THOUSANDS.sub(_without_commas, answer)
+
+
+def _without_commas(digits: re.Match) -> str:
+    return digits[0].replace(",", "")
 
 
 def without_unit(answer: str) -> tuple[str, Unit]:

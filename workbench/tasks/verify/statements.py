@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from workbench.tasks.verify.answers import LONGEST, core, exact
+from workbench.tasks.verify.answers import LONGEST, exact
+from workbench.tasks.verify.claims import core
 from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.quantities import quantity
 from workbench.thoughts import said_aloud
@@ -64,8 +65,18 @@ _OR_AFTER = re.compile(
 )
 _TAKEN_BACK = re.compile(
     r"\b(?:(?:that|this|it|which)(?: is|['\u2019]s| was) (?:wrong|incorrect|not right|not correct)"
+    r"|(?:actually|oh|sorry|hmm),? no\b(?! need)"
+    r"|(?<=[.!?\u2026] )no,? it(?: is|['\u2019]s) (?=[-$\\]*\d)"
     r"|scratch that|correction:|i made (?:a mistake|an error)|wait,? no\b(?! need)|no,? wait\b"
     r"|actually,? (?:it|that|this|the answer) (?:is|should|must)\b(?! (?:right|correct)))",
+    re.IGNORECASE,
+)
+
+
+_SAID_ANEW = re.compile(
+    r"[\s,.;:\u2014-]*(?:(?:so|rather|instead)\W+)?(?:be\s+"
+    r"|(?:it|that|this|(?:the |my )?(?:\w+ )?answer)(?:['\u2019]s| is| must be| should be)\s+)?"
+    r"(?P<claim>[^\n]*)",
     re.IGNORECASE,
 )
 
@@ -150,7 +161,7 @@ def _marked(text: str) -> list[Statement]:
 
 
 def _abbreviates(said: str, stop: re.Match) -> bool:
-    return bool(re.search(r"\b(?:e\.g|i\.e|approx|ca|vs|sq|cu)$", said[: stop.start()]))
+    return bool(re.search(r"\b(?:e\.g|i\.e|approx|ca|vs|sq|cu|Rs)$", said[: stop.start()]))
 
 
 def _last_number(text: str) -> list[str]:
@@ -176,12 +187,23 @@ def _last_number(text: str) -> list[str]:
     return [last[0], *([alternative[1]] if alternative else [])]
 
 
+def _said_anew(rest: str) -> list[str]:
+    """The number that follows an answer which was taken back; none where more is said."""
+    claim = _SAID_ANEW.match(rest)["claim"]
+    stop = _SENTENCE_END.search(claim)
+    claim = claim[: stop.start()] if stop and stop[0] != "?" else claim
+    return [claim] if quantity(notation(core(claim))) else []
+
+
 def _together(text: str, statements: list[Statement], later: list[Statement]) -> list[str]:
     """The last statement, and what is given with it, before it and after it, as an answer."""
     kept = [s for s in statements if not _NOT_THIS_BOX.search(text[max(0, s.start - 30) : s.start])]
-    if not kept or _TAKEN_BACK.search(text, kept[-1].end):
+    if not kept:
         return []
     last = kept[-1]
+    taken_back = list(_TAKEN_BACK.finditer(text, last.start))
+    if taken_back:
+        return _said_anew(text[taken_back[-1].end() :])
     answers, start = [last.said], last.start
     for earlier in reversed(kept[:-1]):
         if not 0 <= start - earlier.end <= NEAR or not _BETWEEN.fullmatch(text, earlier.end, start):
@@ -195,4 +217,4 @@ def _together(text: str, statements: list[Statement], later: list[Statement]) ->
     for other in later:
         if other.start >= last.end and quantity(notation(core(other.said))):
             answers += [other.said] if exact(last.said, other.said) is not True else []
-    return list(dict.fromkeys(answer for answer in answers if answer))
+    return list(dict.fromkeys(filter(None, answers)))

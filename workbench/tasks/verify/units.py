@@ -154,4 +154,4 @@ def _counts_things(things: list[str], any_word: bool) -> bool:
         word in _PLURALS or (len(word) > 3 and word.endswith("s") and not word.endswith("ss"))
         for word in things
     )
-    return not things or plural or (any_word and all(_NOUN.match(word) for word in things))
+    return not things or plural or (any_word and all(map(_NOUN.match, things)))
