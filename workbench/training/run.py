@@ -109,6 +109,8 @@ def fit(
     _refuse_idle_ranks(plan)
     settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
     settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
+    if learner.policy.head.dtype != torch.float32:
+        settings["dtype"] = str(learner.policy.head.dtype).removeprefix("torch.")
     with sole_training(out):
         config = settings | same_prompts(out, learner, resume) | (config or {})
         start = first_step(out, learner, config, resume)
