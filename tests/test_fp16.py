@@ -183,7 +183,7 @@ def test_which_16_bits(device, has_bf16, monkeypatch):
     without = FP16 if "cuda" in device else None
     bf16 = None if device == "mps" else torch.bfloat16
     assert loading.half_type(device) == (bf16 if has_bf16 else without)
-    compute = loading._nf4(loading.half_type(device)).bnb_4bit_compute_dtype
+    compute = loading._nf4(device).bnb_4bit_compute_dtype
     assert compute == (loading.half_type(device) or torch.float32)
 
 

@@ -71,11 +71,7 @@ def load_policy(
     loader = import_unsloth() if unsloth else None
     if isinstance(source, Path):
         check_seal(source)
-    more = (
-        {"quantization_config": _nf4(half_type(device)), "device_map": {"": device}}
-        if four_bit
-        else {}
-    )
+    more = {"quantization_config": _nf4(device), "device_map": {"": device}} if four_bit else {}
     try:
         if loader:
             net, tokenizer = loader.from_pretrained(
@@ -235,8 +231,8 @@ def import_unsloth():
     return FastLanguageModel
 
 
-def _nf4(half: torch.dtype | None):
-    """4 bits a weight, computed with in ``half``, or in fp32 where the device has no such type."""
+def _nf4(device: str):
+    """4 bits a weight, computed with in ``half_type``, or in fp32 where the device has none."""
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # not installed, or its library does not load on this machine
@@ -250,7 +246,7 @@ def _nf4(half: torch.dtype | None):
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=half or torch.float32,
+        bnb_4bit_compute_dtype=half_type(device) or torch.float32,
     )
 
 

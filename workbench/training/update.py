@@ -230,10 +230,10 @@ def measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
     was not finite (healthy: 0; in fp16 a few, each of which halves loss_scale, what the loss is
     multiplied by against rounding to 0); last_NAME, a loss's metric in the last of several updates
     on one batch; for a method with an EMA teacher teacher_distance, |theta - theta'| /
-    |theta - theta_0| after its step. From 1 - u it falls slowly while the policy moves on; 0 is no teacher but the
-    policy itself, and a value that stays near 1 a teacher that does not follow. seconds_sample and
-    seconds_train, of the first process; of the former seconds_grade went by while attempts were
-    graded, several at a time.
+    |theta - theta_0| after its step. From 1 - u it falls slowly while the policy moves on; 0 is no
+    teacher but the policy itself, and a value that stays near 1 a teacher that does not follow.
+    seconds_sample and seconds_train, of the first process; of the former seconds_grade went by
+    while attempts were graded, several at a time.
     """
     tokens = batch.denominators["tokens"]
     sampled = batch.mask & batch.sampler_logp.isfinite()
