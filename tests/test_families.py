@@ -353,7 +353,9 @@ def test_memory_of_every_family_is_counted(family, tmp_path):
 
 
 def counted(family, folder):
-    """Weights to the byte; the sampler's cache as large as a real one."""
+    """Weights and adapter to the byte, the sampler's cache to that of a real model of these sizes.
+    (Its tensors for a moment, and its logits, are by rule.)
+    """
     lacking(family)
     zoo.config(family).save_pretrained(folder)
     net = memory.skeleton(folder)
@@ -363,10 +365,42 @@ def counted(family, folder):
     except WorkbenchError as error:
         assert family == "minimax" and "cannot be counted" in str(error)
         return
-    real = sum(p.numel() for p in zoo.model(family).parameters())
+    policy = zoo.policy(family)
+    real = sum(p.numel() for p in policy.model.parameters())
     assert parts["full"]["weights"] == 4 * real == parts["full"]["gradients"]
-    assert 0 < parts["lora"]["adapter"] < parts["full"]["weights"] * 2
-    assert all(part["activations"] > 0 and part["sampling"] > 0 for part in parts.values())
+    assert parts["lora"]["weights"] == 2 * real > parts["qlora"]["weights"]
+    assert all(part["activations"] > 0 for part in parts.values())
+    logits = 4 * 4 * 16 * len(policy.base.get_output_embeddings().weight)
+    if family not in zoo.REFUSED:
+        cached = cache_bytes(policy, 20)
+        assert parts["full"]["sampling"] == 2 * 16 * cached + logits
+        assert parts["lora"]["sampling"] == pytest.approx(16 * cached + logits, rel=0.5)
+        assert parts["lora"]["sampling"] < parts["full"]["sampling"]
+        trained = sum(p.numel() for p in Learner(policy, lora=2).parameters)
+        assert parts["lora"]["adapter"] == 4 * trained == parts["qlora"]["adapter"]
+
+
+@torch.no_grad()
+def cache_bytes(policy, length):
+    """Of a row, in the cache that the model fills."""
+    from torch.utils._pytree import tree_leaves
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=policy.base.config)
+    ids = torch.ones(1, length, dtype=torch.long)
+    policy.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+    leaves = tree_leaves([vars(layer) for layer in cache.layers])
+    return sum(x.nbytes for x in leaves if isinstance(x, torch.Tensor))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "deepseek_v3", "gemma3"])
+def test_what_is_kept_in_four_bits_is_counted(family, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    lacking(family)
+    folder = toys.saved(zoo.policy(family), tmp_path)
+    policy = load_policy(folder, four_bit=True, device="cpu")
+    packed = [p for p in policy.model.parameters() if hasattr(p, "quant_state")]
+    assert memory._in_four_bits(memory.skeleton(folder)) == 2 * sum(p.numel() for p in packed) > 0
 
 
 def test_doctor_says_why_it_cannot_count(tmp_path, capsys, monkeypatch):

@@ -33,13 +33,8 @@ from workbench.model.loading import UNREADABLE, auto_class, source_of, why_not_l
 from workbench.model.scores import CHUNK_ELEMENTS
 from workbench.rollouts.sampling import ROWS
 
-# GiB that a process finds free, and whether it computes in bf16.
-GPUS = {
-    "T4": (14.6, False),
-    "L4": (22.0, True),
-    "A100 40 GB": (39.4, True),
-    "A100 / H100 80 GB": (79.1, True),
-}
+# GiB that a process finds free. All compute in 16 bits, the T4 in fp16, the others in bf16.
+GPUS = {"T4": 14.6, "L4": 22.0, "A100 40 GB": 39.4, "A100 / H100 80 GB": 79.1}
 CONTEXT = 0.6 * 2**30  # what CUDA itself and its libraries take
 MODES = ("full", "lora", "qlora")
 # bytes a weight: 4 bits, an 8-bit scale for 64 of them, a 32-bit scale for 256 of those
@@ -115,24 +110,16 @@ def _experts(module, hidden, top_k_index, top_k_weights):
     return _Experts.apply(hidden, top_k_index.numel(), *matrices)
 
 
-def predict(
-    net: nn.Module,
-    method: Method,
-    mode: str,
-    sizes: StepSizes,
-    *,
-    bf16: bool = True,
-) -> dict[str, float]:
+def predict(net: nn.Module, method: Method, mode: str, sizes: StepSizes) -> dict[str, float]:
     """Bytes at the peak of one step, by part; ``"peak"`` is their total, where sampling and
     training take turns.
 
-    ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in bf16, or 4 bits). ``bf16``: the
-    GPU computes in it, else frozen weights are fp32 where they are not 4 bits. A method's teacher
+    ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in 16 bits, or 4). A method's teacher
     network is taken to be the same model, frozen.
     """
-    wide = 2 if bf16 and mode != "full" else 4
+    wide = 4 if mode == "full" else 2
     ready = _trainable(net, mode, sizes.rank, wide)
-    static = _static(net, ready, method, mode, sizes, wide, bf16)
+    static = _static(net, ready, method, mode, sizes, wide)
     parts = static | {
         "activations": _training(ready, method, sizes, wide),
         "sampling": _sampling(ready, method, sizes),
@@ -161,18 +148,13 @@ def _static(
     mode: str,
     sizes: StepSizes,
     wide: int,
-    bf16: bool,
 ) -> dict[str, float]:
     """What stays from step to step: weights, what is trained of them, and copies."""
-    head = net.get_output_embeddings()
-    linear = sum(
-        module.weight.numel()
-        for module in net.modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
     count = sum(p.numel() for p in net.parameters())
-    weights = wide * (count - linear) + (NF4 if mode == "qlora" else wide) * linear
-    frozen = (2 if bf16 else 4) * count if mode == "full" else weights
+    weights = wide * count
+    if mode == "qlora":
+        weights += (NF4 - wide) * _in_four_bits(net)
+    frozen = 2 * count if mode == "full" else weights
     trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
     averaged = method.distil is not None and method.distil.teacher == "teacher"
     return {
@@ -184,6 +166,22 @@ def _static(
         "teacher": 4 * trained * averaged,
         "expert": frozen * method.needs_expert,
     }
+
+
+def _in_four_bits(net: nn.Module) -> int:
+    """Weights that transformers lets bitsandbytes keep in 4 bits: not the head, nor experts that
+    are one tensor.
+    """
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = get_keys_to_not_convert(net)
+    return sum(
+        module.weight.numel()
+        for name, module in net.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, kept)
+    )
 
 
 def _training(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> float:
@@ -347,10 +345,5 @@ def report(model: str | Path, methods: Sequence[str], **sizes) -> str:
 
 def _smallest(net: nn.Module, method: Method, mode: str, sizes: StepSizes) -> str:
     """GiB at the peak, and the smallest GPU that has them."""
-    peaks = {
-        bf16: predict(net, method, mode, sizes, bf16=bf16)["peak"] / 2**30 for bf16 in (True, False)
-    }
-    for gpu, (free, bf16) in GPUS.items():
-        if peaks[bf16] <= free:
-            return f"{peaks[bf16]:.1f}  {gpu}"
-    return f"{peaks[True]:.1f}  more than 80 GB"
+    peak = predict(net, method, mode, sizes)["peak"] / 2**30
+    return f"{peak:.1f}  " + next((g for g in GPUS if peak <= GPUS[g]), "more than 80 GB")
