@@ -403,6 +403,26 @@ def test_what_is_kept_in_four_bits_is_counted(family, tmp_path):
     assert memory._in_four_bits(memory.skeleton(folder)) == 2 * sum(p.numel() for p in packed) > 0
 
 
+@pytest.mark.parametrize("family", ["blip", "florence2", "clip", "t5"])
+def test_doctor_says_what_is_no_language_model(family, tmp_path, capsys):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    lacking(family)
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    assert main(["doctor", "--model", str(tmp_path), "--method", "grpo"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"workbench: (the memory of a \w+ cannot be counted|could not load) .*", said)
+
+
+def test_doctor_counts_a_configuration_that_checks_its_fields(tmp_path, capsys):
+    lacking("emu3")
+    from transformers import Emu3TextConfig
+
+    sizes = zoo.SIZES | zoo.GROUPED | {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    Emu3TextConfig(**sizes).save_pretrained(tmp_path)
+    assert main(["doctor", "--model", str(tmp_path), "--method", "grpo"]) == 0
+
+
 def test_doctor_says_why_it_cannot_count(tmp_path, capsys, monkeypatch):
     zoo.config("qwen2").save_pretrained(tmp_path)
 
@@ -411,7 +431,9 @@ def test_doctor_says_why_it_cannot_count(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(memory, "_run", run)
     assert main(["doctor", "--model", str(tmp_path), "--method", "grpo"]) == 2
-    assert "cannot be counted, because it does not run without weights" in capsys.readouterr().err
+    assert (
+        "cannot be counted, because it does not run here without weights" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("family", ["opt", "xglm", "biogpt", "llama"])

@@ -545,6 +545,27 @@ def test_predictions_order_as_they_must():
     assert sum(p.requires_grad for p in net.parameters()) == 0  # the skeleton is as it was
 
 
+def test_the_readme_says_what_fits_a_t4(tmp_path):
+    """The shape of Qwen2.5-1.5B."""
+    from transformers import Qwen2Config
+
+    sizes = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+    heads = {"num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    Qwen2Config(vocab_size=151936, **sizes, **heads).save_pretrained(tmp_path)
+    net = memory.skeleton(tmp_path)
+    peaks = []
+    for checkpointing in (True, False):
+        asked = memory.StepSizes(checkpointing=checkpointing)
+        for mode in ("lora", "qlora"):
+            peaks.append(memory.predict(net, GRPO(), mode, asked)["peak"] / 2**30)
+    assert max(peaks[:2]) < memory.GPUS["T4"] < min(peaks[2:])
+    text = " ".join((Path(__file__).parent.parent / "README.md").read_text().split())
+    assert (
+        "{:.1f} GiB with LoRA and {:.1f} with QLoRA under `--checkpointing` ({:.1f} and {:.1f} "
+        "without it) of the T4's 14.6".format(*peaks)
+    ) in text
+
+
 def test_doctor_says_what_fits(capsys):
     assert main(["doctor", "--model", str(MODEL), "--method", "sdpo", "--rows", "2"]) == 0
     said = capsys.readouterr().out

@@ -29,7 +29,7 @@ from torch import nn
 from workbench.core import Method, WorkbenchError, first_line
 from workbench.model.adapters import peft_adapter
 from workbench.model.families import decoder, text_config
-from workbench.model.loading import UNREADABLE, auto_class, source_of, why_not_loaded
+from workbench.model.loading import auto_class, source_of, why_not_loaded
 from workbench.model.scores import CHUNK_ELEMENTS
 from workbench.rollouts.sampling import ROWS
 
@@ -68,9 +68,10 @@ def skeleton(model: str | Path) -> nn.Module:
         how = {"attn_implementation": "counted", "experts_implementation": "counted"}
         with torch.device("meta"):
             net = auto_class(config).from_config(config, dtype=torch.float32, **how)
-    except UNREADABLE as error:
+        # some look for it among the tokens, and some let nobody take it away
+        vars(text_config(net.config))["pad_token_id"] = None
+    except Exception as error:  # a foreign configuration fails in its own ways
         raise WorkbenchError(why_not_loaded(model, error)) from error
-    text_config(net.config).pad_token_id = None  # some look for it among the tokens
     return net.eval().requires_grad_(False)
 
 
@@ -116,14 +117,22 @@ def predict(net: nn.Module, method: Method, mode: str, sizes: StepSizes) -> dict
 
     ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in 16 bits, or 4). A method's teacher
     network is taken to be the same model, frozen.
+
+    Raises WorkbenchError where a model cannot do without the numbers, or is no language model.
     """
     wide = 4 if mode == "full" else 2
-    ready = _trainable(net, mode, sizes.rank, wide)
-    static = _static(net, ready, method, mode, sizes, wide)
-    parts = static | {
-        "activations": _training(ready, method, sizes, wide),
-        "sampling": _sampling(ready, method, sizes),
-    }
+    try:
+        ready = _trainable(net, mode, sizes.rank, wide)
+        static = _static(net, ready, method, mode, sizes, wide)
+        parts = static | {
+            "activations": _training(ready, method, sizes, wide),
+            "sampling": _sampling(ready, method, sizes),
+        }
+    except Exception as error:  # a foreign model fails in its own ways
+        raise WorkbenchError(
+            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
+            f"here without weights: {first_line(error)}"
+        ) from error
     busy = max(parts["activations"], parts["sampling"])
     return parts | {"peak": sum(static.values()) + busy + CONTEXT}
 
@@ -246,7 +255,6 @@ def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, i
     """What all layers take, and the largest of them, from what the first n take.
 
     Layers of one kind take the same: the first of each kind, beside the very first, is measured.
-    Raises WorkbenchError where a model cannot do without the numbers.
     """
     of_layers = functools.cache(of_layers)
     types = getattr(text_config(net.config), "layer_types", None) or ()
@@ -255,14 +263,8 @@ def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, i
         for i, layer in enumerate(_layers(net))
     ]
     first = {kind: kinds.index(kind, 1) for kind in kinds[1:]}
-    try:
-        takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
-        total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
-    except Exception as error:  # a foreign forward pass fails in its own ways
-        raise WorkbenchError(
-            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
-            f"without weights: {first_line(error)}"
-        ) from error
+    takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
+    total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
     return total, max(takes.values(), default=total)
 
 
