@@ -34,7 +34,7 @@ def test_every_part_goes_through(rehearsed):
 
 def test_a_second_call_goes_on(rehearsed, monkeypatch):
     """What is done is not made again, what failed is; other versions begin anew."""
-    results, out = rehearsed
+    _, out = rehearsed
     asked = []
     monkeypatch.setattr(gpu, "run", lambda name, *_: asked.append(name))
     damaged = json.loads(out.read_text())
