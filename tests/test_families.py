@@ -414,6 +414,20 @@ def test_doctor_says_what_is_no_language_model(family, tmp_path, capsys):
     assert re.match(r"workbench: (the memory of a \w+ cannot be counted|could not load).+", said)
 
 
+@pytest.mark.parametrize("family", ["falcon", "gptj"])
+def test_doctor_asks_families_with_attention_of_their_own(family, tmp_path, capsys):
+    """Counted, or why not: that their table of kinds lacks ours is no reason."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    CONFIG_MAPPING[family](vocab_size=128, hidden_size=32, n_embd=32, n_head=4).save_pretrained(
+        tmp_path
+    )
+    code = main(["doctor", "--model", str(tmp_path), "--method", "grpo"])
+    out, err = capsys.readouterr()
+    assert code == (0 if family == "falcon" else 2) and "'counted'" not in err
+    assert ("T4" in out) if code == 0 else "cannot be counted" in err
+
+
 def test_doctor_counts_a_configuration_that_checks_its_fields(tmp_path, capsys):
     """One in which the padding token must be a number."""
     lacking("emu3")
@@ -438,15 +452,17 @@ def test_doctor_says_why_it_cannot_count(tmp_path, capsys, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("family", ["opt", "xglm", "biogpt", "llama"])
+@pytest.mark.parametrize("family", ["opt", "xglm", "biogpt", "llama", "gpt2", "bart"])
 def test_checkpointing_with_dropout_gives_the_same_gradient(family):
     from copy import deepcopy
 
     gradients = []
     for checkpointing in (False, True):
         policy = zoo.policy(family)
-        for name in ("dropout", "attention_dropout", "activation_dropout"):
-            for module in policy.model.modules():
+        for module in policy.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.4
+            for name in ("dropout", "attention_dropout", "activation_dropout"):
                 if isinstance(getattr(module, name, None), float):
                     setattr(module, name, 0.4)
         learner = Learner(policy, checkpointing=checkpointing)

@@ -55,23 +55,35 @@ class StepSizes:
 
 
 def skeleton(model: str | Path) -> nn.Module:
-    """The model on the meta device: shapes without numbers."""
-    from transformers import AutoConfig
+    """The model on the meta device: shapes without numbers.
+
+    Raises WorkbenchError where there is no such model.
+    """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     source = source_of(model)
     ALL_ATTENTION_FUNCTIONS.register("counted", _attention)
     ALL_EXPERTS_FUNCTIONS.register("counted", _experts)
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        how = {"attn_implementation": "counted", "experts_implementation": "counted"}
-        with torch.device("meta"):
-            net = auto_class(config).from_config(config, dtype=torch.float32, **how)
-        # some look for it among the tokens, and some let nobody take it away
-        vars(text_config(net.config))["pad_token_id"] = None
-    except Exception as error:  # a foreign configuration fails in its own ways
-        raise WorkbenchError(why_not_loaded(model, error)) from error
+    errors = []
+    # some families have a table of their own, and keep more than a fused kernel would
+    for attention in ("counted", "sdpa", "eager"):
+        try:
+            return _shapes(source, attention)
+        except Exception as error:  # a foreign configuration fails in its own ways
+            errors.append(error)
+    raise WorkbenchError(why_not_loaded(model, errors[0])) from errors[0]
+
+
+def _shapes(source: str | Path, attention: str) -> nn.Module:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    how = {"attn_implementation": attention, "experts_implementation": "counted"}
+    with torch.device("meta"):
+        net = auto_class(config).from_config(config, dtype=torch.float32, **how)
+    # some look for it among the tokens, and some let nobody take it away
+    vars(text_config(net.config))["pad_token_id"] = None
     return net.eval().requires_grad_(False)
 
 
