@@ -419,9 +419,8 @@ def test_doctor_asks_families_with_attention_of_their_own(family, tmp_path, caps
     """Counted, or why not: that their table of kinds lacks ours is no reason."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    CONFIG_MAPPING[family](vocab_size=128, hidden_size=32, n_embd=32, n_head=4).save_pretrained(
-        tmp_path
-    )
+    heads = {"num_attention_heads": 4} if family == "falcon" else {"n_head": 4, "rotary_dim": 4}
+    CONFIG_MAPPING[family](vocab_size=128, hidden_size=32, **heads).save_pretrained(tmp_path)
     code = main(["doctor", "--model", str(tmp_path), "--method", "grpo"])
     out, err = capsys.readouterr()
     assert code == (0 if family == "falcon" else 2) and "'counted'" not in err
