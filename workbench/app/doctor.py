@@ -83,13 +83,14 @@ def main(args: argparse.Namespace) -> None:
         args.checkpointing,
         args.eight_bit,
     )
+    table = memory.report(args.model, names, **vars(sizes))
     print(
         f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU "
         f"that it fits: {args.prompt} + {args.new} tokens, "
         f"{args.rows} rollouts in a micro-batch, {args.prompts} problems in a step; "
-        "frozen weights in bf16 (on a T4 fp32), QLoRA's in 4 bits.\n"
+        "frozen weights in 16 bits (on a T4 fp16, else bf16), QLoRA's in 4.\n"
     )
-    print(memory.report(args.model, names, **vars(sizes)))
+    print(table)
     if args.measure:
         print(measured(args.model, kinds, args.measure, sizes))
 

@@ -29,17 +29,12 @@ from torch import nn
 from workbench.core import Method, WorkbenchError, first_line
 from workbench.model.adapters import peft_adapter
 from workbench.model.families import decoder, text_config
-from workbench.model.loading import UNREADABLE, auto_class, source_of, why_not_loaded
+from workbench.model.loading import auto_class, source_of, why_not_loaded
 from workbench.model.scores import CHUNK_ELEMENTS
 from workbench.rollouts.sampling import ROWS
 
-# GiB that a process finds free, and whether it computes in bf16.
-GPUS = {
-    "T4": (14.6, False),
-    "L4": (22.0, True),
-    "A100 40 GB": (39.4, True),
-    "A100 / H100 80 GB": (79.1, True),
-}
+# GiB that a process finds free. All compute in 16 bits, the T4 in fp16, the others in bf16.
+GPUS = {"T4": 14.6, "L4": 22.0, "A100 40 GB": 39.4, "A100 / H100 80 GB": 79.1}
 CONTEXT = 0.6 * 2**30  # what CUDA itself and its libraries take
 MODES = ("full", "lora", "qlora")
 # bytes a weight: 4 bits, an 8-bit scale for 64 of them, a 32-bit scale for 256 of those
@@ -60,22 +55,35 @@ class StepSizes:
 
 
 def skeleton(model: str | Path) -> nn.Module:
-    """The model on the meta device: shapes without numbers."""
-    from transformers import AutoConfig
+    """The model on the meta device: shapes without numbers.
+
+    Raises WorkbenchError where there is no such model.
+    """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     source = source_of(model)
     ALL_ATTENTION_FUNCTIONS.register("counted", _attention)
     ALL_EXPERTS_FUNCTIONS.register("counted", _experts)
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        how = {"attn_implementation": "counted", "experts_implementation": "counted"}
-        with torch.device("meta"):
-            net = auto_class(config).from_config(config, dtype=torch.float32, **how)
-    except UNREADABLE as error:
-        raise WorkbenchError(why_not_loaded(model, error)) from error
-    text_config(net.config).pad_token_id = None  # some look for it among the tokens
+    errors = []
+    # some families have a table of their own, and keep more than a fused kernel would
+    for attention in ("counted", "sdpa", "eager"):
+        try:
+            return _shapes(source, attention)
+        except Exception as error:  # a foreign configuration fails in its own ways
+            errors.append(error)
+    raise WorkbenchError(why_not_loaded(model, errors[0])) from errors[0]
+
+
+def _shapes(source: str | Path, attention: str) -> nn.Module:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    how = {"attn_implementation": attention, "experts_implementation": "counted"}
+    with torch.device("meta"):
+        net = auto_class(config).from_config(config, dtype=torch.float32, **how)
+    # some look for it among the tokens, and some let nobody take it away
+    vars(text_config(net.config))["pad_token_id"] = None
     return net.eval().requires_grad_(False)
 
 
@@ -115,28 +123,28 @@ def _experts(module, hidden, top_k_index, top_k_weights):
     return _Experts.apply(hidden, top_k_index.numel(), *matrices)
 
 
-def predict(
-    net: nn.Module,
-    method: Method,
-    mode: str,
-    sizes: StepSizes,
-    *,
-    bf16: bool = True,
-) -> dict[str, float]:
+def predict(net: nn.Module, method: Method, mode: str, sizes: StepSizes) -> dict[str, float]:
     """Bytes at the peak of one step, by part; ``"peak"`` is their total, where sampling and
     training take turns.
 
-    ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in bf16, or 4 bits). ``bf16``: the
-    GPU computes in it, else frozen weights are fp32 where they are not 4 bits. A method's teacher
+    ``mode``: "full" (fp32), "lora" or "qlora" (frozen weights in 16 bits, or 4). A method's teacher
     network is taken to be the same model, frozen.
+
+    Raises WorkbenchError where a model cannot do without the numbers, or is no language model.
     """
-    wide = 2 if bf16 and mode != "full" else 4
-    ready = _trainable(net, mode, sizes.rank, wide)
-    static = _static(net, ready, method, mode, sizes, wide, bf16)
-    parts = static | {
-        "activations": _training(ready, method, sizes, wide),
-        "sampling": _sampling(ready, method, sizes),
-    }
+    wide = 4 if mode == "full" else 2
+    try:
+        ready = _trainable(net, mode, sizes.rank, wide)
+        static = _static(net, ready, method, mode, sizes, wide)
+        parts = static | {
+            "activations": _training(ready, method, sizes, wide),
+            "sampling": _sampling(ready, method, sizes),
+        }
+    except Exception as error:  # a foreign model fails in its own ways
+        raise WorkbenchError(
+            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
+            f"here without weights: {first_line(error)}"
+        ) from error
     busy = max(parts["activations"], parts["sampling"])
     return parts | {"peak": sum(static.values()) + busy + CONTEXT}
 
@@ -161,18 +169,13 @@ def _static(
     mode: str,
     sizes: StepSizes,
     wide: int,
-    bf16: bool,
 ) -> dict[str, float]:
     """What stays from step to step: weights, what is trained of them, and copies."""
-    head = net.get_output_embeddings()
-    linear = sum(
-        module.weight.numel()
-        for module in net.modules()
-        if isinstance(module, nn.Linear) and module is not head
-    )
     count = sum(p.numel() for p in net.parameters())
-    weights = wide * (count - linear) + (NF4 if mode == "qlora" else wide) * linear
-    frozen = (2 if bf16 else 4) * count if mode == "full" else weights
+    weights = wide * count
+    if mode == "qlora":
+        weights += (NF4 - wide) * _in_four_bits(net)
+    frozen = 2 * count if mode == "full" else weights
     trained = sum(p.numel() for p in ready.parameters() if p.requires_grad)
     averaged = method.distil is not None and method.distil.teacher == "teacher"
     return {
@@ -184,6 +187,22 @@ def _static(
         "teacher": 4 * trained * averaged,
         "expert": frozen * method.needs_expert,
     }
+
+
+def _in_four_bits(net: nn.Module) -> int:
+    """Weights that transformers lets bitsandbytes keep in 4 bits: not the head, nor experts that
+    are one tensor.
+    """
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.base import get_keys_to_not_convert
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    kept = get_keys_to_not_convert(net)
+    return sum(
+        module.weight.numel()
+        for name, module in net.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and should_convert_module(name, kept)
+    )
 
 
 def _training(net: nn.Module, method: Method, sizes: StepSizes, wide: int) -> float:
@@ -248,7 +267,6 @@ def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, i
     """What all layers take, and the largest of them, from what the first n take.
 
     Layers of one kind take the same: the first of each kind, beside the very first, is measured.
-    Raises WorkbenchError where a model cannot do without the numbers.
     """
     of_layers = functools.cache(of_layers)
     types = getattr(text_config(net.config), "layer_types", None) or ()
@@ -257,14 +275,8 @@ def _each_layer(net: nn.Module, of_layers: Callable[[int], int]) -> tuple[int, i
         for i, layer in enumerate(_layers(net))
     ]
     first = {kind: kinds.index(kind, 1) for kind in kinds[1:]}
-    try:
-        takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
-        total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
-    except Exception as error:  # a foreign forward pass fails in its own ways
-        raise WorkbenchError(
-            f"the memory of a {type(net).__name__} cannot be counted, because it does not run "
-            f"without weights: {first_line(error)}"
-        ) from error
+    takes = {kind: of_layers(i + 1) - of_layers(i) for kind, i in first.items()}
+    total = of_layers(1) + sum(takes[kind] for kind in kinds[1:])
     return total, max(takes.values(), default=total)
 
 
@@ -347,10 +359,5 @@ def report(model: str | Path, methods: Sequence[str], **sizes) -> str:
 
 def _smallest(net: nn.Module, method: Method, mode: str, sizes: StepSizes) -> str:
     """GiB at the peak, and the smallest GPU that has them."""
-    peaks = {
-        bf16: predict(net, method, mode, sizes, bf16=bf16)["peak"] / 2**30 for bf16 in (True, False)
-    }
-    for gpu, (free, bf16) in GPUS.items():
-        if peaks[bf16] <= free:
-            return f"{peaks[bf16]:.1f}  {gpu}"
-    return f"{peaks[True]:.1f}  more than 80 GB"
+    peak = predict(net, method, mode, sizes)["peak"] / 2**30
+    return f"{peak:.1f}  " + next((g for g in GPUS if peak <= GPUS[g]), "more than 80 GB")

@@ -3,8 +3,8 @@
 The reference is a frozen copy of what is trained as it was at the start, and the teacher one more,
 made when it is first asked for: of all weights, or with LoRA of the adapter's, on one frozen base
 for all three. (A fresh adapter adds nothing, so there the reference is the base with its adapter
-off.) The base may be kept in bf16, or in 4 bits a weight (QLoRA, arXiv 2305.14314); the adapters
-are fp32 always. What becomes of an adapter that the policy was loaded with: adapters.py.
+off.) The base may be kept in 16 bits, or in 4 bits a weight (QLoRA, arXiv 2305.14314); the
+adapters are fp32 always. What becomes of an adapter that the policy was loaded with: adapters.py.
 
     OptimConfig      AdamW, and how fast the teacher follows
     Learner          what is trained; ``weights`` lends the network with another set of weights
@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -37,6 +37,7 @@ from workbench.model.adapters import (
     why_not_trained,
 )
 from workbench.model.loading import import_unsloth
+from workbench.model.loss_scale import LossScale
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
 from workbench.records import seal
@@ -110,10 +111,10 @@ class Learner:
         policy.model.eval()  # no dropout: the sampler and the trainer must agree
         policy.checkpointing = checkpointing
         self.placement = Sharded(policy) if shard else Replicated(policy)
-        named = policy.model.named_parameters()
-        self._trained = {name: p for name, p in named if p.requires_grad}
+        self._trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
         self.parameters = list(self._trained.values())
         self.optimizer = _adamw(self.parameters, optimizer)
+        self.loss_scale = LossScale() if policy.head.dtype == torch.float16 else None
         self._teacher: dict[str, Tensor] | None = None  # made when it is first asked for
         self._start = {name: p.detach().clone() for name, p in self._weights().items()}
 
@@ -182,6 +183,10 @@ class Learner:
 
     # ---- updates
 
+    def backward(self, value: Tensor) -> None:
+        """Add a loss's gradient, scaled where the pass goes through fp16, to those there are."""
+        (value * self.loss_scale.value if self.loss_scale else value).backward()
+
     def step(self) -> float:
         """Add up over ranks, clip, update, clear.
 
@@ -190,11 +195,15 @@ class Learner:
         """
         self.steps += 1
         self.placement.sum_gradients(self.parameters)
+        if self.loss_scale:
+            self.loss_scale.remove(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip))
         if math.isfinite(norm):
             self.optimizer.step()
         else:
             self.skipped += 1
+        if self.loss_scale:
+            self.loss_scale.follow(math.isfinite(norm))
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -232,20 +241,22 @@ class Learner:
     def state(self) -> dict:
         """Everything that training goes on from, bit for bit.
 
-        Trainable weights, optimiser, teacher, counters, and of which weights all began. The tensors
-        are the live ones; of a sharded policy whole copies, on rank 0, and all ranks call this.
+        Trainable weights, optimiser, teacher, counters, loss scale, and of which weights all
+        began. The tensors are the live ones; of a sharded policy whole copies, on rank 0, and all
+        ranks call this.
         """
-        return gather_tree(
-            {
-                "trainable": _detached(self._weights()),
-                "optimiser": self.optimizer.state_dict(),
-                "teacher": None if self._teacher is None else _detached(self._teacher),
-                "skipped": self.skipped,
-                "origin": self._origin,
-            }
-            # the reference, were the adapter's folder to change
-            | ({"start": _detached(self._start)} if self.lora and not self._fresh else {})
-        )
+        state = {
+            "trainable": _detached(self._weights()),
+            "optimiser": self.optimizer.state_dict(),
+            "teacher": None if self._teacher is None else _detached(self._teacher),
+            "skipped": self.skipped,
+            "origin": self._origin,
+        }
+        if self.lora and not self._fresh:  # the reference, were the adapter's folder to change
+            state["start"] = _detached(self._start)
+        if self.loss_scale:
+            state["loss_scale"] = asdict(self.loss_scale)
+        return gather_tree(state)
 
     @torch.no_grad()
     def load_state(self, state: dict) -> None:
@@ -259,7 +270,9 @@ class Learner:
                 "the checkpoint belongs to another model (or another LoRA rank, or one with "
                 "another adapter to start from): its weights do not fit"
             )
-        if state.get("origin", self._origin) != self._origin:  # older ones do not say
+        # in fp16 they are rounded otherwise; older ones do not say
+        comparable = ("loss_scale" in state) == (self.loss_scale is not None)
+        if comparable and state.get("origin", self._origin) != self._origin:
             raise WorkbenchError(
                 "the checkpoint belongs to another model: it was trained from other weights"
             )
@@ -276,6 +289,8 @@ class Learner:
             for name, weight in self._make_teacher().items():
                 weight.copy_(part(state["teacher"][name], weight))
         self.skipped = state["skipped"]
+        if self.loss_scale and "loss_scale" in state:  # not where the run began on another GPU
+            self.loss_scale = LossScale(**state["loss_scale"])
 
 
 @dataclass(frozen=True)
@@ -321,8 +336,8 @@ def _refuse(
     """Raises WorkbenchError for what cannot be trained together."""
     if not lora and not policy.trains_in_fp32:
         raise WorkbenchError(
-            f"{policy.name} was loaded with weights that cannot be trained (4 bits or "
-            "bf16): train an adapter with lora"
+            f"{policy.name} was loaded with weights that cannot be trained (4 or 16 "
+            "bits): train an adapter with lora"
         )
     why = why_not_trained(policy, shard) if lora and has_adapter(policy.model) else ""
     if why:

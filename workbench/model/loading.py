@@ -56,8 +56,8 @@ def load_policy(
 
     ``adapter``: the folder of a peft adapter on it (adapters.py); the tokenizer and its chat
     template are those beside it, where it has some. ``device``: CUDA where there is one, else the
-    CPU. ``frozen``: its weights will not be trained, so they may be bf16, and are where the device
-    computes in it. ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else
+    CPU. ``frozen``: its weights will not be trained, so they may be in 16 bits, and are on a GPU
+    (``half_type``). ``four_bit``: NF4 with double quantisation (bitsandbytes), for LoRA only. Else
     fp32. ``unsloth``: through Unsloth's own kernels, for LoRA on CUDA only. ``template``: options
     of its chat template; None: those of the run that the model or adapter came out of, if any.
 
@@ -71,7 +71,7 @@ def load_policy(
     loader = import_unsloth() if unsloth else None
     if isinstance(source, Path):
         check_seal(source)
-    more = {"quantization_config": _nf4(dtype), "device_map": {"": device}} if four_bit else {}
+    more = {"quantization_config": _nf4(device), "device_map": {"": device}} if four_bit else {}
     try:
         if loader:
             net, tokenizer = loader.from_pretrained(
@@ -95,10 +95,24 @@ def load_policy(
 
 
 def _dtype(device: str, may_be_half: bool) -> torch.dtype:
-    half = may_be_half and device != "cpu"
-    if half and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+    """Of weights; on a CPU they stay in fp32."""
+    on_gpu = torch.device(device).type != "cpu"
+    return (half_type(device) if may_be_half and on_gpu else None) or torch.float32
+
+
+def half_type(device: str) -> torch.dtype | None:
+    """The 16-bit type that a device computes in; None where it has none.
+
+    fp16 on a GPU without bf16 (T4, V100); on a CPU bf16 where it has the instructions, without
+    which it is five times slower than fp32.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
+    if kind != "cuda":
+        return None
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def _keep_gradients(net: nn.Module) -> None:
@@ -217,8 +231,8 @@ def import_unsloth():
     return FastLanguageModel
 
 
-def _nf4(dtype: torch.dtype):
-    """4 bits a weight, computed with in bf16, or in fp32 where the hardware has no bf16."""
+def _nf4(device: str):
+    """4 bits a weight, computed with in ``half_type``, or in fp32 where the device has none."""
     try:
         import bitsandbytes  # noqa: F401
     except Exception as error:  # not installed, or its library does not load on this machine
@@ -228,15 +242,11 @@ def _nf4(dtype: torch.dtype):
         ) from error
     from transformers import BitsAndBytesConfig
 
-    # On a CPU without the instructions bf16 is five times slower than fp32.
-    has_bf16 = dtype == torch.bfloat16
-    if not torch.cuda.is_available():
-        has_bf16 = torch.cpu._is_avx512_bf16_supported()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if has_bf16 else torch.float32,
+        bnb_4bit_compute_dtype=half_type(device) or torch.float32,
     )
 
 

@@ -123,9 +123,10 @@ class Policy:
         ids = self.probe[None, :4]
         logits = self.base(input_ids=ids, use_cache=False).logits.float()
         if not logits.isfinite().all():
-            raise WorkbenchError(
-                f"{self.name} gives no probabilities (NaN): its weights are damaged"
-            )
+            why = "its weights are damaged"
+            if self.head.dtype == torch.float16:
+                why = "its states are too large for fp16, the only 16 bits of this GPU"
+            raise WorkbenchError(f"{self.name} gives no probabilities (NaN): {why}")
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         errors = []
         for scale, cap in forms:

@@ -189,6 +189,7 @@ def _identity(config: dict) -> dict:
     identity = json.loads(dumps(config))
     for name in HOUSEKEEPING:
         identity["plan"].pop(name, None)
+    identity.pop("dtype", None)  # what the GPU computes in: the next one may have another
     template = identity.pop("template", None) or {}
     identity["template"] = dumps(template.get("options", {}), sort_keys=True)
     identity["options"] = without_retired(identity.get("options", {}))

@@ -110,7 +110,7 @@ def fit(
     settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
     settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
     with sole_training(out):
-        config = settings | same_prompts(out, learner, resume) | (config or {})
+        config = settings | _dtype(learner) | same_prompts(out, learner, resume) | (config or {})
         start = first_step(out, learner, config, resume)
         first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
         exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
@@ -131,6 +131,12 @@ def fit(
         _save_policy(out, learner, "adapter" if learner.lora else "model")
         distributed.gather("saved")  # nobody goes on before there is something to read
     return out
+
+
+def _dtype(learner: Learner) -> dict[str, str]:
+    """What the config says of weights that are not fp32."""
+    dtype = learner.policy.head.dtype
+    return {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
 
 
 def _make_steps(

@@ -70,6 +70,8 @@ def update(
     clock.lap("seconds_train")
     metrics |= describe(groups) | dict(method.diagnose(groups, credits))
     metrics |= {"skipped": float(learner.skipped)} | clock.laps
+    if learner.loss_scale:
+        metrics["loss_scale"] = learner.loss_scale.value
     return StepRecord(step, metrics, tuple(groups), by_group(groups, credits, first.credit))
 
 
@@ -120,7 +122,7 @@ def _differentiate(learner: Learner, scores: Scores, value: torch.Tensor | None 
     """
     here = value is not None and value.requires_grad
     if learner.placement.any(here):
-        (value if here else 0 * scores.logp.sum()).backward()
+        learner.backward(value if here else 0 * scores.logp.sum())
 
 
 def _follow(method: Method, learner: Learner, skipped: int) -> dict[str, float]:
@@ -225,12 +227,13 @@ def measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
 
     And in ``update``: grad_norm, before clipping, of the first update (a norm that jumps tenfold is
     a bad batch or too high a rate); skipped, updates so far that were not made because a gradient
-    was not finite (healthy: 0); last_NAME, a loss's metric in the last of several updates on one
-    batch; for a method with an EMA teacher teacher_distance, |theta - theta'| / |theta - theta_0|
-    after its step. From 1 - u it falls slowly while the policy moves on; 0 is no teacher but the
-    policy itself, and a value that stays near 1 a teacher that does not follow. seconds_sample and
-    seconds_train, of the first process; of the former seconds_grade went by while attempts were
-    graded, several at a time.
+    was not finite (healthy: 0; in fp16 a few, each of which halves loss_scale, what the loss is
+    multiplied by against rounding to 0); last_NAME, a loss's metric in the last of several updates
+    on one batch; for a method with an EMA teacher teacher_distance, |theta - theta'| /
+    |theta - theta_0| after its step. From 1 - u it falls slowly while the policy moves on; 0 is no
+    teacher but the policy itself, and a value that stays near 1 a teacher that does not follow.
+    seconds_sample and seconds_train, of the first process; of the former seconds_grade went by
+    while attempts were graded, several at a time.
     """
     tokens = batch.denominators["tokens"]
     sampled = batch.mask & batch.sampler_logp.isfinite()
