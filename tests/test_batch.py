@@ -7,7 +7,7 @@ import torch
 
 from workbench.core import Credit, Rollout, Verdict
 from workbench.methods.grpo import GRPO
-from workbench.model import llama
+from workbench.model import llama_states
 from workbench.model.batch import collate, score
 from workbench.model.learner import Learner
 
@@ -49,29 +49,31 @@ def gradients(learner):
 
 def learner_of(kind, dtype=torch.float64):
     """fp64, so that a wrong term cannot hide in rounding."""
-    if kind in ("qwen2", "gpt_neox"):
-        return Learner(tiny.policy(kind, dtype=dtype))
-    learner = Learner(
-        tiny.policy("llama", dtype=dtype, num_key_value_heads=4 if kind == "llama" else 2),
-        lora=4 * (kind == "llama, LoRA"),
-    )
+    family = kind.split(",")[0]
+    options = {"num_key_value_heads": 4} if kind == "llama" else {}
+    if family == "smollm3":
+        options["no_rope_layer_interval"] = 2
+    learner = Learner(tiny.policy(family, dtype=dtype, **options), lora=4 * ("LoRA" in kind))
     if learner.lora:
         tiny.shake_adapter(learner.policy.model)
     return learner
 
 
-@pytest.fixture(params=["llama", "llama, grouped queries", "llama, LoRA", "qwen2", "gpt_neox"])
+KINDS = ["llama", "llama, grouped queries", "llama, LoRA", "qwen2", "qwen3, LoRA", "smollm3"]
+
+
+@pytest.fixture(params=[*KINDS, "olmo2", "gpt_neox"])
 def learner(request):
     return learner_of(request.param)
 
 
-@pytest.mark.parametrize("kept", [llama.KEPT, 0], ids=["weights kept", "weights made again"])
+@pytest.mark.parametrize("kept", [llama_states.KEPT, 0], ids=["weights kept", "weights made again"])
 @pytest.mark.parametrize("rows", [None, 3, 1], ids=["one batch", "rows of 3", "rows of 1"])
 def test_scores_and_gradients_equal_the_naive_way(learner, rows, kept, monkeypatch):
     """Shared and single prompts, ragged completions, a completion of one token; the loss weighs
     every token differently.
     """
-    monkeypatch.setattr(llama, "KEPT", kept)
+    monkeypatch.setattr(llama_states, "KEPT", kept)
     credits = credits_of()
 
     def weigh(credit, logp):
@@ -114,9 +116,11 @@ def test_scores_in_fp32_are_within_1e_5(kind):
 
 def test_the_shared_prompt_is_taken_where_it_should_be(monkeypatch):
     """Llama rollouts of one prompt, and only those."""
-    calls, states = [], llama.completion_states
+    calls, states = [], llama_states.completion_states
     monkeypatch.setattr(
-        llama, "completion_states", lambda *args: (calls.append(len(args[1])), states(*args))[1]
+        llama_states,
+        "completion_states",
+        lambda *args: (calls.append(len(args[1])), states(*args))[1],
     )
     learner = learner_of("llama")
     for batch in collate(credits_of(), 0, 3):
@@ -131,7 +135,7 @@ def test_the_shared_prompt_is_taken_where_it_should_be(monkeypatch):
         > 0
     )
     calls.clear()
-    other = learner_of("qwen2")
+    other = learner_of("gpt_neox")
     score(other, collate(credits_of(), 0)[0])
     assert calls == []
 

@@ -5,6 +5,7 @@ One row a family (zoo.py), a column a test: batch equals alone; sampler equals t
 """
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,7 +29,12 @@ from workbench.training.update import update
 
 
 class Task(toys.FirstCharacter):
-    """With what TAPO asks for."""
+    """With what TAPO asks for, and a contrast in any group whose texts are not all the same."""
+
+    def grade(self, problem, text):
+        verdict = super().grade(problem, text)
+        reward = (sum(map(ord, text)) % 7) / 6
+        return replace(verdict, reward=reward, correct=reward > 0.5)
 
     def synthesis(self, problem, wrong, right):
         return problem.messages
@@ -155,7 +161,7 @@ def test_every_family_takes_an_update(family, lora, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", RIGHT)
 def test_every_method_takes_a_step(family, name):
     lacking(family)
     for lora in (0, 2):

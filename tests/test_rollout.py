@@ -33,17 +33,22 @@ MODELS = {
             "original_max_position_embeddings": 32,
         }
     },
-    "llama with biases": {"attention_bias": True},
+    "llama with biases": {"attention_bias": True, "mlp_bias": True},
+    "mistral, outgrown window": {"sliding_window": 8},
     "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "olmo2": {},
     "gpt_neox": {},
 }
-FAST = {name for name in MODELS if name.startswith("llama") and "biases" not in name}
+SLOW = {"gpt_neox", "mistral, outgrown window"}
+LONGEST = max(map(len, PROMPTS)) + 24
 
 
 @pytest.fixture(params=MODELS)
 def policy(request):
     policy = tiny.policy(request.param.split(",")[0].split()[0], **MODELS[request.param])
-    assert llama.supported(policy) == (request.param in FAST)
+    assert llama.supported(policy, LONGEST) == (request.param not in SLOW)
     return policy
 
 
@@ -101,10 +106,10 @@ def test_greedy_equals_transformers_generate(policy):
         assert sample.ids == tuple(want.tolist())
 
 
-def test_both_engines_write_the_same(monkeypatch):
+def test_both_engines_write_the_same():
     policy = tiny.policy()
     fast = generate(policy, PROMPTS, SEEDS, max_new=24)
-    monkeypatch.setattr(llama, "supported", lambda policy: False)
+    policy.fast = False
     assert [
         [s.ids for s in samples] for samples in generate(policy, PROMPTS, SEEDS, max_new=24)
     ] == [[s.ids for s in g] for g in fast]

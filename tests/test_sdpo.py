@@ -18,7 +18,7 @@ from workbench.core import Credit, Distil, Group, Problem, Rollout, Scores, Verd
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, teacher_prompt
-from workbench.model import llama
+from workbench.model import llama_states
 from workbench.model.batch import collate, score
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
@@ -380,9 +380,9 @@ def test_equal_attempts_are_read_once_by_the_teacher_and_trained_on_each_time(lo
     learner, method = learner_of(lora), SDPO()
     disturb(learner)
     group = group_of(learner.policy, right=["7+5=12"], wrong=["7+5=13", "1", "7+5=13"])
-    credits, calls, read = method.credit([group], learner), [], llama.completion_states
+    credits, calls, read = method.credit([group], learner), [], llama_states.completion_states
     monkeypatch.setattr(
-        llama,
+        llama_states,
         "completion_states",
         lambda *args: (calls.append((len(args[2]), torch.is_grad_enabled())), read(*args))[1],
     )

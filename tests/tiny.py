@@ -14,7 +14,16 @@ def policy(
     """
     import transformers
 
-    names = {"llama": "Llama", "qwen2": "Qwen2", "gpt_neox": "GPTNeoX"}
+    names = {
+        "llama": "Llama",
+        "mistral": "Mistral",
+        "qwen2": "Qwen2",
+        "qwen3": "Qwen3",
+        "smollm3": "SmolLM3",
+        "olmo2": "Olmo2",
+        "gpt_neox": "GPTNeoX",
+        "phi": "Phi",
+    }
     torch.manual_seed(seed)
     tok = tokenizer()
     sizes = {
@@ -31,6 +40,8 @@ def policy(
     }
     if family != "gpt_neox":
         sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": True}
+    if family == "qwen3":
+        sizes["head_dim"] = 8  # by default its heads are wide
     config = getattr(transformers, names[family] + "Config")(**sizes | options)
     model = (
         getattr(transformers, names[family] + "ForCausalLM")(config)

@@ -26,7 +26,7 @@ from workbench.core import (
     Scores,
     WorkbenchError,
 )
-from workbench.model import distributed, llama
+from workbench.model import distributed, llama, llama_states
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
 from workbench.model.scores import divergence, token_scores
@@ -147,17 +147,19 @@ def spread(mask: Tensor, values: Tensor) -> Tensor:
 def states(policy: Policy, packed: Packed) -> Tensor:
     """[N, D] the last hidden state that predicts each of the N completion tokens."""
     prompts = {prompt for prompt, _ in packed.rows}
-    if policy.device.type == "cpu" and len(prompts) < len(packed.rows) and llama.supported(policy):
+    longest = packed.input_ids.shape[1]
+    shared = policy.device.type == "cpu" and len(prompts) < len(packed.rows)
+    if shared and llama.supported(policy, longest):
         if torch.is_grad_enabled():
-            return llama.completion_states(policy, *zip(*packed.rows))
+            return llama_states.completion_states(policy, *zip(*packed.rows))
         distinct = list(dict.fromkeys(packed.rows))  # a teacher reads equal attempts once
-        hidden = llama.completion_states(policy, *zip(*distinct))
+        hidden = llama_states.completion_states(policy, *zip(*distinct))
         by_row = dict(zip(distinct, hidden.split([len(completion) for _, completion in distinct])))
         return torch.cat([by_row[row] for row in packed.rows])
-    if packed.input_ids.shape[1] > policy.context:
+    if longest > policy.context:
         raise WorkbenchError(
-            f"a prompt and its completion have {packed.input_ids.shape[1]} tokens, more than the "
-            f"model's context of {policy.context}"
+            f"a prompt and its completion have {longest} tokens, more than the model's context of "
+            f"{policy.context}"
         )
     # right padding after a causal model's real tokens: no mask needed
     hidden = policy.hidden(packed.input_ids)

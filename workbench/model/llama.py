@@ -1,51 +1,70 @@
 """The Llama family, without the parts of a general implementation that a rollout does not need.
 
-    Weights, Decoder     decoding
-    completion_states    states for training
+    supported           whether a policy is one
+    live, split_heads, Rotation    what its layers do, but for attention itself
+    Weights, Decoder    decoding
 
-The weights stay in the Hugging Face modules; these functions read them there at every call, with
-the LoRA adapter that is active. Whatever they do not cover (another family, biases, quantised
-layers, DoRA, ...) goes through the model's own forward pass: see ``supported``.
+The weights stay in the Hugging Face modules; these functions, and those of llama_states.py, read
+them there at every call, with the LoRA adapter that is active. Whatever they do not cover (another
+family, a window that a row outgrows, ...) goes through the model's own forward pass.
 
 What is gained. In both, a group's prompt is computed once and its K completions attend to it, so no
 row carries a copy of it and nothing is padded in the matrix products. Decoding merges adapter, norm
 and scale into one matrix for query, key and value and one for gate and up: about 20 kernels a
-layer, where the general path has about 60.
+layer, where the general path has about 60. On a GPU a step is captured once and replayed as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from workbench.core import first_line
 from workbench.model.policy import Policy, effective_weight
 
+# Llama, and what differs from it in biases, norms of queries and keys, norms behind a block in
+# place of before it, and layers without positions.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2")
+# how positions are scaled, where that is the same for all rows
+SCALINGS = ("default", "linear", "llama3", "yarn")
 # parameters; above, merged copies of the weights cost more memory than the saved kernels are worth
 LARGEST = 10**9
-# attention weights of all layers together that training keeps for its backward pass (about 200 MB
-# with what goes with them)
-KEPT = 2**24
+NARROWEST = 64  # written tokens that a step of fixed size attends to at least
 
 
-def supported(policy: Policy) -> bool:
-    """Whether the functions here compute exactly what the model's own forward pass does."""
+def supported(policy: Policy, longest: int = 0) -> bool:
+    """Whether the functions here compute what the model's own forward pass does, of rows of up to
+    ``longest`` tokens.
+    """
+    config = policy.base.config
+    return (
+        policy.fast
+        and policy.gathered
+        and config.model_type in FAMILIES
+        and config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in SCALINGS
+        and longest <= (_window(config) or longest)
+        and (policy.device.type == "cuda" or _mergeable(policy))
+    )
+
+
+def _window(config) -> int:
+    """How many tokens the layers that look back least see; 0 for all."""
+    types = getattr(config, "layer_types", None) or ["sliding_attention"]
+    return (getattr(config, "sliding_window", None) or 0) * ("sliding_attention" in types)
+
+
+def _mergeable(policy: Policy) -> bool:
+    """Whether adapters, norms and matrices can be made one, exactly and in little memory."""
     base = policy.base
-    config = base.config
-    if (
-        not policy.gathered
-        or config.model_type != "llama"
-        or config.hidden_act != "silu"
-        or config.attention_bias
-        or config.mlp_bias
-        or config.rope_parameters["rope_type"] not in ("default", "linear", "llama3")
-        or base.num_parameters() > LARGEST
-    ):
+    if base.num_parameters() > LARGEST:
         return False
     embedding = base.get_input_embeddings()
     # (the other wrappers of peft know their weight)
@@ -68,6 +87,14 @@ def _projections(layer: nn.Module) -> tuple[nn.Module, ...]:
     )
 
 
+def _norms(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """Before and after attention, before and after the MLP; an identity where there is none."""
+    none = nn.Identity()
+    if hasattr(layer, "input_layernorm"):
+        return layer.input_layernorm, none, layer.post_attention_layernorm, none
+    return none, layer.post_attention_layernorm, none, layer.post_feedforward_layernorm
+
+
 def _plain(module: nn.Module) -> bool:
     """A linear layer, or an embedding, of plain weights, perhaps with ordinary LoRA adapters, not
     merged.
@@ -84,7 +111,35 @@ def _plain(module: nn.Module) -> bool:
     )
 
 
-class _Rotation(NamedTuple):
+def split_heads(attention: nn.Module, qkv: Tensor, turning: int) -> tuple[Tensor, Tensor]:
+    """[N, turning, d] queries and keys, normed where a family does that, and values, from their
+    [N, n] products.
+    """
+    d = attention.head_dim
+    qk, v = qkv.split([turning * d, qkv.shape[-1] - turning * d], dim=-1)
+    if hasattr(attention, "q_norm"):
+        parts = qk.split([qk.shape[-1] - v.shape[-1], v.shape[-1]], dim=-1)
+        pairs = zip((attention.q_norm, attention.k_norm), parts)
+        # over a head, or over all of them: as long as the norm's weight is
+        qk = torch.cat(
+            [norm(x.unflatten(-1, (-1, len(norm.weight)))).flatten(-2) for norm, x in pairs], dim=-1
+        )
+    return qk.unflatten(-1, (-1, d)), v.unflatten(-1, (-1, d))
+
+
+def product(x: Tensor, *modules: nn.Module) -> Tensor:
+    """Several linear layers of one input, side by side; without adapters, as one product."""
+    if all(type(module) is nn.Linear for module in modules):
+        bias = _side_by_side([module.bias for module in modules])
+        return F.linear(x, torch.cat([module.weight for module in modules]), bias)
+    return torch.cat([module(x) for module in modules], dim=-1)
+
+
+def _side_by_side(biases: Sequence[Tensor | None]) -> Tensor | None:
+    return None if biases[0] is None else torch.cat(list(biases))
+
+
+class Rotation(NamedTuple):
     """Rotary position embedding: cos and sin by position.
 
     The sin of the first half is negated, so that one swap of halves serves both.
@@ -94,15 +149,16 @@ class _Rotation(NamedTuple):
     sin: Tensor
 
     @classmethod
-    def table(cls, policy: Policy, positions: int) -> _Rotation:
+    def table(cls, policy: Policy, positions: int) -> Rotation:
         numbers = torch.arange(positions, device=policy.device)
-        cos, sin = policy.base.model.rotary_emb(policy.head, numbers[None])
-        first, second = sin[0].chunk(2, dim=-1)
-        return cls(cos[0], torch.cat([-first, second], dim=-1))
+        weight = policy.base.model.norm.weight
+        cos, sin = policy.base.model.rotary_emb(weight, numbers[None])
+        first, second = sin[0].to(weight.dtype).chunk(2, dim=-1)
+        return cls(cos[0].to(weight.dtype), torch.cat([-first, second], dim=-1))
 
-    def at(self, positions: Tensor) -> _Rotation:
+    def at(self, positions: Tensor) -> Rotation:
         """Made to broadcast over heads: [N, 1, d]."""
-        return _Rotation(self.cos[positions, None], self.sin[positions, None])
+        return Rotation(self.cos[positions, None], self.sin[positions, None])
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate [N, heads, d]."""
@@ -112,42 +168,103 @@ class _Rotation(NamedTuple):
 # ---- decoding ------------------------------------------------------------------------------------
 
 
-class _Layer(NamedTuple):
-    """One layer's weights, I the MLP's inner size."""
+class Layer(NamedTuple):
+    """What one layer does with [B, D] states, but for attention itself."""
 
-    # [(heads + 2 kv_heads) d, D] with the norm's weight and the attention's scale in it
-    qkv: Tensor
-    out: Tensor  # [D, heads d]
-    gate_up: Tensor  # [2 I, D] with the norm's weight in it
-    down: Tensor  # [D, I]
+    attention: nn.Module
+    scale: float  # of queries, where it is not in the matrix
+    turned: bool  # whether queries and keys know their position
+    qkv: Callable[[Tensor], Tensor]  # states -> [B, (heads + 2 kv_heads) d]
+    out: Callable[[Tensor, Tensor], Tensor]  # states, [B, heads d] -> states
+    gate_up: Callable[[Tensor], Tensor]  # states -> [B, 2 I], I the MLP's inner size
+    down: Callable[[Tensor, Tensor], Tensor]  # states, [B, I] -> states
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The policy's weights as they are now, merged for decoding."""
+    """The policy's weights as they are now: merged for decoding, or the modules themselves."""
 
     policy: Policy
-    embedding: Tensor  # [V, D]
-    layers: tuple[_Layer, ...]
+    embed: Callable[[Tensor], Tensor]
+    layers: tuple[Layer, ...]
 
     @classmethod
     @torch.no_grad()
     def of(cls, policy: Policy) -> Weights:
-        layers = []
-        for layer in policy.base.model.layers:
-            q, k, v, out, gate, up, down = map(effective_weight, _projections(layer))
-            qkv = torch.cat([q * layer.self_attn.scaling, k, v]) * layer.input_layernorm.weight
-            gate_up = torch.cat([gate, up]) * layer.post_attention_layernorm.weight
-            layers.append(_Layer(qkv, out, gate_up, down))
-        embedding = effective_weight(policy.base.get_input_embeddings())
-        return cls(policy, embedding, tuple(layers))
+        embedding = policy.base.get_input_embeddings()
+        if not _mergeable(policy):
+            return cls(policy, embedding, tuple(map(live, policy.base.model.layers)))
+        eps = policy.base.config.rms_norm_eps
+        layers = tuple(_merged(layer, eps) for layer in policy.base.model.layers)
+        return cls(policy, partial(F.embedding, weight=effective_weight(embedding)), layers)
+
+
+def live(layer: nn.Module) -> Layer:
+    """By its own modules, whatever they are."""
+    q, k, v, out, gate, up, down = _projections(layer)
+    before, after, before_mlp, after_mlp = _norms(layer)
+    return Layer(
+        *_positions(layer),
+        lambda x: product(before(x), q, k, v),
+        lambda x, mixed: x + after(out(mixed)),
+        lambda x: product(before_mlp(x), gate, up),
+        lambda x, inner: x + after_mlp(down(inner)),
+    )
+
+
+def _merged(layer: nn.Module, eps: float) -> Layer:
+    """With the weight of a norm before a block, and the attention's scale, in the matrices."""
+    modules = _projections(layer)
+    q, k, v, out, gate, up, down = map(effective_weight, modules)
+    biases = [module.bias for module in modules]
+    attention, scale, turned = _positions(layer)
+    if not hasattr(attention, "q_norm"):
+        q, scale = q * scale, 1.0
+        biases[0] = None if biases[0] is None else biases[0] * attention.scaling
+    before, after, before_mlp, after_mlp = _norms(layer)
+    return Layer(
+        attention,
+        scale,
+        turned,
+        _into([q, k, v], biases[:3], before, eps),
+        _onto(out, biases[3], after),
+        _into([gate, up], biases[4:6], before_mlp, eps),
+        _onto(down, biases[6], after_mlp),
+    )
+
+
+def _positions(layer: nn.Module) -> tuple[nn.Module, float, bool]:
+    attention = layer.self_attn
+    return attention, attention.scaling, bool(getattr(attention, "use_rope", True))
+
+
+def _into(
+    weights: Sequence[Tensor], biases: Sequence[Tensor | None], norm: nn.Module, eps: float
+) -> Callable[[Tensor], Tensor]:
+    """A block's first products, side by side."""
+    weight, bias = torch.cat(list(weights)), _side_by_side(biases)
+    if isinstance(norm, nn.Identity):
+        return lambda x: F.linear(x, weight, bias)
+    weight = weight * norm.weight
+    return lambda x: F.linear(F.rms_norm(x, x.shape[-1:], None, eps), weight, bias)
+
+
+def _onto(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> Callable:
+    """A block's last product, added to what went in."""
+    if not isinstance(norm, nn.Identity):
+        return lambda x, y: x + norm(F.linear(y, weight, bias))
+    return lambda x, y: torch.addmm(x if bias is None else x + bias, y, weight.T)
 
 
 class Decoder:
     """Rows that grow by one token a step.
 
-    Rows of one prompt share its keys and values; each has its own for what it wrote.
+    Rows of one prompt share its keys and values; each has its own for what it wrote. A step of
+    fixed size reads, of that, more than is written, and hides it: so it is the same kernels at the
+    same addresses for many steps, which a GPU is told once (``_Captured``).
     """
+
+    captures = True  # False once it failed
 
     def __init__(
         self,
@@ -161,21 +278,25 @@ class Decoder:
         device = policy.device
         self.weights = weights
         self.policy = policy
-        self.eps = config.rms_norm_eps
+        self.fixed = device.type == "cuda"
+        self.captured: _Captured | None = None
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.d = policy.base.model.layers[0].self_attn.head_dim
         sizes = torch.tensor([len(prompt) for prompt in prompts], device=device)
         rows = torch.arange(len(prompts), device=device)
         self.group = torch.repeat_interleave(rows, torch.tensor(copies, device=device))
         self.start = sizes[self.group]
-        self.rotation = _Rotation.table(policy, int(sizes.max()) + max_new)
+        self.rotation = Rotation.table(policy, int(sizes.max()) + max_new)
         # what each row wrote: keys and values, [layers, 2, B, kv_heads, max_new, d]
         shape = len(weights.layers), 2, len(self.group), self.kv_heads, max_new, self.d
-        self.own = torch.empty(shape, dtype=policy.head.dtype, device=device)
+        self.own = torch.zeros(shape, dtype=policy.base.model.norm.weight.dtype, device=device)
         self.written = 0
+        # [max_new] to the weights of written tokens: -inf for those that are not yet
+        self.unwritten = self.own.new_full((max_new,), -torch.inf)
         self._arrange()
         hidden = self._read(prompts, sizes)
-        self.state = hidden[rows, sizes - 1][self.group]  # [B, D] predicts the next token
+        # [B, D] predicts the next token
+        self.state = policy.scaled(hidden[rows, sizes - 1][self.group])
 
     def _read(self, prompts: Sequence[Sequence[int]], sizes: Tensor) -> Tensor:
         """[G, P, D] states of the prompts, whose keys and values are kept."""
@@ -222,26 +343,53 @@ class Decoder:
 
     def step(self, token: Tensor) -> None:
         """Append one token to each row."""
-        t = self.written
-        rotation = self.rotation.at(self.start + t)
-        turning = self.heads + self.kv_heads  # of a token's vectors: queries and keys
-        x = F.embedding(token, self.weights.embedding)
-        for layer, prompt, own in zip(self.weights.layers, self.prompt, self.own):
-            qkv = F.linear(self._normed(x), layer.qkv).view(len(token), -1, self.d)
-            turned = rotation(qkv[:, :turning])
-            own[0, :, :, t] = turned[:, self.heads :]
-            own[1, :, :, t] = qkv[:, turning:]
-            mixed = self._attend(turned[:, : self.heads], prompt, own[:, :, :, : t + 1])
-            x = torch.addmm(x, mixed, layer.out.T)
-            gate, up = F.linear(self._normed(x), layer.gate_up).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
         self.written += 1
-        self.state = self.policy.base.model.norm(x)
+        place = torch.full((1,), self.written - 1, device=token.device)
+        if not self.fixed:
+            self.state = self._next(token, place, self.written)
+            return
+        widest = max(NARROWEST, 1 << (self.written - 1).bit_length())
+        width = min(widest, len(self.unwritten))
+        if token.device.type == "cuda" and Decoder.captures:
+            self._capture(token, place, width)
+        self.state = (self.captured or self._next)(token, place, width)
 
-    def _normed(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], None, self.eps)  # its weight is in the next matrix
+    def _capture(self, token: Tensor, place: Tensor, width: int) -> None:
+        """Unless it is there; with one warning where it cannot be."""
+        if self.captured is not None and self.captured.width == width:
+            return
+        self.captured = None  # its memory is free again
+        try:
+            self.captured = _Captured(self._next, token, place, width)
+        except RuntimeError as error:
+            Decoder.captures = False
+            warnings.warn(
+                "sampling is slower than it could be: its steps cannot be captured on this GPU "
+                f"({first_line(error)})",
+                stacklevel=2,
+            )
 
-    def _attend(self, q: Tensor, prompt: tuple[Tensor, Tensor], own: Tensor) -> Tensor:
+    def _next(self, token: Tensor, place: Tensor, width: int) -> Tensor:
+        """[B, D] states after a token at this [1] place of the first ``width`` written ones."""
+        rotation = self.rotation.at(self.start + place)
+        turning = self.heads + self.kv_heads  # of a token's vectors: queries and keys
+        self.unwritten.index_fill_(0, place, 0.0)
+        hidden = self.unwritten[:width] if self.fixed else None
+        x = self.weights.embed(token)
+        for layer, prompt, own in zip(self.weights.layers, self.prompt, self.own):
+            qk, v = split_heads(layer.attention, layer.qkv(x), turning)
+            qk = rotation(qk) if layer.turned else qk
+            own[0].index_copy_(2, place, qk[:, self.heads :, None])
+            own[1].index_copy_(2, place, v[:, :, None])
+            q = qk[:, : self.heads] * layer.scale
+            x = layer.out(x, self._attend(q, prompt, own[:, :, :, :width], hidden))
+            gate, up = layer.gate_up(x).chunk(2, dim=-1)
+            x = layer.down(x, F.silu(gate).mul_(up))
+        return self.policy.scaled(self.policy.base.model.norm(x))
+
+    def _attend(
+        self, q: Tensor, prompt: tuple[Tensor, Tensor], own: Tensor, hidden: Tensor | None
+    ) -> Tensor:
         """[B, heads d] of [B, heads, d] queries: each row attends to its prompt and to its own."""
         q = q.unflatten(1, (self.kv_heads, -1))  # [B, kv_heads, r, d]
         r, p = q.shape[2], prompt[0].shape[2]
@@ -249,6 +397,8 @@ class Decoder:
         if self.bias is not None:
             to_prompt += self.bias[:, None, None]
         to_own = q @ own[0].transpose(-1, -2)
+        if hidden is not None:
+            to_own += hidden
         weights = torch.cat([self._to_rows(to_prompt, r), to_own], dim=-1).softmax(-1)
         mixed = weights[..., p:] @ own[1]
         mixed += self._to_rows(self._to_slots(weights[..., :p]) @ prompt[1], r)
@@ -256,7 +406,8 @@ class Decoder:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these (ascending), and the prompts that no row is left of."""
-        own = self.own.new_empty(*self.own.shape[:2], len(rows), *self.own.shape[3:])
+        self.captured = None
+        own = self.own.new_zeros(*self.own.shape[:2], len(rows), *self.own.shape[3:])
         own[..., : self.written, :] = self.own[:, :, rows, :, : self.written]
         self.own = own
         self.start, self.state = self.start[rows], self.state[rows]
@@ -267,150 +418,26 @@ class Decoder:
         self._arrange()
 
 
-# ---- states for training -------------------------------------------------------------------------
+class _Captured:
+    """A step that a GPU was told once: the same kernels again, on new numbers in the same memory.
 
-
-def completion_states(
-    policy: Policy, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-) -> Tensor:
-    """[sum of completion lengths, D] the last hidden state that predicts each completion token.
-
-    Row after row, with gradient. Tokens are packed, group after group: a prompt, then all but the
-    last token of each of its completions.
+    Saves the time in which Python would launch them one by one.
     """
-    base = policy.base
-    heads = base.config.num_attention_heads
-    kv_heads = base.config.num_key_value_heads
-    d = base.model.layers[0].self_attn.head_dim
-    ids, positions, places, spans = _pack(prompts, completions, policy.device)
-    rotation = _Rotation.table(policy, int(positions.max()) + 1).at(positions)
-    keep = heads * base.config.num_hidden_layers * sum(span.weights for span in spans) <= KEPT
 
-    def through(layer: nn.Module, x: Tensor) -> Tensor:
-        q, k, v, out, gate, up, down = _projections(layer)
-        qkv = _product(layer.input_layernorm(x), q, k, v).unflatten(-1, (-1, d))
-        qk, v = qkv.split([heads + kv_heads, kv_heads], dim=1)
-        q, k = rotation(qk).split([heads, kv_heads], dim=1)
-        x = x + out(_attention(q, k, v, spans, keep).flatten(1))
-        gate, up = _product(layer.post_attention_layernorm(x), gate, up).chunk(2, dim=-1)
-        return x + down(F.silu(gate) * up)
+    def __init__(self, step: Callable, token: Tensor, place: Tensor, width: int):
+        self.width = width
+        self.token, self.place = token.clone(), place.clone()
+        side = torch.cuda.Stream()  # once outside the capture: libraries set themselves up
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step(self.token, self.place, width)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.state = step(self.token, self.place, width)
 
-    again = policy.checkpointing and torch.is_grad_enabled()
-    x = base.get_input_embeddings()(ids)
-    for layer in base.model.layers:
-        x = checkpoint(through, layer, x, use_reentrant=False) if again else through(layer, x)
-    return base.model.norm(x[places])
-
-
-def _pack(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, list[_Span]]:
-    """N packed tokens and their positions, the place of the token before each completion token (row
-    after row), and a span for each group.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        groups.setdefault(tuple(prompt), []).append(row)
-    ids, positions, spans = [], [], []
-    places: dict[int, list[int]] = {}
-    for prompt, rows in groups.items():
-        ids += prompt
-        positions += range(len(prompt))
-        last = len(ids) - 1
-        lengths = [len(completions[row]) - 1 for row in rows]
-        for row, n in zip(rows, lengths):
-            places[row] = [last, *range(len(ids), len(ids) + n)]
-            ids += completions[row][:n]
-            positions += range(len(prompt), len(prompt) + n)
-        spans.append(_Span.of(len(prompt), lengths, device))
-    in_order = [place for row in range(len(prompts)) for place in places[row]]
-    packed = (torch.tensor(numbers, device=device) for numbers in (ids, positions, in_order))
-    return *packed, spans
-
-
-def _product(x: Tensor, *modules: nn.Module) -> Tensor:
-    """Several linear layers of one input, side by side; without adapters, as one product."""
-    if all(type(module) is nn.Linear for module in modules):
-        return F.linear(x, torch.cat([module.weight for module in modules]))
-    return torch.cat([module(x) for module in modules], dim=-1)
-
-
-class _Span(NamedTuple):
-    """The packed tokens of one group: P of the prompt, then those of K completions."""
-
-    prompt: int
-    lengths: list[int]
-    # both None where all completions are equally long:
-    pad: Tensor | None  # [K T] the packed token at each place of the completions padded to T tokens
-    real: Tensor | None  # [sum of lengths] the padded place of each packed token
-
-    @property
-    def weights(self) -> int:
-        """Attention weights of one head, padded."""
-        widest = max(self.lengths)
-        return self.prompt**2 + len(self.lengths) * widest * (self.prompt + widest)
-
-    @classmethod
-    def of(cls, prompt: int, lengths: list[int], device: torch.device) -> _Span:
-        if len(set(lengths)) == 1:
-            return cls(prompt, lengths, None, None)
-        inside = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).flatten()
-        pad = (inside.cumsum(0) - 1).clamp(min=0)
-        real = inside.nonzero()[:, 0]
-        return cls(prompt, lengths, pad.to(device), real.to(device))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, spans: Sequence[_Span], keep: bool) -> Tensor:
-    """Causal attention inside each span.
-
-    ``keep`` its weights for the backward pass. Else that makes them again, span by span: it takes
-    twice the time of one that finds them, and no memory of the weights' size.
-    """
-    sizes = [span.prompt + sum(span.lengths) for span in spans]
-    parts = zip(*(tensor.split(sizes) for tensor in (q, k, v)), spans)
-    if keep:
-        return torch.cat([_attend(*part) for part in parts])
-    return torch.cat([checkpoint(_attend, *part, use_reentrant=False) for part in parts])
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, span: _Span) -> Tensor:
-    """[n, heads, d] of the span's n tokens.
-
-    The prompt attends to itself; completions attend to the prompt and each to itself.
-    """
-    kv_heads, d = k.shape[1:]
-    q = q.unflatten(1, (kv_heads, -1)) * d**-0.5
-    (qp, qc), (kp, kc), (vp, vc) = (
-        tensor.split([span.prompt, len(tensor) - span.prompt]) for tensor in (q, k, v)
-    )
-    qp, kp, vp = qp.permute(1, 2, 0, 3), kp.transpose(0, 1), vp.transpose(0, 1)
-    weights = (_rows(qp, kp.transpose(1, 2)) + _causal(qp)).softmax(-1)  # [kv_heads, r, P, P]
-    prompt = _rows(weights, vp).permute(2, 0, 1, 3).flatten(1, 2)
-    if not len(qc):
-        return prompt
-    if span.pad is not None:
-        qc, kc, vc = qc[span.pad], kc[span.pad], vc[span.pad]
-    n = len(span.lengths)
-    qc = qc.unflatten(0, (n, -1)).permute(2, 0, 3, 1, 4).contiguous()  # [kv_heads, K, r, T, d]
-    kc = kc.unflatten(0, (n, -1)).permute(2, 0, 1, 3)  # [kv_heads, K, T, d]
-    vc = vc.unflatten(0, (n, -1)).permute(2, 0, 1, 3)
-    to_own = _rows(qc, kc.transpose(2, 3)) + _causal(qc)
-    to_prompt = _rows(qc, kp.transpose(1, 2))
-    weights = torch.cat([to_prompt, to_own], dim=-1).softmax(-1)  # [kv_heads, K, r, T, P + T]
-    mixed = _rows(weights[..., : span.prompt], vp) + _rows(weights[..., span.prompt :], vc)
-    mixed = mixed.permute(1, 3, 0, 2, 4).flatten(0, 1).flatten(1, 2)
-    return torch.cat([prompt, mixed if span.real is None else mixed[span.real]])
-
-
-def _rows(x: Tensor, y: Tensor) -> Tensor:
-    """x @ y for y [*batch, m, n] and x [*batch, *rows, m].
-
-    A key serves all heads, or all completions, of its group in one product.
-    """
-    batch = y.dim() - 2
-    return (x.flatten(batch, -2) @ y).unflatten(batch, x.shape[batch:-1])
-
-
-def _causal(q: Tensor) -> Tensor:
-    n = q.shape[-2]
-    return torch.full((n, n), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+    def __call__(self, token: Tensor, place: Tensor, width: int) -> Tensor:
+        self.token.copy_(token)
+        self.place.copy_(place)
+        self.graph.replay()
+        return self.state.clone()

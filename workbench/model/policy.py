@@ -21,6 +21,7 @@ from workbench.model.scores import capped
 from workbench.model.templates import Template
 from workbench.thoughts import closing, opened_by
 
+EXCLUDED = -1e4  # the logit of an id that no token has: its probability is 0 in any type of number
 HEADER = 32  # last tokens of a prompt that are looked at for the beginning of a thought
 
 
@@ -35,6 +36,8 @@ class Policy:
     adapter = ""  # the folder of the adapter that it was loaded with
     engine = None  # who writes its tokens: None, sampling.py itself, or a vllm.VLLM
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
+    # whether llama.py computes what its own forward pass does (decoder.check looks)
+    fast = True
     # training keeps one state a layer and makes the others again: less memory, a third more time
     checkpointing = False
     # False: its weights are split over ranks (shard.py), and are only here while the modules'
@@ -69,16 +72,34 @@ class Policy:
 
     @property
     def head(self) -> Tensor:
-        """[V, D] output embedding of the tokenizer's tokens.
+        """[V, D] output embedding of the tokenizer's tokens, or [V, D + 1] with a bias.
 
-        Models pad theirs: what is not here is neither sampled nor counted in a distribution.
+        Models pad theirs: what is not here is neither sampled nor counted in a distribution. Nor is
+        an id below V without a token, which the bias excludes.
         """
-        weight = effective_weight(self.base.get_output_embeddings())
-        return weight if len(weight) <= self._vocabulary else weight[: self._vocabulary]
+        embedding = self.base.get_output_embeddings()
+        weight = effective_weight(embedding)[: self._vocabulary]
+        if not self._biased:
+            return weight
+        bias = getattr(embedding, "bias", None)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias[: len(weight)]
+        holes = self.holes[self.holes < len(weight)]
+        return torch.cat([weight, bias.index_fill(0, holes, EXCLUDED)[:, None]], dim=-1)
 
     @cached_property
     def _vocabulary(self) -> int:
         return max(self.tokenizer.get_vocab().values()) + 1
+
+    @cached_property
+    def holes(self) -> Tensor:
+        """Ids without a token among those with one."""
+        ids = set(range(self._vocabulary)) - set(self.tokenizer.get_vocab().values())
+        return torch.tensor(sorted(ids), dtype=torch.long, device=self.device)
+
+    @property
+    def _biased(self) -> bool:
+        bias = getattr(self.base.get_output_embeddings(), "bias", None)
+        return bias is not None or len(self.holes) > 0
 
     @property
     def trains_in_fp32(self) -> bool:
@@ -130,9 +151,10 @@ class Policy:
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         errors = []
         for scale, cap in forms:
-            products = nn.functional.linear(states * scale, self.head).float()
+            products = nn.functional.linear(self._with_one(states * scale), self.head).float()
             made = capped(products, cap)[..., : logits.shape[-1]]
-            errors.append(float((made - logits[..., : made.shape[-1]]).abs().max()))
+            gaps = (made - logits[..., : made.shape[-1]]).index_fill(-1, self.holes, 0.0)
+            errors.append(float(gaps.abs().max()))
         least = min(errors) if len(self.head) <= logits.shape[-1] else math.inf
         exact = 1e-5 if self.head.dtype in (torch.float32, torch.float64) else 1e-2
         if not least <= exact * float(logits.abs().max()):
@@ -257,7 +279,11 @@ class Policy:
     def scaled(self, hidden: Tensor) -> Tensor:
         """States whose products with the head are the logits, but for the cap."""
         scale = self.logits.scale
-        return hidden if scale == 1 else hidden * scale
+        return self._with_one(hidden if scale == 1 else hidden * scale)
+
+    def _with_one(self, hidden: Tensor) -> Tensor:
+        """States for a head with a bias: its factor is beside them."""
+        return nn.functional.pad(hidden, (0, 1), value=1.0) if self._biased else hidden
 
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:

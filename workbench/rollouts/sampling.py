@@ -4,9 +4,9 @@ with them.
 ``generate(policy, prompts, seeds)`` computes each prompt once for all of its samples, decodes all
 rows together and drops rows that finished. Every row draws from its own stream of uniforms, seeded
 by its coordinates, so a sample does not depend on what ran beside it. What a row's next state is,
-an engine says: ``llama.Decoder`` for that family, ``decoder.Decoder`` (the model's own forward
-pass) for all others. A policy whose ``engine`` is set (vllm.py) is not decoded here at all: the
-call goes there.
+an engine says: ``llama.Decoder`` for that family and its relatives, ``decoder.Decoder`` (the
+model's own forward pass) for all others. A policy whose ``engine`` is set (vllm.py) is not decoded
+here at all: the call goes there.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def generate(
     _refuse_too_long(policy, prompts, budgets)
     if policy.engine is not None:
         return policy.engine.generate(prompts, seeds, budgets, temperature)
-    weights = llama.Weights.of(policy) if llama.supported(policy) else None
+    longest = max((len(prompt) + n for prompt, n in zip(prompts, budgets)), default=0)
+    weights = llama.Weights.of(policy) if llama.supported(policy, longest) else None
     results: list[list[Sample]] = [[] for _ in prompts]
     for places in _parts(prompts, seeds, policy.pads_left):
         begin = (
