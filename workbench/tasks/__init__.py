@@ -7,12 +7,17 @@ arithmetic:steps=5,largest=999     with dials
 math:gsm8k,max_new=512             a first dial that is a text may go without its name
 problems.jsonl                     math:problems.jsonl,plain=true,max_new=512
 problems.jsonl:max_new=64          the same with shorter completions
+
+Rows in memory, and a reward of one's own: rows.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from workbench.core import Task, refuse_if
 from workbench.options import with_options
@@ -30,10 +35,19 @@ TASKS = {
 }
 
 
-def load_task(name: str) -> Task:
-    """Raises WorkbenchError for an unknown name, a bad dial, or a file that is not a list of
-    problems.
+def load_task(name: Any, *, reward: Callable[..., Any] | None = None, **dials: Any) -> Task:
+    """A task by name, or of rows (dicts, a data set of ``datasets``, a pandas.DataFrame).
+
+    ``reward``: a function of your own that grades (rows.py); ``name`` is then rows, a file or a
+    hub id. ``dials``: those of ``math``, for rows and files with a reward.
+
+    Raises WorkbenchError for an unknown name, a bad dial, or a file that is not a list of problems.
     """
+    name = str(name) if isinstance(name, Path) else name
+    if reward is not None or not isinstance(name, str):
+        return _of_rows(name, reward, dials)
+    if dials:
+        raise WorkbenchError(f"write dials into the name: {name}:{next(iter(dials))}=...")
     task, _, dials = name.partition(":")
     if task in TASKS:
         return _with_dials(task, [dial for dial in dials.split(",") if dial])
@@ -49,6 +63,17 @@ def load_task(name: str) -> Task:
     from workbench.tasks.math import Math
 
     return Math(f"{path}.jsonl" if limit else name, plain=True, max_new=int(limit or 512))
+
+
+def _of_rows(source: Any, reward: Callable[..., Any] | None, dials: dict[str, Any]) -> Task:
+    from workbench.tasks.rows import Rows, rows_of
+
+    fields = {field.name for field in dataclasses.fields(Rows)} - {"rows", "reward", "source"}
+    unknown = set(dials) - fields
+    if unknown:
+        raise WorkbenchError(f"rows have no dial {min(unknown)}; there are {', '.join(fields)}")
+    name = source if isinstance(source, str) else "rows"
+    return Rows(source=name, rows=rows_of(source), reward=reward, **dials)
 
 
 def _with_dials(task: str, dials: list[str]) -> Task:

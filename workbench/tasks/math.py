@@ -98,8 +98,8 @@ class Math(FreeText):
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
         if self.plain:
-            return tuple(map(self._plain_problem, read(self.source)))
-        rows = read(*SETS.get(self.source, (self.source, self.config)))
+            return tuple(map(self._plain_problem, self._read()))
+        rows = self._read()
         copies_by_question: dict[str, list[Problem]] = {}
         for number, row in enumerate(rows, 1):
             problem = self._problem(number, row)
@@ -114,6 +114,9 @@ class Math(FreeText):
                 stacklevel=5,
             )
         return problems
+
+    def _read(self) -> list[Row]:
+        return read(*SETS.get(self.source, (self.source, self.config)))
 
     def _plain_problem(self, row: Row) -> Problem:
         """A record as it stands. Its id is the file's name and its line: runs record it."""
@@ -139,19 +142,19 @@ class Math(FreeText):
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
         refuse_if(not isinstance(record, dict), f"{where} is not a record with named columns")
-        question = _column(row, "question", (self.question,) if self.question else QUESTIONS)
+        question = column_of(row, "question", (self.question,) if self.question else QUESTIONS)
         solutions = self._solutions(row)
         answer, solutions = _after_hashes(self._answer(row, solutions), solutions)
         refuse_if(not answer, f"{where} has no answer")
         column = self.question or next(name for name in QUESTIONS if name in record)
-        messages = _messages(where, question, whole=column == "prompt")
+        messages = messages_of(where, question, whole=column == "prompt")
         named = "" if self.split else named_split(where, record)
         meta = {"split": row.split, "named": named, "where": where}
         return checked(where, Problem(f"{self.source}:{number}", messages, answer, solutions, meta))
 
     def _solutions(self, row: Row) -> tuple[str, ...]:
         if self.solution:
-            value = _column(row, "solution", (self.solution,))
+            value = column_of(row, "solution", (self.solution,))
         else:
             value = _first(row.record, SOLUTIONS)
         return tuple(filter(has_text, value if isinstance(value, list) else [value]))
@@ -161,7 +164,7 @@ class Math(FreeText):
         boxed = last_box(solutions[0]) if solutions else ""
         if boxed and not self.answer and _first(row.record, ANSWERS) is None:
             return boxed
-        value = _column(row, "answer", (self.answer,) if self.answer else ANSWERS)
+        value = column_of(row, "answer", (self.answer,) if self.answer else ANSWERS)
         return _answer_text(row.where, value)
 
     def _merged(self, copies: list[Problem], set_splits: set[str]) -> Problem:
@@ -257,7 +260,7 @@ def _first(record: dict, names: tuple[str, ...]) -> Any:
     return None
 
 
-def _column(row: Row, what: str, names: tuple[str, ...]) -> Any:
+def column_of(row: Row, what: str, names: tuple[str, ...]) -> Any:
     value = _first(row.record, names)
     refuse_if(
         value is None or value == "",
@@ -267,7 +270,7 @@ def _column(row: Row, what: str, names: tuple[str, ...]) -> Any:
     return value
 
 
-def _messages(where: str, question: Any, whole: bool) -> tuple[Message, ...]:
+def messages_of(where: str, question: Any, whole: bool) -> tuple[Message, ...]:
     if isinstance(question, list) and question and all(map(_is_message, question)):
         messages = tuple({"role": m["role"], "content": m["content"]} for m in question)
         question = messages[-1]["content"]
