@@ -8,11 +8,11 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 JOBS ?= 2
 PYTEST := WORKBENCH_QUICK=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: help install demo check test test-slow lab organism bench clean
+.PHONY: help install demo check test test-slow test-vllm test-unsloth lab organism bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # The stamp is written last, so an interrupted install is taken up again.
 $(STAMP): pyproject.toml constraints.txt tools/install.sh
@@ -36,6 +36,13 @@ test: check ## form, fast tests, then every notebook in quick mode
 
 test-slow: $(STAMP) ## the tests marked slow, with all cores
 	$(BIN)/python -m pytest -m slow tests
+
+# They take minutes and 3 GB each, so: before a release, and when a version of theirs is raised.
+test-vllm: ## vLLM itself on a CPU, in an environment of its own
+	PYTHON=$(PYTHON) tools/engines.sh vllm
+
+test-unsloth: ## Unsloth itself on a CPU, in an environment of its own
+	PYTHON=$(PYTHON) tools/engines.sh unsloth
 
 # Our notebooks are trusted, so that their saved pictures keep their style sheets; and JupyterLab asks nothing at its first start.
 lab: $(STAMP) ## JupyterLab on the notebooks

@@ -369,9 +369,9 @@ def make_model(case: str, folder: Path) -> None:
 class Worker:
     """One side, in its own process and environment."""
 
-    def __init__(self, python: Path | str, *arguments: str):
+    def __init__(self, python: Path | str, *arguments: str, script: str = __file__):
         self.process = subprocess.Popen(
-            [str(python), __file__, *map(str, arguments)],
+            [str(python), script, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

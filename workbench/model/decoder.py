@@ -51,14 +51,15 @@ class Decoder:
         self.policy, self.padded, self.cache = (
             policy,
             not bool(real.all()),
-            DynamicCache(config=policy.base.config),
+            # Unsloth's own forward passes give and take pairs of keys and values
+            None if policy.unsloth else DynamicCache(config=policy.base.config),
         )
         state = self._forward(ids, real, (real.cumsum(-1) - 1).clamp(min=0))
         spread = torch.repeat_interleave(
             torch.arange(len(prompts), device=device), torch.tensor(copies, device=device)
         )
         self.state, self.real = state[spread], real[spread]
-        self.cache.reorder_cache(spread)
+        self._keep_cache(spread)
 
     def _forward(self, ids: Tensor, real: Tensor, positions: Tensor) -> Tensor:
         output = self.policy.decoder(
@@ -68,6 +69,8 @@ class Decoder:
             past_key_values=self.cache,
             use_cache=True,
         )
+        if self.policy.unsloth:
+            self.cache = output.past_key_values
         return self.policy.scaled(output.last_hidden_state[:, -1])
 
     def step(self, token: Tensor) -> None:
@@ -78,7 +81,13 @@ class Decoder:
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
         self.state, self.real = self.state[rows], self.real[rows]
-        self.cache.reorder_cache(rows)
+        self._keep_cache(rows)
+
+    def _keep_cache(self, rows: Tensor) -> None:
+        if isinstance(self.cache, tuple):
+            self.cache = tuple(tuple(part[rows] for part in layer) for layer in self.cache)
+        else:
+            self.cache.reorder_cache(rows)
 
 
 # ---- the check -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from workbench.core import WorkbenchError, first_line
-from workbench.model import adapters, decoder, distributed, gguf, templates
+from workbench.model import adapters, decoder, distributed, families, gguf, templates
 from workbench.model.policy import Policy
 from workbench.records import check_seal
 
@@ -74,9 +75,7 @@ def load_policy(
     more = {"quantization_config": _nf4(device), "device_map": {"": device}} if four_bit else {}
     try:
         if loader:
-            net, tokenizer = loader.from_pretrained(
-                str(source), dtype=dtype, load_in_4bit=four_bit, trust_remote_code=False
-            )
+            net, tokenizer = _through_unsloth(loader, source, device, dtype, four_bit)
         else:
             net, tokenizer = _from_pretrained(model, source, adapter, dtype=dtype, **more)
     except UNREADABLE as error:
@@ -150,6 +149,31 @@ def _from_pretrained(
     return net, tokenizer
 
 
+def _through_unsloth(
+    loader, source: str | Path, device: str, dtype: torch.dtype, four_bit: bool
+) -> tuple[nn.Module, object]:
+    """What it would do unasked is switched off.
+
+    Rows are cut at ``max_seq_length``, 2,048 if it is not named, and where a model is shorter its
+    rotary embedding is stretched to it: the adapter would then be one for another model. Layers
+    are computed again in the backward pass (here ``Policy.checkpointing`` says whether), and the
+    embedding goes to the CPU where the longest row might not fit.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    return loader.from_pretrained(
+        str(source),
+        dtype=dtype,
+        load_in_4bit=four_bit,
+        trust_remote_code=False,
+        max_seq_length=families.context(config),
+        use_gradient_checkpointing=False,
+        offload_embedding=False,
+        device_map={"": device},
+    )
+
+
 def auto_class(config) -> type:
     """Who loads it: a language model, or one with other towers beside it, which are left alone."""
     import transformers
@@ -217,7 +241,8 @@ def import_unsloth():
     Importing it changes transformers, so it is done only when it is asked for, and before a model
     is loaded.
     """
-    if not torch.cuda.is_available():
+    # the variable is its own, for tests: tools/engines.sh
+    if not torch.cuda.is_available() and os.environ.get("UNSLOTH_ALLOW_CPU") != "1":
         raise WorkbenchError(
             "Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes "
             "through transformers and peft"

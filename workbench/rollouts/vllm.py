@@ -21,19 +21,22 @@ resumed, or on another number of processes therefore has other tokens here and t
 Under torchrun each process has an engine of its own on its own GPU. They agree on the size of their
 caches and then sample without each other.
 
-Written from the sources of vLLM 0.33.0 and tested with a stand-in for it
-(tests/test_vllm_engine.py): not yet run on a GPU.
+Written for vLLM 0.32 and 0.33. Its build for CPUs runs the same code (``make test-vllm``,
+tests/test_vllm.py); it has not yet run on a GPU.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import nn
 
 from workbench.core import WorkbenchError
 from workbench.model import distributed
@@ -44,6 +47,7 @@ from workbench.rollouts.sampling import Sample
 MEMORY = 0.4  # vLLM's share of the GPU
 # LoRA ranks that vLLM reserves room for; a smaller adapter fits as well
 ROOMS = (8, 16, 32, 64, 128, 256, 320, 512)
+_NO_GPU = "vLLM needs an NVIDIA GPU: leave --vllm out, and the workbench writes the tokens itself"
 
 
 def names(*, lora: bool, four_bit: bool, unsloth: bool, sharded: bool):
@@ -70,26 +74,88 @@ def names(*, lora: bool, four_bit: bool, unsloth: bool, sharded: bool):
             "vLLM holds all weights on every GPU, which sharding is to avoid: leave out "
             "--shard or --vllm"
         )
-    if not torch.cuda.is_available():
-        raise WorkbenchError(
-            "vLLM needs an NVIDIA GPU: leave --vllm out, and the workbench writes the tokens itself"
-        )
     # Else vLLM starts a process of its own, which runs a script without a __main__ guard once more,
     # and under torchrun would not know its GPU.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
     except Exception as error:  # not installed, or built for another torch or CUDA
+        if not torch.cuda.is_available():
+            raise WorkbenchError(_NO_GPU) from error
         raise WorkbenchError(
             "vLLM cannot be imported here (it wants an environment of its own: README.md): "
             f"{_line(error)}"
         ) from error
+    if not torch.cuda.is_available() and not current_platform.is_cpu():
+        raise WorkbenchError(_NO_GPU)
     return LLM, SamplingParams, LoRARequest
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _room(configs: Iterable) -> int:
+    """For the largest rank, which may be that of a mixture's experts: peft gives the one tensor
+    that holds them all a rank of its own.
+    """
+    ranks = [rank for config in configs for rank in (config.r, *config.rank_pattern.values())]
+    return next((room for room in ROOMS if room >= max(ranks)), max(ranks))
+
+
+def _loaded(LLM, dtype: torch.dtype, options: dict):
+    """In 16 bits: its LoRA kernels know no other.
+
+    fp16 is nearer to fp32 than bf16 is, but vLLM refuses it for some families (Gemma 3).
+    """
+    if dtype == torch.bfloat16:
+        return LLM(dtype=dtype, **options)
+    try:
+        return LLM(dtype=torch.float16, **options)
+    except ValueError as error:
+        if "does not support float16" not in str(error):
+            raise
+        return LLM(dtype=torch.bfloat16, **options)
+
+
+def _refuse_unknown_experts(policy: Policy, llm) -> None:
+    """vLLM leaves out, without a word, adapters of experts that it has under another name
+    (Mixtral's ``block_sparse_moe.experts``).
+    """
+    wrapped = [n for n, module in policy.model.named_modules() if hasattr(module, "parameter_name")]
+    experts = {_place(name.removesuffix(".base_layer")) for name in wrapped}
+    [places] = llm.apply_model(_places)
+    if experts - places:
+        raise WorkbenchError(
+            f"vLLM has the experts of {policy.name} under another name, and would sample without "
+            "their adapter: leave --vllm out"
+        )
+
+
+def _places(model: nn.Module) -> set[str]:
+    return {_place(name) for name, _ in model.named_modules()}
+
+
+def _place(name: str) -> str:
+    """The last two names of a module's path: what is before them depends on the wrapper."""
+    return ".".join(name.split(".")[-2:])
+
+
+def _leave_out_padding(model: nn.Module, rows: int) -> None:
+    """What is behind the tokenizer's last token is neither sampled nor counted, as by
+    ``policy.head``.
+    """
+    plain = model.compute_logits
+
+    def compute_logits(*args, **options):
+        logits = plain(*args, **options)
+        if logits is not None:  # all ranks but one
+            logits[..., rows:] = -math.inf
+        return logits
+
+    model.compute_logits = compute_logits
 
 
 class VLLM:
@@ -109,28 +175,31 @@ class VLLM:
             unsloth=policy.unsloth,
             sharded=not policy.gathered,
         )
-        rank = max(config.r for config in adapters.values())
+        # of a mixture's experts, in the form that peft saves them in: one tensor for all
+        fused = any(config.target_parameters for config in adapters.values())
+        options = {
+            "model": str(source_of(policy.name)),
+            "trust_remote_code": False,
+            "enable_lora": True,
+            "max_lora_rank": _room(adapters.values()),
+            "enable_mixed_moe_lora_format": fused,
+            "gpu_memory_utilization": memory,
+            "max_model_len": -1,  # as long as fits
+            "logprobs_mode": "raw_logprobs",  # before the temperature
+            # The first takes its rank and its GPU from torchrun.
+            "distributed_executor_backend": "external_launcher"
+            if distributed.size() > 1
+            else "uni",
+        }
         try:
-            self._llm = LLM(
-                model=str(source_of(policy.name)),
-                trust_remote_code=False,
-                enable_lora=True,
-                max_lora_rank=next((n for n in ROOMS if n >= rank), rank),
-                # its LoRA kernels know no other
-                dtype=torch.bfloat16 if policy.head.dtype == torch.bfloat16 else torch.float16,
-                gpu_memory_utilization=memory,
-                max_model_len=-1,  # as long as fits
-                logprobs_mode="raw_logprobs",  # before the temperature
-                # The first takes its rank and its GPU from torchrun.
-                distributed_executor_backend="external_launcher"
-                if distributed.size() > 1
-                else "uni",
-            )
+            self._llm = _loaded(LLM, policy.head.dtype, options)
         except Exception as error:  # a model fails in as many ways as there are files in it
             raise WorkbenchError(
                 f"vLLM could not load {policy.name} with {memory:g} of the GPU's memory: "
                 f"{_line(error)}"
             ) from error
+        _refuse_unknown_experts(policy, self._llm)
+        self._llm.apply_model(partial(_leave_out_padding, rows=len(policy.head)))
         self.policy, self._folder = policy, TemporaryDirectory(prefix="workbench-adapters-")
         self._sent: dict[str, tuple] = {}  # adapter: (its weights' fingerprint, vLLM's handle)
         self._number = 0
@@ -227,6 +296,7 @@ class VLLM:
                 f"{name}-{self._number}",
                 self._number,
                 str(folder if name == "default" else folder / name),
+                is_3d_lora_weight=bool(model.peft_config[name].target_parameters),
             )
             self._sent[name] = now, handle
         return handle

@@ -1,0 +1,241 @@
+"""A clock to a target: how long until the organism solves .85 of 400 held-out problems, by each
+method, and by TRL's GRPOTrainer on the same model, problems, reward and target in the same run.
+
+    python benchmarks/speedrun.py                 every method and TRL, two seeds
+    python benchmarks/speedrun.py --only grpo trl
+    python benchmarks/speedrun.py --quick --out FILE   two steps of two entries: does it work?
+
+Run it alone on an idle machine. What has a line in benchmarks/results/speedrun.json is not run
+again; TRL's own environment is that of vs_trl.py.
+
+The target is reached when the lower end of avg@8's 95 % interval over 400 problems of the test
+split is at least .85. The driver asks after every second step, from saved weights, with one sampler
+for all: neither that nor loading is on the clock. An entry is one seed's time; the other seed must
+reach the target too, or it is void. Every step is 16 problems x 8 rollouts of the standard dial at
+the study's learning rate of the method (TRL: that of grpo); TRL in its fastest setting on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from vs_trl import ROOT, Worker, environment, machine, say
+
+sys.path.insert(0, str(ROOT))
+
+MODEL = ROOT / "data" / "organism" / "3m"
+RESULTS = ROOT / "benchmarks" / "results" / "speedrun.json"
+NAMES = ("grpo", "sdpo", "tapo", "scope", "opd", "kd", "luffy", "trl")
+SEEDS = (0, 1)
+TARGET, EVERY, LAST = 0.85, 2, 60
+PROMPTS, GROUP = 16, 8
+
+
+# ---- the two sides: a line on the standard input is "step", or a folder to save the weights in ---
+
+
+def ours(name: str, seed: int) -> None:
+    from workbench.core import coordinates
+    from workbench.model.learner import Learner
+    from workbench.model.loading import load_policy
+    from workbench.studies import arms, cell
+    from workbench.tasks import load_task
+    from workbench.training.update import update
+
+    arm = next(arm for arm in arms.METHODS if arm.name == name)
+    scale = cell.StudyScale(steps=LAST)
+    method, optimizer, plan = cell._settings(arm.stages[0], seed, scale, cell.tuned_rates())
+    expert = load_policy(ROOT / arm.teacher) if arm.teacher else None
+    learner = Learner(load_policy(MODEL), optimizer, seed=seed, expert=expert)
+    task = load_task(arm.task)
+    numbers = itertools.count()
+    say({"ready": True})
+    for line in sys.stdin:
+        if line.strip() != "step":
+            learner.policy.model.save_pretrained(line.strip())
+            say({"saved": True})
+            continue
+        number = next(numbers)
+        problems = task.problems("train", plan.prompts, coordinates(seed, number))
+        began = time.perf_counter()
+        record = update(method, learner, task, problems, (seed, number), step=number)
+        seconds = time.perf_counter() - began
+        say({"seconds": seconds, "tokens": record.metrics["generated"]})
+
+
+def theirs(seed: int) -> None:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import GRPOTrainer
+
+    from workbench.core import coordinates
+    from workbench.tasks.arithmetic import Arithmetic
+
+    task = Arithmetic()
+    batches = [task.problems("train", PROMPTS, coordinates(seed, number)) for number in range(LAST)]
+    problems = {problem.id: problem for batch in batches for problem in batch}
+    rows = [{"prompt": list(p.messages), "problem": p.id} for batch in batches for p in batch]
+    clock = {"tokens": 0.0}
+
+    def reward(completions, problem, **_) -> list[float]:
+        texts = [completion[0]["content"] for completion in completions]
+        return [task.grade(problems[name], text).reward for name, text in zip(problem, texts)]
+
+    class Trainer(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            made = super()._generate_and_score_completions(inputs)
+            clock["tokens"] = float(made["completion_mask"].sum())
+            return made
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **_):
+            for line in sys.stdin:
+                if line.strip() == "step":
+                    break
+                model.save_pretrained(line.strip())
+                say({"saved": True})
+            clock["began"] = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **_):
+            say({"seconds": time.perf_counter() - clock["began"], "tokens": clock["tokens"]})
+
+    data = Dataset.from_list(rows)
+    trainer = Trainer(
+        str(MODEL),
+        reward_funcs=reward,
+        args=trl_settings(seed, task.max_new),
+        train_dataset=data,
+        callbacks=[Turns()],
+    )
+    say({"ready": True})
+    trainer.train()
+
+
+def trl_settings(seed: int, longest: int):
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=longest,
+        beta=0.0,
+        learning_rate=rate_of("grpo"),
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        max_steps=LAST + 1,
+        shuffle_dataset=False,
+        bf16=False,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=10**6,
+        disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"},
+        seed=seed,
+    )
+
+
+def rate_of(method: str) -> float:
+    tuning = json.loads((ROOT / "data" / "study" / "tuning.json").read_text())
+    return tuning["rates"][method]
+
+
+# ---- the driver ----------------------------------------------------------------------------------
+
+
+def race(python, name: str, seed: int, last: int, problems: int) -> dict:
+    """One entry with one seed: its curve, and whether and when the target was reached."""
+    words = ("--worker", name, "--seed", seed)
+    worker = Worker(python, *words, script=__file__)
+    curve, laps = [], []
+    try:
+        worker.hear()
+        with tempfile.TemporaryDirectory() as folder:
+            while len(laps) < last and not (curve and curve[-1]["low"] >= TARGET):
+                laps += [worker.ask("step") for _ in range(EVERY)]
+                worker.ask(folder)
+                point = {"steps": len(laps)} | measured(folder, problems)
+                point |= {key: sum(lap[key] for lap in laps) for key in ("seconds", "tokens")}
+                curve.append(point)
+                print(f"{name} seed {seed}: {point}", flush=True)
+    finally:
+        worker.process.kill()
+        worker.process.wait()
+    reached = curve[-1]["low"] >= TARGET
+    return {"name": name, "seed": seed, "reached": reached, "curve": curve}
+
+
+def measured(folder: str, problems: int) -> dict:
+    """avg@8 of saved weights; the same for all, whoever trained them."""
+    import shutil
+
+    from workbench.evaluation.metrics import evaluate
+    from workbench.model.loading import load_policy
+    from workbench.tasks.arithmetic import Arithmetic
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (MODEL / name).exists():
+            shutil.copy(MODEL / name, folder)
+    task = Arithmetic()
+    found = evaluate(load_policy(folder), task, task.problems("test", problems, 0), 8, 0)
+    return {"avg": found.avg, "low": found.low}
+
+
+def table(lines: list[dict]) -> str:
+    """The seeds' mean; an entry is void unless every seed reached the target."""
+    rows = [f"{'':8}{'seconds':>10}{'tokens':>10}{'steps':>8}"]
+    for name in NAMES:
+        runs = [line for line in lines if line["name"] == name]
+        if not runs:
+            continue
+        ends = [line["curve"][-1] for line in runs if line["reached"]]
+        if len(ends) < len(SEEDS):
+            rows.append(f"{name:8}      void: {len(ends)} of {len(SEEDS)} seeds reached the target")
+            continue
+        seconds, tokens, steps = (
+            statistics.mean(end[key] for end in ends) for key in ("seconds", "tokens", "steps")
+        )
+        rows.append(f"{name:8}{seconds:10.1f}{tokens:10.0f}{steps:8.1f}")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="grpo and trl, two steps, 8 problems")
+    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        return theirs(args.seed) if args.worker == "trl" else ours(args.worker, args.seed)
+    if args.quick and args.out == RESULTS:
+        parser.error("--quick needs an --out of its own")
+    names = ("grpo", "trl") if args.quick else args.only
+    last, problems, seeds = (EVERY, 8, SEEDS[:1]) if args.quick else (LAST, 400, SEEDS)
+    kept = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
+    for seed, name in itertools.product(seeds, names):
+        if any((line["name"], line["seed"]) == (name, seed) for line in kept):
+            continue
+        # the test's own environment has TRL too, of whichever version
+        python = environment() if name == "trl" and not args.quick else sys.executable
+        kept.append(race(python, name, seed, last, problems))
+        result = {"target": TARGET, "runs": kept, "machine": machine(), "quick": args.quick}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        partial = args.out.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        partial.replace(args.out)
+    print(table(kept))
+
+
+if __name__ == "__main__":
+    main()
