@@ -25,7 +25,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -315,27 +314,6 @@ def read_run(folder: str | Path) -> Run:
             f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}"
         )
     return Run(folder, config, env, metrics, groups)
-
-
-class TensorBoard:
-    """An extra writer of the metrics, for those who have TensorBoard."""
-
-    def __init__(self, folder: str | Path):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise WorkbenchError("TensorBoard is not installed: pip install tensorboard") from error
-        self._open = partial(SummaryWriter, str(Path(folder) / "tensorboard"))
-        self._writer = None
-
-    def write(self, record: StepRecord) -> None:
-        # by now the run directory has been checked; of a resumed run, what came after its
-        # checkpoint is made again
-        if self._writer is None:
-            self._writer = self._open(purge_step=record.step)
-        for name, value in record.metrics.items():
-            self._writer.add_scalar(name, value, record.step)
-        self._writer.flush()
 
 
 def replace_folder(new: Path, old: Path) -> None:
