@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from importlib import import_module
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,9 @@ import toys
 from safetensors import SafetensorError
 
 from workbench.app.cli import COMMANDS, main
-from workbench.core import StepRecord
 from workbench.model import learner
 from workbench.paths import ORGANISM
-from workbench.records import TensorBoard, read_run
+from workbench.records import read_run
 
 MODEL = str(ORGANISM / "0.4m")
 SMALL = ["--steps", "2", "--set", "prompts=2", "k=2", "eval_problems=2", "eval_samples=2"]
@@ -223,27 +221,3 @@ def test_a_disk_that_is_full_when_the_policy_is_saved(tmp_path, capsys, monkeypa
         and "No space left on device" in said
     )
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
-
-
-def test_what_a_resumed_run_makes_again_replaces_what_tensorboard_held(tmp_path, monkeypatch):
-    opened, scalars = [], []
-
-    class Writer(SimpleNamespace):
-        def __init__(self, folder, purge_step):
-            opened.append((folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            scalars.append((name, value, step))
-
-        def flush(self):
-            pass
-
-    monkeypatch.setitem(
-        sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer)
-    )
-    for steps in ((0, 1, 2), (2, 3)):
-        writer = TensorBoard(tmp_path)
-        for step in steps:
-            writer.write(StepRecord(step, {"reward": 0.5}, (), ()))
-    assert opened == [(str(tmp_path / "tensorboard"), 0), (str(tmp_path / "tensorboard"), 2)]
-    assert scalars == [("reward", 0.5, step) for step in (0, 1, 2, 2, 3)]

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from test_compose import PROBLEM, RIGHT, TASK, WRONG, composed
 from test_external import same
 from test_readings import group_of
 
-from workbench.core import Group, WorkbenchError
+from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.corrections.buffer import Correction, append
 from workbench.corrections.compose import to_rollout
 from workbench.corrections.export import (
@@ -62,6 +64,51 @@ def test_a_correction_in_each_form(tiny_policy, correction):
     assert shared + learned == text
 
 
+def test_a_pair_as_texts_shares_its_prompt_and_nothing_after_it(tiny_policy, group, correction):
+    for pair in rows([correction, group], "dpo", tiny_policy):
+        assert pair["chosen"] and pair["rejected"] and pair["chosen"][0] != pair["rejected"][0]
+        asked = tiny_policy.tokenizer.decode(group.rollouts[0].prompt_ids)
+        assert pair["prompt"].startswith(asked)
+    [pair] = rows([correction], "dpo", tiny_policy)
+    end = tiny_policy.tokenizer.decode(tiny_policy.end)
+    assert pair["prompt"] + pair["chosen"] == asked + correction.rollout.text + end
+    assert pair["prompt"] + pair["rejected"] == asked + WRONG + end
+    assert pair["prompt"].startswith(asked + correction.composition.prefix)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_texts_come_back_as_the_rollouts_tokens(bos):
+    """With bytes for letters: a shared first byte of two letters is not cut off its letter; a
+    tokenizer that begins each text with its own token does so once."""
+    policy = _Bytes(bos)
+    right, wrong = (tuple(f"n = {c}".encode()) for c in ("é", "è"))  # c3 a9, c3 a8
+    problem = Problem("q", ({"role": "user", "content": "?"},), "1")
+    prompt = (256,) * bos + tuple(b"Q: ?\n")
+    pair = [
+        Rollout(prompt, ids, (0.0,) * len(ids), bytes(ids).decode(), Verdict(r, r > 0))
+        for ids, r in ((right, 1.0), (wrong, 0.0))
+    ]
+    [row] = rows([Group(problem, tuple(pair))], "dpo", policy)
+    assert row == {"prompt": "Q: ?\nn = ", "chosen": "é", "rejected": "è"}
+    assert tuple(policy.tokenizer(row["prompt"] + row["chosen"]).input_ids) == prompt + right
+    cut = replace(pair[1], completion_ids=right[:3], text="n =", logprobs=(0.0,) * 3)
+    [row] = rows([Group(problem, (pair[0], cut))], "dpo", policy)
+    assert row == {"prompt": "Q: ?\nn ", "chosen": "= é", "rejected": "="}
+
+
+class _Bytes:
+    """A policy and its tokenizer."""
+
+    def __init__(self, bos: bool):
+        self.bos, self.tokenizer = [256] * bos, self
+
+    def __call__(self, text):
+        return SimpleNamespace(input_ids=[*self.bos, *text.encode()])
+
+    def decode(self, ids, **_):
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
 def test_a_group_gives_its_right_attempts_and_a_pair_for_each_wrong_one(group):
     assert [row["messages"][-1]["content"] for row in rows([group], "sft")] == [RIGHT]
     pairs = rows([group], "dpo")
@@ -73,10 +120,6 @@ def test_a_group_gives_its_right_attempts_and_a_pair_for_each_wrong_one(group):
 
 
 def test_wrong_corrections_stay_behind_and_unknown_ones_do_not(correction):
-    from dataclasses import replace
-
-    from workbench.core import Verdict
-
     def judged(reward: float) -> Correction:
         rollout = replace(correction.rollout, verdict=Verdict(reward, reward > 0))
         return replace(correction, rollout=rollout)
@@ -211,6 +254,32 @@ def test_trls_dpo_trainer_takes_a_step(tiny_policy, group, correction, tmp_path)
     assert tuple(example["chosen_ids"]) == correction.rollout.completion_ids
     assert tuple(example["rejected_ids"]) == group.rollouts[0].completion_ids
     # policy and reference are the same: log 2
+    assert trainer.train().training_loss == pytest.approx(math.log(2), abs=1e-3)
+    assert moved(tiny_policy, before)
+
+
+@pytest.mark.slow
+def test_trls_dpo_trainer_gets_the_shared_beginning_in_the_prompt(
+    tiny_policy, group, correction, tmp_path
+):
+    from trl import DPOConfig, DPOTrainer
+
+    before = [weight.clone() for weight in tiny_policy.model.parameters()]
+    trainer = DPOTrainer(
+        tiny_policy.model,
+        ref_model=toys.tiny_policy().model,
+        args=settings(DPOConfig, tmp_path),
+        train_dataset=as_dataset([correction, group], "dpo", tiny_policy),
+        processing_class=tiny_policy.tokenizer,
+    )
+    example, wrong = trainer.train_dataset[0], group.rollouts[0]
+    keep, right = correction.composition.keep, correction.rollout
+    shared = len(example["prompt_ids"]) - len(right.prompt_ids)
+    assert shared >= keep > 0
+    assert tuple(example["prompt_ids"]) == (*right.prompt_ids, *right.completion_ids[:shared])
+    assert tuple(example["chosen_ids"]) == right.completion_ids[shared:]
+    assert tuple(example["rejected_ids"]) == wrong.completion_ids[shared:]
+    assert example["chosen_ids"][0] != example["rejected_ids"][0]
     assert trainer.train().training_loss == pytest.approx(math.log(2), abs=1e-3)
     assert moved(tiny_policy, before)
 

@@ -51,6 +51,7 @@ _PLACES = {
         "TrainConfig",
         "fit",
     ),
+    "workbench.training.trackers": ("Tracker",),
     "workbench.inspection.readings": (
         "inspect_group",
         "token_stats",

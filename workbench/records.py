@@ -25,7 +25,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ from workbench.core import (
     Verdict,
     WorkbenchError,
     first_line,
-    needed,
     refuse_if,
 )
 
@@ -322,25 +320,6 @@ def read_run(folder: str | Path) -> Run:
         f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}",
     )
     return Run(folder, config, env, metrics, groups)
-
-
-class TensorBoard:
-    """An extra writer of the metrics, for those who have TensorBoard."""
-
-    def __init__(self, folder: str | Path):
-        missing = "TensorBoard is not installed: pip install tensorboard"
-        writer = needed("torch.utils.tensorboard", missing).SummaryWriter
-        self._open = partial(writer, str(Path(folder) / "tensorboard"))
-        self._writer = None
-
-    def write(self, record: StepRecord) -> None:
-        # by now the run directory has been checked; of a resumed run, what came after its
-        # checkpoint is made again
-        if self._writer is None:
-            self._writer = self._open(purge_step=record.step)
-        for name, value in record.metrics.items():
-            self._writer.add_scalar(name, value, record.step)
-        self._writer.flush()
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     if args.locators:
         print(scores(policy, groups))
     if args.out:
-        print(f"{export_groups(groups, args.out, args.to)} rows in {args.out}")
+        print(f"{export_groups(groups, args.out, args.to, policy)} rows in {args.out}")
 
 
 def summary(groups) -> str:

@@ -26,6 +26,11 @@ WHAT = {
         "metavar": "PATH_OR_HUB_ID",
         "help": "a stronger model with the same tokenizer, for methods that learn from one",
     },
+    "--teacher-adapter": {
+        "type": folder,
+        "metavar": "DIR",
+        "help": "a peft adapter to put on the teacher",
+    },
     "--corrections": {
         "type": named,
         "metavar": "FILE",
@@ -47,7 +52,18 @@ RUN = {
         "plan (prompts, rows, updates, eval_every, ...); several, or repeated",
     },
     "--resume": switch("go on with the run in DIR from its last checkpoint"),
-    "--tensorboard": switch("write the metrics for TensorBoard as well"),
+    "--stop-after": {
+        "type": positive,
+        "default": 0,
+        "metavar": "N",
+        "help": "stop after N evaluations in a row that are no better than the best before",
+    },
+    "--log": {
+        "action": "append",
+        "default": [],
+        "choices": ("tensorboard", "trackio", "wandb"),
+        "help": "write the metrics there as well; may be repeated",
+    },
 }
 MEMORY_AND_SPEED = {
     "--lora": {
@@ -78,10 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from workbench.corrections.replay import WithCorrections
     from workbench.model import distributed
-    from workbench.records import TensorBoard
     from workbench.rollouts import vllm
     from workbench.tasks import load_task
     from workbench.training.run import fit
+    from workbench.training.trackers import Tracker
 
     distributed.start()
     method, optimizer, plan = _settings(args)
@@ -96,6 +112,7 @@ def main(args: argparse.Namespace) -> None:
         vllm.names(
             lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard
         )
+    writers = [Tracker(name, args.out) for name in args.log]
     task = load_task(args.task)
     learner = _learner(args, optimizer)
     if args.adapter and distributed.main():
@@ -105,7 +122,6 @@ def main(args: argparse.Namespace) -> None:
     config = _config(args, method, optimizer)
     if args.corrections:
         method = WithCorrections.from_file(method, args.corrections, learner.policy)
-    writers = [TensorBoard(args.out)] if args.tensorboard else []
     fit(method, learner, task, plan, args.out, config=config, resume=args.resume, writers=writers)
     if distributed.main():
         print(f"The run is in {args.out}; workbench compare {args.out} shows it.")
@@ -120,11 +136,12 @@ def _settings(args: argparse.Namespace):
 
     kind = methods.find(args.method)
     for_method, for_optimizer, for_plan = split_options(
-        args.options, kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
+        args.options, kind, OptimConfig, TrainConfig, fixed=("steps", "seed", "stop_after")
     )
     if args.eight_bit:
         for_optimizer = [*for_optimizer, "eight_bit=true"]
-    for_plan = [*for_plan, f"steps={args.steps}", f"seed={args.seed}"]
+    fixed = {"steps": args.steps, "seed": args.seed, "stop_after": args.stop_after}
+    for_plan = [*for_plan, *(f"{name}={value}" for name, value in fixed.items())]
     return (
         with_options(kind, for_method, args.method),
         with_options(OptimConfig, for_optimizer, "the optimiser"),
@@ -138,7 +155,11 @@ def _learner(args: argparse.Namespace, optimizer):
 
     expert = None
     if args.teacher:
-        expert = load_policy(args.teacher, frozen=True, four_bit=args.four_bit)
+        expert = load_policy(
+            args.teacher, adapter=args.teacher_adapter, frozen=True, four_bit=args.four_bit
+        )
+    elif args.teacher_adapter:
+        raise WorkbenchError("--teacher-adapter wants a --teacher to put it on")
     policy = load_policy(
         args.model,
         adapter=args.adapter,

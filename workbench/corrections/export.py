@@ -6,7 +6,9 @@
                   and on what a correction keeps of the wrong attempt: the mistake is not imitated
     dpo           prompt, chosen, rejected as messages. Of a correction: the correction and the
                   wrong attempt that it begins with; of a group: each wrong attempt and the right
-                  one that shares the most steps with it
+                  one that shares the most steps with it. With ``policy``: as texts, and the prompt,
+                  written out by its chat template, holds all that the two share, so that they
+                  differ from their first token on (a trainer can continue no message, but a text)
     verl          a problem a row, for verl's RL data set: data_source, prompt, ability,
                   reward_model, extra_info (0.10; give it a custom_reward_function)
     groups        everything, as a run records it; ``load_rollouts`` gives the same groups back
@@ -20,6 +22,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +35,8 @@ from workbench.tasks.loading import INSTALL
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from workbench.model.policy import Policy
 
 MASKED = -100  # a label that a loss leaves out
 
@@ -52,34 +57,43 @@ class Example:
         return [dict(message) for message in self.problem.messages]
 
 
-def export_groups(groups: Iterable[Group], path: str | Path, form: str) -> int:
-    """Write a .jsonl or .parquet file; how many rows it has.
+def export_groups(
+    groups: Iterable[Group], path: str | Path, form: str, policy: Policy | None = None
+) -> int:
+    """Write a .jsonl or .parquet file; how many rows it has. ``policy``: for dpo pairs as texts.
 
     Raises WorkbenchError for an unknown form or suffix, and where there is nothing to export; then
     nothing is written.
     """
-    return _write(rows(groups, form), Path(path), form)
+    return _write(rows(groups, form, policy), Path(path), form)
 
 
 def export_corrections(
-    corrections: Sequence[Correction] | str | Path, path: str | Path, form: str
+    corrections: Sequence[Correction] | str | Path,
+    path: str | Path,
+    form: str,
+    policy: Policy | None = None,
 ) -> int:
     """The same for corrections, or the file that they are kept in."""
     if isinstance(corrections, (str, Path)):
         corrections = buffer.load(corrections)
-    return _write(rows(corrections, form), Path(path), form)
+    return _write(rows(corrections, form, policy), Path(path), form)
 
 
-def as_dataset(source: Iterable[Group | Correction], form: str) -> Dataset:
+def as_dataset(
+    source: Iterable[Group | Correction], form: str, policy: Policy | None = None
+) -> Dataset:
     """The rows as a ``datasets.Dataset``, for a trainer in the same process."""
     try:
         from datasets import Dataset
     except ImportError as error:
         raise WorkbenchError(f"as_dataset needs datasets, {INSTALL}") from error
-    return Dataset.from_list(rows(source, form))
+    return Dataset.from_list(rows(source, form, policy))
 
 
-def rows(source: Iterable[Group | Correction], form: str) -> list[dict[str, Any]]:
+def rows(
+    source: Iterable[Group | Correction], form: str, policy: Policy | None = None
+) -> list[dict[str, Any]]:
     """One dict a row."""
     if form == "groups":
         records = [group_to_dict(_group(item)) for item in source]
@@ -88,7 +102,8 @@ def rows(source: Iterable[Group | Correction], form: str) -> list[dict[str, Any]
         records = [_verl(index, problem) for index, problem in enumerate(problems.values())]
     elif form in FORMS:
         examples = (example for item in source for example in _examples(item, form == "dpo"))
-        records = [FORMS[form](example) for example in examples]
+        row = partial(_dpo_texts, policy) if form == "dpo" and policy else FORMS[form]
+        records = [row(example) for example in examples]
     else:
         forms = ", ".join((*FORMS, "verl", "groups"))
         raise WorkbenchError(f"there is no form {form!r} to export; there are {forms}")
@@ -143,6 +158,30 @@ def _completions(example: Example) -> dict:
 def _dpo(example: Example) -> dict:
     chosen, rejected = _reply(example.rollout), _reply(example.rejected)
     return {"prompt": example.prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _dpo_texts(policy: Policy, example: Example) -> dict:
+    chosen, rejected = example.rollout.completion_ids, example.rejected.completion_ids
+    shared = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    prompt_ids = list(example.rollout.prompt_ids)
+    tokenizer = policy.tokenizer
+    if tokenizer("").input_ids == prompt_ids[:1]:  # the trainer's tokenizer adds it again
+        prompt_ids = prompt_ids[1:]
+
+    def text(ids: Sequence[int]) -> str:
+        return tokenizer.decode([*prompt_ids, *ids], clean_up_tokenization_spaces=False)
+
+    both = text(chosen), text(rejected)
+    while not all(whole.startswith(text(chosen[:shared])) for whole in both):
+        shared -= 1  # inside of a character
+    prompt = text(chosen[:shared])
+    right, wrong = (whole[len(prompt) :] for whole in both)
+    return {"prompt": prompt, "chosen": right, "rejected": wrong}
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids they begin with together."""
+    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), len(first))
 
 
 def _tokens(example: Example) -> dict:

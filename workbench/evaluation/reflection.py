@@ -292,6 +292,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH_OR_HUB_ID",
         help="the first one's mistakes are planted in all",
     )
+    parser.add_argument(
+        "--adapter",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="peft adapters on the first model: each is one more to measure",
+    )
     parser.add_argument("--json", action="store_true")
     add_flags(parser, task="arithmetic", problems=400, samples=8, seed=0)
 
@@ -300,6 +307,9 @@ def main(args: argparse.Namespace) -> None:
     task = load_task(args.task)
     problems = task.problems("test", args.problems, args.seed)
     policies = {name: load_policy(name) for name in args.models}
+    for adapter in args.adapter:
+        policy = load_policy(args.models[0], adapter=adapter)
+        policies[f"{args.models[0]} + {adapter}"] = policy
     by_model = compare(policies, task, problems, args.samples, args.seed)
     if args.json:
         print(json.dumps(by_model, default=asdict, indent=1))

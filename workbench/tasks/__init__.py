@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Task, refuse_if
+from workbench.core import Task, WorkbenchError, refuse_if
 from workbench.options import with_options
 
 # module -> class, imported when it is asked for

@@ -26,6 +26,7 @@ HOUSEKEEPING = (
     "eval_samples",
     "checkpoint_every",
     "keep_groups",
+    "stop_after",
 )
 _DAMAGED = (
     "{} is not a checkpoint of the workbench, or it is damaged: put it back as it was, or name "
@@ -193,7 +194,7 @@ def _identity(config: dict) -> dict:
     template = identity.pop("template", None) or {}
     identity["template"] = dumps(template.get("options", {}), sort_keys=True)
     identity["options"] = without_retired(identity.get("options", {}))
-    for name in ("model", "adapter", "teacher"):
+    for name in ("model", "adapter", "teacher", "teacher_adapter"):
         if identity.get(name):
             identity[name] = os.path.normpath(identity[name])
     return identity

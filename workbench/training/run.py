@@ -50,6 +50,7 @@ class TrainConfig:
     eval_samples: int = 4
     checkpoint_every: int = 10
     keep_groups: int = 2  # whole groups recorded at every evaluation
+    stop_after: int = 0  # evaluations in a row that are no better than the best before; 0: never
 
     def __post_init__(self):
         least = {
@@ -62,6 +63,7 @@ class TrainConfig:
             "eval_samples": 1,
             "checkpoint_every": 1,
             "keep_groups": 0,
+            "stop_after": 0,
         }
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -89,12 +91,19 @@ def fit(
 
     ``watch``: other tasks that every evaluation also measures, as ``eval_NAME`` (avg@k on their
     validation split): what the policy could do before and may forget. ``writers`` are given each
-    step's record beside the run directory's own.
+    step's record, with all its groups, beside the run directory's own: ``write(record)``, and where
+    they have them ``begin(plan)``, ``warn(words)`` and ``end()``. ``LiveRun()`` shows the run in a
+    notebook as it is trained, with a stop button; ``Tracker(name, out)`` is for TensorBoard,
+    trackio and W&B.
 
     A run that was killed at any moment goes on with ``resume`` from its last checkpoint and leaves
     the same metrics as one that was not: seeds come from coordinates, so nothing depends on what
     ran before. Ctrl-C and SIGTERM leave a checkpoint of all steps that were made, and then raise
-    Interrupted; at a Python prompt and in a notebook Ctrl-C gives the run back, with a warning.
+    Interrupted; at a Python prompt and in a notebook Ctrl-C (its stop button) gives the run back
+    with the policy so far, and a warning.
+
+    With ``plan.stop_after`` = N the run ends when N evaluations in a row were no better than the
+    best before them; resumed with the same N it makes no further step.
 
     Under torchrun or accelerate launch all processes call this with the same arguments and share
     the work; one of them writes. ``out`` must be on a disk that all see. A run may be resumed with
@@ -109,6 +118,7 @@ def fit(
     _refuse_idle_ranks(plan)
     settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
     settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
+    settings["teacher_adapter"] = (learner.expert and learner.expert.adapter) or None
     with sole_training(out):
         config = settings | _dtype(learner) | same_prompts(out, learner, resume) | (config or {})
         start = first_step(out, learner, config, resume)
@@ -119,6 +129,7 @@ def fit(
             _refuse_too_long(learner.policy, exam.task, exam.problems)
         _agree(learner, out, config, start, (first, *(exam.problems for exam in exams.values())))
         log = _Log(out, config, start, method, writers)
+        log.tell("begin", plan)
         try:
             with _bar(method, plan, start, progress) as bar:
                 _make_steps(method, learner, task, plan, exams, log, range(start, plan.steps), bar)
@@ -127,7 +138,8 @@ def fit(
             if stop.number != signal.SIGINT or not at_a_prompt:
                 raise
             warnings.warn(str(stop), stacklevel=2)
-            return out
+        finally:
+            log.tell("end")
         _save_policy(out, learner, "adapter" if learner.lora else "model")
         distributed.gather("saved")  # nobody goes on before there is something to read
     return out
@@ -152,6 +164,10 @@ def _make_steps(
     """Steps and their checkpoints. Raises Interrupted, with all that were made kept."""
     with Interrupts(learner) as interrupts:
         for step in steps:
+            if log.out_of_patience(plan.stop_after):
+                if step > steps.start:
+                    _checkpoint(log.out, learner, step, log.config)
+                break
             try:
                 interrupts.begin_step()
                 record = _step(method, learner, task, plan, exams, log, step)
@@ -257,9 +273,33 @@ class _Log:
         self.history.append(record.metrics)
         self.warn_of_collapse(record.step)
         keep = keep if any(name in record.metrics for name in _EVALUATIONS) else 0
-        record = replace(record, groups=record.groups[:keep], credit=record.credit[:keep])
-        for writer in self.writers:
+        own, *others = self.writers
+        own.write(replace(record, groups=record.groups[:keep], credit=record.credit[:keep]))
+        for writer in others:
             writer.write(record)
+
+    def tell(self, what: str, *words) -> None:
+        """Call ``begin``, ``warn`` or ``end`` of the writers that have it."""
+        for writer in self.writers:
+            getattr(writer, what, _nothing)(*words)
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether to stop, on all ranks: the first knows the history, and says so."""
+        averages = _evaluations(self.history)
+        before = averages[:-patience] if patience else []
+        stop = bool(before) and max(averages[-patience:]) <= max(before)
+        if not patience or not distributed.gather(stop)[0]:
+            return False
+        if distributed.main():
+            self._say(f"stopped: evaluations in a row no better than {max(before):.3g}: {patience}")
+        return True
+
+    def _say(self, text: str) -> None:
+        """As a warning, and to the writers that show it."""
+        best = self.out / "best"
+        text += f". The policy of its best evaluation is in {best}." if best.is_dir() else "."
+        warnings.warn(text, stacklevel=5)
+        self.tell("warn", text)
 
     def warn_of_collapse(self, step: int) -> None:
         """Once a run."""
@@ -267,10 +307,11 @@ class _Log:
             return
         self.ended = collapse(self.history, self.method)
         if self.ended:
-            best = self.out / "best"
-            where = f" The policy of its best evaluation is in {best}." if best.is_dir() else ""
-            text = f"step {step}: {self.ended}: the run may be collapsing.{where}"
-            warnings.warn(text, stacklevel=5)
+            self._say(f"step {step}: {self.ended}: the run may be collapsing")
+
+
+def _nothing(*words) -> None:
+    """What a writer does that has no such function."""
 
 
 def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):

@@ -1,11 +1,14 @@
-"""A run as it is trained, in a notebook: the curve, the newest group, tokens a second, time left,
-and patience.
+"""A run as it is trained, in a notebook: curves, the newest group, warnings, tokens a second, time
+left, and a button that stops it.
 
-    fit(method, learner, task, plan, out, writers=[LiveRun(plan.steps)])
-    fit(method, learner, task, plan, out, writers=[LiveRun(plan.steps, stop_after=3)])
+    fit(method, learner, task, plan, out, writers=[LiveRun()])
 
 To stop is to interrupt, as the notebook's own stop button does: there is a checkpoint to resume
-from, the policy of the best evaluation stays in ``best``, and ``fit`` gives the run back.
+from, the policy of the best evaluation stays in ``best``, the policy so far is saved, and ``fit``
+gives the run back. In JupyterLab and Notebook 7 the button interrupts through the page's own
+connection to the kernel, for a cell that runs takes no messages from widgets where the kernel has
+no subshells. VS Code and Colab give a widget no such connection: there the button says which one
+of theirs to press.
 """
 
 from __future__ import annotations
@@ -14,36 +17,44 @@ import math
 import signal
 import time
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 from workbench.core import Group, StepRecord
 from workbench.viz.markup import escape
 from workbench.viz.style import LIGHT
 
-WIDTH, HEIGHT = 480, 80  # of the curve, pixels
+WIDTH, HEIGHT = 300, 60  # of a curve, pixels
 SHOWN = 4  # rollouts of the newest group
 LONGEST = 600  # characters of each
+CURVES = {"correct": (0.0, 1.0), "length": (0.0, None), "entropy": (0.0, None)}
 
 
 class LiveRun:
-    """A writer for ``fit``. ``steps``: how many there will be.
+    """A writer for ``fit``."""
 
-    ``stop_after``: stop after so many evaluations in a row that are no better than the best before;
-    0: never.
-    """
-
-    def __init__(self, steps: int, stop_after: int = 0):
-        self.steps, self.stop_after = steps, stop_after
-        self.asked = False
-        self.curve: list[tuple[int, float]] = []
+    def __init__(self):
+        self.steps = 0
+        self.warning = ""
+        self.curves: dict[str, list[tuple[int, float]]] = {name: [] for name in CURVES}
         self.evaluations: list[tuple[int, float]] = []
         self.newest: Group | None = None
         self._began: float | None = None
         self._tokens = 0.0
-        self._area = None
+        self._area = self._button = None
 
-    def stop(self, *_) -> None:
-        """Ask the run to stop; it does so before its next step."""
-        self.asked = True
+    def stop(self) -> None:
+        """Ask the run to stop."""
+        signal.raise_signal(signal.SIGINT)  # what Ctrl-C does: fit keeps what was made
+
+    def begin(self, plan) -> None:
+        """``fit`` says how many steps there will be."""
+        self.steps = plan.steps
+        self._show("<p>The first step …</p>")
+        if self._area is not None and (widget := _button()) is not None:
+            from IPython.display import display
+
+            self._button = display(widget, display_id=True)
 
     def write(self, record: StepRecord) -> None:
         """Add a step, and draw."""
@@ -52,49 +63,57 @@ class LiveRun:
             self._began, self._first = now, record.step
         else:
             self._tokens += record.metrics.get("generated", 0.0)
-        self.curve.append((record.step, record.metrics["correct"]))
+        for name, points in self.curves.items():
+            if math.isfinite(record.metrics.get(name, math.nan)):
+                points.append((record.step, record.metrics[name]))
         averages = [record.metrics.get(name) for name in ("eval_avg", "final_eval_avg")]
         self.evaluations += [(record.step, average) for average in averages if average is not None]
         self.newest = record.groups[-1] if record.groups else self.newest
-        self._show(self.html(now - self._began))
-        last = record.step + 1 >= self.steps
-        if (self.asked or self._enough()) and not last:
-            self.asked = False
-            signal.raise_signal(signal.SIGINT)  # what Ctrl-C does: fit keeps what was made
+        self._page = self.html(record.step, now - self._began)
+        self._show(self.warning + self._page)
 
-    def _enough(self) -> bool:
-        averages = [average for _, average in self.evaluations]
-        before = averages[: -self.stop_after] if self.stop_after else []
-        return bool(before) and max(averages[-self.stop_after :]) <= max(before)
+    def warn(self, words: str) -> None:
+        """Shown at the top from now on."""
+        self.warning = f"<p><b>{escape(words)}</b></p>"
 
-    def html(self, seconds: float) -> str:
+    def end(self) -> None:
+        """The run is over: what stays in the notebook needs no kernel."""
+        if self._button is not None:
+            self._button.update({"text/plain": ""}, raw=True)
+        if self._began is not None:
+            self._show(self.warning + self._page)
+
+    def html(self, step: int, seconds: float) -> str:
         """What is shown: it needs no script, and what a model wrote is text."""
-        step, correct = self.curve[-1]
-        words = [f"step {step + 1} of {self.steps}", f"correct {correct:.2f}"]
+        words = [f"step {step + 1} of {self.steps}"]
         if self.evaluations:
             words.append("avg@k on validation {1:.3f} (step {0})".format(*self.evaluations[-1]))
         since = step - self._first
         if since and seconds > 0:
             words.append(f"{self._tokens / seconds:,.0f} tokens a second")
             words.append(f"{_clock(seconds / since * (self.steps - step - 1))} left")
-        return f"<p>{' · '.join(words)}</p>{self._svg()}{_group(self.newest)}"
+        curves = "".join(map(self._curve, CURVES))
+        return f"<p>{' · '.join(words)}</p>{curves}{_group(self.newest)}"
 
-    def _svg(self) -> str:
-        """Right answers of each step as a line, evaluations as points; 0 to 1 from below."""
+    def _curve(self, name: str) -> str:
+        """One metric of each step as a line, from 0 below; evaluations as points on ``correct``."""
+        points = self.curves[name]
+        if not points:
+            return ""
+        low, high = CURVES[name]
+        high = high or max(value for _, value in points) or 1.0
 
         def place(step: int, value: float) -> tuple[float, float]:
-            return step / max(self.steps - 1, 1) * WIDTH, (1 - value) * HEIGHT
+            return step / max(self.steps - 1, 1) * WIDTH, (high - value) / (high - low) * HEIGHT
 
-        line = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in self.curve)
-        dots = "".join(
-            '<circle cx="{:.1f}" cy="{:.1f}" r="3"/>'.format(*place(*point))
-            for point in self.evaluations
-            if math.isfinite(point[1])
-        )
+        dots = self.evaluations if name == "correct" else ()
+        label = f"{name} {points[-1][1]:.3g}"
         return (
+            f'<span style="display:inline-block;margin-right:1em">{label}<br>'
             f'<svg viewBox="-4 -4 {WIDTH + 8} {HEIGHT + 8}" width="{WIDTH}" role="img" '
-            f'aria-label="share of right answers by step" fill="{LIGHT.down_line}">'
-            f'<polyline points="{line}" fill="none" stroke="{LIGHT.up_line}"/>{dots}</svg>'
+            f'aria-label="{name} by step" fill="{LIGHT.down_line}">'
+            f'<polyline points="{_line(map(place, *zip(*points)))}" fill="none" '
+            f'stroke="{LIGHT.up_line}"/>{_dots(place(*dot) for dot in dots)}</svg></span>'
         )
 
     def _show(self, html: str) -> None:
@@ -108,6 +127,14 @@ class LiveRun:
                 self._area = display(HTML(html), display_id=True)
             else:
                 self._area.update(HTML(html))
+
+
+def _line(places) -> str:
+    return " ".join("{:.1f},{:.1f}".format(*place) for place in places)
+
+
+def _dots(places) -> str:
+    return "".join('<circle cx="{:.1f}" cy="{:.1f}" r="3"/>'.format(*place) for place in places)
 
 
 def _clock(seconds: float) -> str:
@@ -124,3 +151,19 @@ def _group(group: Group | None) -> str:
         text = escape(rollout.text[:LONGEST])
         texts += f"<pre><b>{rollout.verdict.mark}</b> {text}</pre>"
     return f"<p><b>The newest group.</b> {question}</p>{texts}"
+
+
+@cache
+def _button_class() -> type:
+    import anywidget
+
+    class StopButton(anywidget.AnyWidget):
+        _esm = Path(__file__).with_name("stop.js").read_text(encoding="utf-8")
+
+    return StopButton
+
+
+def _button():
+    """The widget; None without anywidget: the notebook has a stop button of its own."""
+    with suppress(ImportError):
+        return _button_class()()

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -63,12 +65,14 @@ def group_png(
         sums = [marked_as(total, layer.channel) for total in step_sums(row)]
         for line in block:
             y += 1
-            _draw(axes, 0, y, line, layer, marks=marks)
+            _draw(axes, 0, y, line, layer, marks=marks, joined=True)
             step = line[0][1].step
             _write(axes, width + 10, y, sums[step], color=LIGHT.dim, ha="right")
             sums[step] = ""  # a step that goes on below has its sum in its first line
         y += 1.7
-    with warnings.catch_warnings(), io.BytesIO() as file:
+    # hinting would make characters wider or narrower than their places
+    plain = matplotlib.rc_context({"text.hinting": "no_hinting"})
+    with plain, warnings.catch_warnings(), io.BytesIO() as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
         figure.savefig(file, format="png", dpi=110)
         return file.getvalue()
@@ -180,28 +184,40 @@ def _draw(
     size: float = 10,
     italic: int = 0,
     marks: Mapping[tuple[int, int], str] = {},
+    joined: bool = False,
 ) -> None:
     """One line of tokens from ``x`` on: of each its background, the line of its side, and its text,
     the first ``italic`` of a rollout in italics.
+
+    ``joined``: write the ordinary letters of the line at once (a page of tokens has thousands).
     """
     signed = layer.channel.signed
+    boxes, paper, sides, ink, words = [], [], [], [], ""
+    start = x
     for shown, token in line:
         width = _width(shown)
         shade = level(token.value, layer.limit)
         if shade:
-            color = background(shade, LIGHT, signed)
-            axes.add_patch(Rectangle((x, y - 0.42), width, 0.84, color=color, linewidth=0))
-            axes.plot(
-                [x, x + width],
-                [y - 0.42 if signed and shade > 0 else y + 0.42] * 2,
-                color=edge(shade, LIGHT, signed),
-                linewidth=1.4,
-                linestyle="-" if signed else ":",
-                solid_capstyle="butt",
+            boxes.append(
+                [(x, y - 0.42), (x + width, y - 0.42), (x + width, y + 0.42), (x, y + 0.42)]
             )
+            paper.append(background(shade, LIGHT, signed))
+            side = y - 0.42 if signed and shade > 0 else y + 0.42
+            sides.append([(x, side), (x + width, side)])
+            ink.append(edge(shade, LIGHT, signed))
         if "failure point" in marks.get((token.rollout, token.index), ""):
             frame = {"fill": False, "edgecolor": LIGHT.ink, "linewidth": 1.4}
             axes.add_patch(Rectangle((x, y - 0.45), width, 0.9, **frame))
-        style = "italic" if token.index < italic else "normal"
-        _write(axes, x + width / 2, y, shown, ha="center", size=size, style=style)
+        plain = joined and shown.isascii()
+        words += shown if plain else " " * width
+        if not plain:
+            style = "italic" if token.index < italic else "normal"
+            _write(axes, x + width / 2, y, shown, ha="center", size=size, style=style)
         x += width
+    # autolim: the axes have their ends
+    axes.add_collection(PolyCollection(boxes, facecolors=paper, linewidths=0), autolim=False)
+    dash = "-" if signed else ":"
+    lines = LineCollection(sides, colors=ink, linewidths=1.4, linestyles=dash, capstyle="butt")
+    axes.add_collection(lines, autolim=False)
+    if words.strip():
+        _write(axes, start, y, words, size=size)
