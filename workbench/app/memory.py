@@ -11,6 +11,9 @@ Weights, gradients, optimiser and copies are counted. What the backward pass kee
 not estimated: the model runs without storage (PyTorch's meta device), and every tensor that
 autograd saves, or the sampler's cache, is added up. What is left to a rule are the tensors that
 live for a moment.
+
+On a T4, which has 14.6 GiB and computes in fp16, GRPO on the shape of Qwen2.5-1.5B (200 + 512
+tokens) takes 9.0 GiB with LoRA and 7.2 with QLoRA under --checkpointing, 25.8 and 24.0 without it.
 """
 
 from __future__ import annotations
