@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import toys
 import zoo
+from transformers import PreTrainedTokenizerFast
 
 from workbench.app import memory
 from workbench.app.cli import main
@@ -47,7 +48,7 @@ RIGHT = [*zoo.FAMILIES, *zoo.WRAPPED]
 KINDS = ["gemma2", "mixtral", "deepseek_v3", "llama4_text", "lfm2", "falcon_h1", "gemma3", "gpt2"]
 # Sampler against trainer, nats: rounding. What a gated delta rule adds up in chunks, and token by
 # token, differs by more.
-GAPS = {"qwen3_next": 5e-3, "qwen3_5_text": 5e-4}
+GAPS = {"qwen3_next": 5e-3, "qwen3_5_text": 5e-4, "qwen3_5": 5e-4}
 
 
 def lacking(family):
@@ -126,9 +127,14 @@ def saved_again(learner, base, folder, lora):
     return load_policy(folder / "again")
 
 
-def trained(family, lora, folder, method):
-    """An update; and what was saved says of a row what the learner says."""
+def trained(family, lora, folder, method, monkeypatch):
+    """An update; and what was saved says of a row what the learner says.
+
+    The toy's tokenizer is loaded as what it is: of some families (qwen2, qwen3_5) transformers
+    takes the family's own class whatever lies there, which loses its text and is refused.
+    """
     base = toys.saved(zoo.policy(family), folder / "base")
+    monkeypatch.setattr("transformers.AutoTokenizer", PreTrainedTokenizerFast)
     policy = load_policy(base)
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     learner, record = step(policy, method, lora)
@@ -146,17 +152,17 @@ def trained(family, lora, folder, method):
 
 @pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("family", KINDS)
-def test_an_update_is_saved_and_loaded_again(family, lora, tmp_path):
+def test_an_update_is_saved_and_loaded_again(family, lora, tmp_path, monkeypatch):
     lacking(family)
-    trained(family, lora, tmp_path, SDPO())
+    trained(family, lora, tmp_path, SDPO(), monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 2])
 @pytest.mark.parametrize("family", RIGHT)
-def test_every_family_takes_an_update(family, lora, tmp_path):
+def test_every_family_takes_an_update(family, lora, tmp_path, monkeypatch):
     lacking(family)
-    trained(family, lora, tmp_path, GRPO())
+    trained(family, lora, tmp_path, GRPO(), monkeypatch)
 
 
 @pytest.mark.slow
@@ -262,7 +268,7 @@ def test_a_state_that_padding_enters_is_found_at_any_scale(scale):
     """Weights of the usual first size give nearly flat logits: a fault there is as small, and is
     judged by what the context does to them.
     """
-    net = zoo.model.__wrapped__("qwen2")
+    net = zoo.model.__wrapped__("phi3")  # one that its own forward pass decodes
     for weight in net.parameters():
         weight.mul_(scale / 0.3 if weight.ndim > 1 else 1)
     policy = zoo.Policy(net, zoo.tokenizer(), "flat")
@@ -271,7 +277,9 @@ def test_a_state_that_padding_enters_is_found_at_any_scale(scale):
     rotary = net.model.rotary_emb
     whole = rotary.forward
     # positions that count the padding on the left too
-    rotary.forward = lambda x, positions: whole(x, positions + 3 * (positions.shape[1] == 1))
+    rotary.forward = lambda x, position_ids: whole(
+        x, position_ids + 3 * (len(position_ids[0]) == 1)
+    )
     with pytest.raises(WorkbenchError, match="its logits are others"):
         decoder.check(policy)
 

@@ -173,6 +173,15 @@ WRAPPED = {  # the text model of each, and the tower beside it
         QWEN_VISION | {"out_hidden_size": 32, "deepstack_visual_indexes": [0]},
     ),
     "llama4": (FAMILIES["llama4_text"], VISION | {"vision_output_dim": 16}),
+    "gemma4": (
+        FAMILIES["gemma4_text"] | {"max_position_embeddings": 96},
+        VISION | {"head_dim": 8, "num_key_value_heads": 2},
+    ),
+    "qwen3_5": (
+        FAMILIES["qwen3_5_text"]
+        | {"max_position_embeddings": 96, "rope_parameters": ROPE | {"partial_rotary_factor": 1.0}},
+        QWEN_VISION | {"out_hidden_size": 32, "num_position_embeddings": 16},
+    ),
 }
 REFUSED = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1, "chunk_size": 8},
