@@ -39,7 +39,7 @@ def supported(policy: Policy) -> bool:
     config = base.config
     if (
         not policy.gathered
-        or policy.unsloth
+        or policy.makes_cache
         or config.model_type != "llama"
         or config.hidden_act != "silu"
         or config.attention_bias
