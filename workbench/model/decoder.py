@@ -52,7 +52,7 @@ class Decoder:
             policy,
             not bool(real.all()),
             # Unsloth's own forward passes give and take pairs of keys and values
-            None if policy.unsloth else DynamicCache(config=policy.base.config),
+            None if policy.makes_cache else DynamicCache(config=policy.base.config),
         )
         state = self._forward(ids, real, (real.cumsum(-1) - 1).clamp(min=0))
         spread = torch.repeat_interleave(
@@ -69,7 +69,7 @@ class Decoder:
             past_key_values=self.cache,
             use_cache=True,
         )
-        if self.policy.unsloth:
+        if self.policy.makes_cache:
             self.cache = output.past_key_values
         return self.policy.scaled(output.last_hidden_state[:, -1])
 

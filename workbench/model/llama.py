@@ -47,7 +47,7 @@ def supported(policy: Policy, longest: int = 0) -> bool:
     return (
         policy.fast
         and policy.gathered
-        and not policy.unsloth
+        and not policy.makes_cache
         and config.model_type in FAMILIES
         and config.hidden_act == "silu"
         and config.rope_parameters["rope_type"] in SCALINGS

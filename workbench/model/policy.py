@@ -7,6 +7,7 @@ batch.py and written in rollouts/sampling.py.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -52,6 +53,13 @@ class Policy:
         self.name = name or getattr(model.config, "_name_or_path", "")
         self.template = Template(tokenizer, self.name, template)
         self.template.stops = self._listed_ends
+
+    @property
+    def makes_cache(self) -> bool:
+        """Whether its forward pass starts a cache of its own kind: Unsloth's pairs of keys and
+        values. Importing it changes the classes of all models in the process.
+        """
+        return self.unsloth or "unsloth" in sys.modules
 
     @property
     def device(self) -> torch.device:
