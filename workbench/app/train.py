@@ -43,8 +43,9 @@ RUN = {
         "default": [],
         "metavar": "KEY=VALUE",
         "dest": "options",
-        "help": "an option of the method, of the learner (lr, clip, ema, weight_decay) or of the "
-        "plan (prompts, rows, updates, eval_every, ...); several, or repeated",
+        "help": "an option of the method, of the learner (lr, warmup, schedule, clip, ema, ...) or "
+        "of the plan (prompts, rows, updates, minibatches, temperature, eval_every, ...); several, "
+        "or repeated",
     },
     "--resume": switch("go on with the run in DIR from its last checkpoint"),
     "--tensorboard": switch("write the metrics for TensorBoard as well"),
@@ -97,6 +98,7 @@ def main(args: argparse.Namespace) -> None:
             lora=bool(args.lora), four_bit=args.four_bit, unsloth=args.unsloth, sharded=args.shard
         )
     task = load_task(args.task)
+    method = method.for_task(task)
     learner = _learner(args, optimizer)
     if args.adapter and distributed.main():
         print(f"{args.adapter} is {learner.adapter_use}")

@@ -38,6 +38,9 @@ class _SamplesOtherwise(Method):
     def distil(self):
         return self.method.distil
 
+    def for_task(self, task) -> Method:
+        return replace(self, method=self.method.for_task(task))
+
     def credit(self, groups, learner) -> list[Credit]:
         return self.method.credit(groups, learner)
 
