@@ -67,6 +67,10 @@ class OptimConfig:
                 "and ema from 0 to 1"
             )
 
+    @property
+    def scheduled(self) -> bool:
+        return self.warmup > 0 or self.schedule != "constant"
+
     def rate(self, update: int, updates: int) -> float:
         """The learning rate of an update, counted from 0, in a run of so many.
 
@@ -206,7 +210,7 @@ class Learner:
 
     def set_rate(self, update: int, updates: int) -> None:
         """The learning rate of the next update. It depends on nothing but these numbers."""
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups if self.settings.scheduled else ():
             group["lr"] = self.settings.rate(update, updates)
 
     def step(self) -> float:

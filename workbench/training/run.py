@@ -112,11 +112,11 @@ def fit(
 
 def _settings(method: Method, learner: Learner, plan: TrainConfig) -> dict:
     """What the config says, where its caller says nothing else."""
-    return {
+    optimizer = {"optimiser": asdict(learner.settings)} if learner.settings.scheduled else {}
+    return optimizer | {
         "method": type(method).__name__,
         "options": asdict(method),
         "plan": asdict(plan),
-        "optimiser": asdict(learner.settings),
         "adapter": learner.policy.adapter or None,
         "adapter_use": learner.adapter_use,
     }
