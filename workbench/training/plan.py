@@ -82,6 +82,7 @@ def refuse_idle_ranks(plan: TrainConfig) -> None:
 
 def refuse_unused(plan: TrainConfig, method: Method, learner: Learner) -> None:
     """Raises WorkbenchError for a setting that would do nothing, or not what it says."""
+    refuse_idle_ranks(plan)
     warmup = learner.settings.warmup
     if warmup >= plan.steps:
         raise WorkbenchError(

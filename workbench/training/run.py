@@ -34,7 +34,6 @@ from workbench.training.interrupts import Interrupts
 from workbench.training.plan import (
     TrainConfig,
     memory,
-    refuse_idle_ranks,
     refuse_too_long,
     refuse_unused,
 )
@@ -81,7 +80,6 @@ def fit(
     """
     out = Path(out)
     method = method.for_task(task)
-    refuse_idle_ranks(plan)
     refuse_unused(plan, method, learner)
     settings = _settings(method, learner, plan)
     with sole_training(out):
@@ -93,8 +91,7 @@ def fit(
         for exam in exams.values():
             refuse_too_long(learner.policy, exam.task, exam.problems)
         _agree(learner, out, config, start, (first, *(exam.problems for exam in exams.values())))
-        if plan.filter_problems:
-            task = _filtered(learner, task, plan, out, start, resume)
+        task = _filtered(learner, task, plan, out, start, resume)
         log = _Log(out, config, start, method, writers)
         try:
             with _bar(method, plan, start, progress) as bar:
@@ -197,8 +194,10 @@ def _step(
 
 def _filtered(
     learner: Learner, task: Task, plan: TrainConfig, out: Path, start: int, resume: bool
-) -> selection.Filtered:
+) -> Task:
     """The task with problems of medium difficulty, measured before the first step alone."""
+    if not plan.filter_problems:
+        return task
     problems = selection.pool(task, plan.filter_problems, plan.seed)
     refuse_too_long(learner.policy, task, problems)
     if start or (resume and (out / selection.FILE).exists()):
