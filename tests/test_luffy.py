@@ -90,9 +90,9 @@ def test_the_trace_grows_likelier_where_the_policy_fails(tiny_policy):
     learner, found = Learner(tiny_policy, OptimConfig(lr=1e-2)), []
     for step in range(30):
         found.append(
-            update(LUFFY(), learner, task, task.problems("train", 4, step), (0, step)).metrics[
-                "expert_p"
-            ]
+            update(
+                LUFFY(constant=80), learner, task, task.problems("train", 4, step), (0, step)
+            ).metrics["expert_p"]
         )
     assert found[0] < 0.05 and found[-1] > 0.3
 

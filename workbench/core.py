@@ -24,7 +24,7 @@ import re
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # torch takes a second to import; the nouns need only its nam
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 Origin = Literal["policy", "guided", "expert", "correction", "edited"]
 CHANNELS = ("pg", "nll", "kl")
+# A length to divide losses by (``constant``) that is the task's response budget; and that of the
+# default task, for a loss without a task.
+FROM_TASK, LENGTH = -1, 80
 
 
 class WorkbenchError(Exception):
@@ -137,8 +140,8 @@ class Rollout:
     """One completion of one prompt.
 
     ``completion_ids`` ends with the end-of-turn token when ``finished``; ``logprobs`` are the
-    sampler's log-probabilities of those tokens (nats, temperature 1, NaN where they are not known
-    and for the first ``borrowed`` tokens, which the policy did not write).
+    sampler's log-probabilities of those tokens (nats, at the policy's temperature, NaN where they
+    are not known and for the first ``borrowed`` tokens, which the policy did not write).
     """
 
     prompt_ids: tuple[int, ...]
@@ -462,6 +465,12 @@ class Method(Protocol):
     # should ``score`` also compare with a teacher, where a credit has a teacher's prompt?
     distil: Distil | None = None
 
+    def for_task(self, task: Task) -> Method:
+        """The method with what it leaves to the task: the length to divide by."""
+        if getattr(self, "constant", 0) == FROM_TASK:
+            return replace(self, constant=task.max_new)
+        return self
+
     def sample(
         self, learner, task: Task, problems: list[Problem], seed: tuple[int, ...]
     ) -> list[Group]: ...
@@ -471,6 +480,11 @@ class Method(Protocol):
     def diagnose(self, groups: Sequence[Group], credits: Sequence[Credit]) -> Mapping[str, float]:
         """More metrics of the step. None unless a method says otherwise."""
         return {}
+
+
+def length_constant(constant: int) -> int:
+    """A method's ``constant``, also where nobody told it the task."""
+    return LENGTH if constant == FROM_TASK else constant
 
 
 def coordinates(*where: int | str) -> int:

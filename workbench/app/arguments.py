@@ -22,6 +22,13 @@ def temperature(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a temperature of 0 or more")
 
 
+def probability(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a probability above 0, up to 1")
+
+
 def template_option(text: str) -> tuple[str, bool | int | str]:
     """KEY=VALUE: true and false, whole numbers, and else text."""
     name, equals, value = text.partition("=")

@@ -13,6 +13,7 @@ from workbench.app.arguments import (
     TEMPLATE,
     add,
     positive,
+    probability,
     switch,
     temperature,
 )
@@ -29,6 +30,12 @@ PROBLEMS = {
     "--problems": {"type": positive, "default": 400},
     "--samples": {"type": positive, "default": 8},
     "--temperature": {"type": temperature, "default": 1.0, "help": "0 is greedy"},
+    "--top-p": {
+        "type": probability,
+        "default": 1.0,
+        "metavar": "P",
+        "help": "sample only from the likeliest tokens that together have this probability",
+    },
     "--seed": {"type": int, "default": 0},
     "--json": switch("print JSON"),
 }
@@ -60,6 +67,7 @@ def main(args: argparse.Namespace) -> None:
         four_bit=args.four_bit,
         template=dict(args.template),
     )
-    result = evaluate(policy, task, problems, args.samples, args.seed, temperature=args.temperature)
+    how = {"temperature": args.temperature, "top_p": args.top_p}
+    result = evaluate(policy, task, problems, args.samples, args.seed, **how)
     if distributed.main():
         print(json.dumps(asdict(result)) if args.json else result)

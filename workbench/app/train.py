@@ -48,8 +48,9 @@ RUN = {
         "default": [],
         "metavar": "KEY=VALUE",
         "dest": "options",
-        "help": "an option of the method, of the learner (lr, clip, ema, weight_decay) or of the "
-        "plan (prompts, rows, updates, eval_every, ...); several, or repeated",
+        "help": "an option of the method, of the learner (lr, warmup, schedule, clip, ema, ...) or "
+        "of the plan (prompts, rows, updates, minibatches, temperature, eval_every, ...); several, "
+        "or repeated",
     },
     "--resume": switch("go on with the run in DIR from its last checkpoint"),
     "--stop-after": {
@@ -114,6 +115,7 @@ def main(args: argparse.Namespace) -> None:
         )
     writers = [Tracker(name, args.out) for name in args.log]
     task = load_task(args.task)
+    method = method.for_task(task)
     learner = _learner(args, optimizer)
     if args.adapter and distributed.main():
         print(f"{args.adapter} is {learner.adapter_use}")

@@ -31,6 +31,9 @@ class _SamplesOtherwise(Method):
     loss = property(attrgetter("method.loss"))
     diagnose = property(attrgetter("method.diagnose"))
 
+    def for_task(self, task) -> Method:
+        return replace(self, method=self.method.for_task(task))
+
 
 @dataclass(frozen=True)
 class Replay(_SamplesOtherwise):

@@ -104,8 +104,11 @@ def evaluate(
     seed: int,
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> Evaluation:
-    """Sample and grade ``samples`` completions of each problem."""
-    return Evaluation.of(
-        sample_groups(policy, task, problems, samples, (seed, "evaluate"), temperature=temperature)
-    )
+    """Sample and grade ``samples`` completions of each problem.
+
+    ``temperature`` and ``top_p`` as in ``rollouts.sampling.generate``.
+    """
+    how = {"temperature": temperature, "top_p": top_p}
+    return Evaluation.of(sample_groups(policy, task, problems, samples, (seed, "evaluate"), **how))

@@ -52,7 +52,7 @@ def token_stats(
     for places in deal(rows, ROWS):
         packed = pack([rows[place] for place in places], policy.pad_id, policy.device)
         hidden, targets = states(policy, packed), packed.targets[packed.mask]
-        cap = policy.logits.cap
+        cap = policy.cap
         logp, entropy = token_scores(hidden, policy.head, targets, cap)
         top_logp, top_ids = top_k(hidden, policy.head, k, cap)
         columns = (logp, entropy, ranks(hidden, policy.head, targets), top_ids, top_logp)

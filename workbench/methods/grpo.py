@@ -26,7 +26,17 @@ from typing import Literal
 
 import torch
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Scores, refuse_if
+from workbench.core import (
+    FROM_TASK,
+    Batch,
+    Credit,
+    Group,
+    Loss,
+    Method,
+    Scores,
+    length_constant,
+    refuse_if,
+)
 from workbench.losses import clipped, excess, k3, ratio, standardize
 from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
@@ -40,7 +50,8 @@ class GRPO(Method):
     eps_lo: float = 0.2
     eps_hi: float = 0.2
     beta: float = 0.0  # weight of the KL to the frozen reference
-    constant: int = 80  # Dr.GRPO's length to divide by, with aggregate="constant"
+    # Dr.GRPO's length to divide by, with aggregate="constant"; -1: the longest that the task allows
+    constant: int = FROM_TASK
 
     def __post_init__(self):
         refuse_if(
@@ -49,10 +60,13 @@ class GRPO(Method):
         check_choices(self)
         refuse_if(
             not (
-                0 <= self.eps_lo <= 1 and self.eps_hi >= 0 and self.beta >= 0 and self.constant >= 1
+                0 <= self.eps_lo <= 1
+                and self.eps_hi >= 0
+                and self.beta >= 0
+                and length_constant(self.constant) >= 1
             ),
             "GRPO takes eps_lo from 0 to 1, eps_hi and beta of 0 or more, and constant "
-            "of 1 or more",
+            "of 1 or more (-1: the task's max_new)",
         )
 
     @property
@@ -119,4 +133,4 @@ class GRPO(Method):
             return mask / batch.denominators["tokens"]
         if self.aggregate == "sequence":
             return mask / mask.sum(-1, keepdim=True) / batch.sequences
-        return mask / (self.constant * batch.sequences)
+        return mask / (length_constant(self.constant) * batch.sequences)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workbench.core import (
+    FROM_TASK,
     Batch,
     Credit,
     Group,
@@ -30,6 +31,7 @@ from workbench.core import (
     Method,
     Scores,
     coordinates,
+    length_constant,
     refuse_if,
 )
 from workbench.losses import shaped
@@ -42,13 +44,18 @@ class LUFFY(Method):
     k: int = 8  # rollouts per problem, the expert's trace included
     gamma: float = 0.1
     entropy: float = 0.001  # weight of the entropy bonus
-    constant: int = 80  # the length to divide by
+    constant: int = FROM_TASK  # the length to divide by; -1: the longest that the task allows
 
     def __post_init__(self):
         refuse_if(
-            not (self.k >= 2 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1),
+            not (
+                self.k >= 2
+                and self.gamma > 0
+                and self.entropy >= 0
+                and length_constant(self.constant) >= 1
+            ),
             "LUFFY takes k of 2 or more, gamma above 0, entropy of 0 or more and "
-            "constant of 1 or more",
+            "constant of 1 or more (-1: the task's max_new)",
         )
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
@@ -76,6 +83,7 @@ class LUFFY(Method):
         return credits
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
+        length = length_constant(self.constant)
         return mixed_loss(
-            scores, batch, lambda logp: shaped(logp, self.gamma), self.constant, self.entropy
+            scores, batch, lambda logp: shaped(logp, self.gamma), length, self.entropy
         )

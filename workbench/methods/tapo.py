@@ -56,6 +56,7 @@ import numpy as np
 import torch
 
 from workbench.core import (
+    FROM_TASK,
     Batch,
     Credit,
     Group,
@@ -63,6 +64,7 @@ from workbench.core import (
     Method,
     Rollout,
     Scores,
+    length_constant,
     refuse_if,
 )
 from workbench.methods.grpo import GRPO
@@ -104,7 +106,7 @@ class TAPO(Method):
     eps_lo: float = 0.2
     eps_hi: float = 0.2
     beta: float = 0.0
-    constant: int = 80
+    constant: int = FROM_TASK
     n_pos: int = 2
     n_neg: int = 4
     m_max: int = 4  # most reconstructions of a query
@@ -174,7 +176,7 @@ class TAPO(Method):
                     weight = {
                         "token": 1 / tokens,
                         "sequence": 1 / (length * len(rollouts)),
-                        "constant": 1 / (self.constant * len(rollouts)),
+                        "constant": 1 / (length_constant(self.constant) * len(rollouts)),
                     }[self.aggregate]
                     credits.append(Credit.of(rollout, pg=advantage, weight=weight))
                     continue

@@ -27,7 +27,7 @@ Differs from the paper:
   code: of a paragraph, "\n\n");
 - the loss is divided by the number of sequences, so that a step does not grow with the batch (the
   released code divides each micro-batch's sum by the maximum length alone); the maximum is
-  ``constant``, the response budget of the default task;
+  ``constant``, the task's response budget if nothing else is said (in runs before it was: 80);
 - a prefix that several rollouts of a group begin with is learned once (as released;
   ``shared="every"``: each copy);
 - the last micro-group takes the problem's second solution where it has one (as released); a problem
@@ -44,6 +44,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from workbench.core import (
+    FROM_TASK,
     Batch,
     Credit,
     Group,
@@ -54,6 +55,7 @@ from workbench.core import (
     Scores,
     Task,
     coordinates,
+    length_constant,
     refuse_if,
     rollouts_of,
 )
@@ -93,7 +95,7 @@ class TRAPO(Method):
     gamma: float = 0.1  # LUFFY's shaping
     shared: Literal["once", "every"] = "once"  # copies of one prefix that are learned
     entropy: float = 0.001  # weight of the entropy bonus
-    constant: int = 80  # the length to divide by
+    constant: int = FROM_TASK  # the length to divide by; -1: the longest that the task allows
 
     takes_wrong = False
 
@@ -101,10 +103,13 @@ class TRAPO(Method):
         check_choices(self)
         refuse_if(
             not (
-                0 <= self.alpha <= 1 and self.gamma > 0 and self.entropy >= 0 and self.constant >= 1
+                0 <= self.alpha <= 1
+                and self.gamma > 0
+                and self.entropy >= 0
+                and length_constant(self.constant) >= 1
             ),
             "TRAPO takes alpha from 0 to 1, gamma above 0, entropy of 0 or more and "
-            "constant of 1 or more",
+            "constant of 1 or more (-1: the task's max_new)",
         )
 
     # ---- who writes the tokens
@@ -185,7 +190,8 @@ class TRAPO(Method):
             imitation = partial(shaped, gamma=self.gamma)
         else:
             imitation = partial(trsft, alpha=self.alpha if self.prefix == "trsft" else 0.0)
-        return mixed_loss(scores, batch, imitation, self.constant, self.entropy)
+        length = length_constant(self.constant)
+        return mixed_loss(scores, batch, imitation, length, self.entropy)
 
     def diagnose(self, groups, credits) -> dict[str, float]:
         """guided_2, _3, _4: problems whose micro-group was guided (a count).

@@ -84,18 +84,21 @@ def collate(
     pad_id: int,
     rows: int | None = None,
     device: torch.device | str = "cpu",
+    only: Sequence[int] | None = None,
 ) -> list[Batch]:
-    """Batches of at most ``rows`` rollouts (None: one batch).
+    """Batches of at most ``rows`` rollouts (None: one batch), of those at the places ``only``.
 
     Denominators are those of the whole list: the losses of micro-batches add up to the batch's.
     """
-    if not credits:
+    chosen = range(len(credits)) if only is None else only
+    if not chosen:
         return []
     denominators = _denominators(credits)
     pairs = [(credit.rollout.prompt_ids, credit.rollout.completion_ids) for credit in credits]
-    hands = [list(range(len(credits)))] if rows is None else deal(pairs, rows)
+    hands = [range(len(chosen))] if rows is None else deal([pairs[i] for i in chosen], rows)
     batches = []
-    for places in hands:
+    for hand in hands:
+        places = [chosen[i] for i in hand]
         packed = pack([pairs[place] for place in places], pad_id, device)
         dealt = tuple(credits[place] for place in places)
         channels = {name: _padded(packed, [getattr(c, name) for c in dealt]) for name in CHANNELS}
@@ -145,7 +148,15 @@ def spread(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def states(policy: Policy, packed: Packed) -> Tensor:
-    """[N, D] the last hidden state that predicts each of the N completion tokens."""
+    """[N, D] the last hidden state that predicts each of the N completion tokens.
+
+    Over the policy's temperature: what its products with the head say is said at that.
+    """
+    hidden = _states(policy, packed)
+    return hidden if policy.temperature == 1 else hidden / policy.temperature
+
+
+def _states(policy: Policy, packed: Packed) -> Tensor:
     prompts = {prompt for prompt, _ in packed.rows}
     longest = packed.input_ids.shape[1]
     shared = policy.device.type == "cpu" and len(prompts) < len(packed.rows)
@@ -170,7 +181,7 @@ def states(policy: Policy, packed: Packed) -> Tensor:
 def logp_and_entropy(policy: Policy, packed: Packed) -> tuple[Tensor, Tensor]:
     """[B, T] log-prob and entropy (nats) of every completion token, 0 where padded."""
     hidden, targets = states(policy, packed), packed.targets[packed.mask]
-    logp, entropy = token_scores(hidden, policy.head, targets, policy.logits.cap)
+    logp, entropy = token_scores(hidden, policy.head, targets, policy.cap)
     return spread(packed.mask, logp), spread(packed.mask, entropy)
 
 
@@ -188,7 +199,7 @@ def score(learner: Learner, batch: Batch, method: Method | None = None) -> Score
     if distil is not None:
         teacher = _read(learner, batch, distil)
     hidden = states(learner.policy, batch)
-    head, cap = learner.policy.head, learner.policy.logits.cap
+    head, cap = learner.policy.head, learner.policy.cap
     logp, entropy = token_scores(hidden, head, batch.targets[batch.mask], cap)
     compared = {} if distil is None else _compare(learner, batch, hidden, teacher, distil)
     return Scores(
@@ -247,7 +258,7 @@ def _compare(
         distil.alpha,
         distil.top_k,
         distil.clip,
-        (learner.policy.logits.cap, teacher.cap),
+        (learner.policy.cap, teacher.cap),
         teacher.trust,
     )
     columns = {
@@ -270,8 +281,8 @@ def _teacher(learner: Learner, packed: Packed, distil: Distil) -> Teacher:
     if distil.teacher == "expert":
         # models of one family may have heads of different sizes: over the rows that both have
         head = _first_rows(learner.expert.head, len(learner.policy.head)).detach()
-        return Teacher(states(learner.expert, packed), head, learner.expert.logits.cap)
-    cap = learner.policy.logits.cap
+        return Teacher(states(learner.expert, packed), head, learner.expert.cap)
+    cap = learner.policy.cap
     if distil.teacher != "mixed":
         return Teacher(*_states_and_head(learner, packed, distil.teacher), cap)
     reference, head = _states_and_head(learner, packed, "reference")
@@ -304,7 +315,7 @@ def rescore(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """What any policy says of these completions under their own prompts, in the order asked.
 
-    (log-probs [T], entropy [T]) in nats for each rollout, temperature 1, no gradient.
+    (log-probs [T], entropy [T]) in nats for each rollout, at the policy's temperature, no gradient.
     """
     policy.need_gathered()
     return distributed.spread(rollouts, lambda share: _rescore(policy, share, rows))

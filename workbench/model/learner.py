@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from workbench.model.loading import import_unsloth
 from workbench.model.loss_scale import LossScale
 from workbench.model.policy import Policy
 from workbench.model.shard import Replicated, Sharded, gather_tree, local, part
+from workbench.options import check_choices
 from workbench.records import seal
 
 
@@ -54,14 +56,34 @@ class OptimConfig:
     # AdamW's two moments in 8 bits a number (bitsandbytes, arXiv 2110.02861): 2 bytes a parameter
     # and not 8
     eight_bit: bool = False
+    warmup: int = 0  # updates in which the rate rises from 0 to lr
+    schedule: Literal["constant", "cosine"] = "constant"  # what it does then: cosine falls to 0
 
     def __post_init__(self):
+        check_choices(self)
         finite = 0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf
-        if not (finite and self.clip > 0 and 0 <= self.ema <= 1):
+        if not (finite and self.clip > 0 and 0 <= self.ema <= 1 and self.warmup >= 0):
             raise WorkbenchError(
-                "the optimiser takes lr and clip above 0, weight_decay of 0 or more, and "
-                "ema from 0 to 1"
+                "the optimiser takes lr and clip above 0, weight_decay and warmup of 0 or more, "
+                "and ema from 0 to 1"
             )
+
+    @property
+    def scheduled(self) -> bool:
+        return self.warmup > 0 or self.schedule != "constant"
+
+    def rate(self, update: int, updates: int) -> float:
+        """The learning rate of an update, counted from 0, in a run of so many.
+
+        The numbers of transformers' ``get_cosine_schedule_with_warmup`` (so the first update of a
+        warm-up has rate 0), by updates as in verl: all optimiser steps of one have the same rate.
+        """
+        if update < self.warmup:
+            return self.lr * update / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (update - self.warmup) / max(1, updates - self.warmup)
+        return self.lr * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 class Learner:
@@ -182,6 +204,15 @@ class Learner:
         return float((behind / moved).sqrt()) if moved > 0 else 0.0
 
     # ---- updates
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def set_rate(self, update: int, updates: int) -> None:
+        """The learning rate of the next update. It depends on nothing but these numbers."""
+        for group in self.optimizer.param_groups if self.settings.scheduled else ():
+            group["lr"] = self.settings.rate(update, updates)
 
     def backward(self, value: Tensor) -> None:
         """Add a loss's gradient, scaled where the pass goes through fp16, to those there are."""

@@ -39,6 +39,8 @@ class Policy:
     unsloth = False  # loaded by Unsloth, which then also makes the adapter
     # whether llama.py computes what its own forward pass does (decoder.check looks)
     fast = True
+    # of the distribution that it samples from and that its tokens are scored by: logits over it
+    temperature = 1.0
     # training keeps one state a layer and makes the others again: less memory, a third more time
     checkpointing = False
     # False: its weights are split over ranks (shard.py), and are only here while the modules'
@@ -143,6 +145,11 @@ class Policy:
         """
         forms = families.logit_forms(self.base.config)
         return forms[0] if len(forms) == 1 else self.find_logits(forms)
+
+    @property
+    def cap(self) -> float:
+        """What products of ``batch.states`` and head are soft-capped to; 0: nothing."""
+        return self.logits.cap / self.temperature
 
     @torch.no_grad()
     def find_logits(self, forms: Sequence[families.LogitForm]) -> families.LogitForm:

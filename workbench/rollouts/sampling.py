@@ -43,7 +43,7 @@ WORTHWHILE = 7 / 8
 @dataclass(frozen=True)
 class Sample:
     """What the engine wrote: token ids (with the end-of-turn token if ``finished``) and their
-    log-probs at temperature 1.
+    log-probs at the policy's temperature.
     """
 
     ids: tuple[int, ...]
@@ -59,19 +59,28 @@ def generate(
     *,
     max_new: int | Sequence[int],
     temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> list[list[Sample]]:
     """For prompt i, one sample for each seed in ``seeds[i]``.
 
-    ``temperature`` 0 is greedy. ``max_new``: one for all prompts, or one for each.
+    ``temperature``, on top of the policy's own: 0 is greedy. ``top_p``: only from the likeliest
+    tokens that together have this probability (nucleus sampling, arXiv 1904.09751). The log-probs
+    are those of the policy, which neither changes: nothing is trained on such samples. ``max_new``:
+    one for all prompts, or one for each.
 
     Raises WorkbenchError when a prompt leaves no room for its ``max_new`` tokens in the model's
-    context, or the policy's weights are not all here.
+    context, the policy's weights are not all here, or its engine knows no temperature of its own.
     """
     policy.need_gathered()
     budgets = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     _refuse_too_long(policy, prompts, budgets)
     if policy.engine is not None:
-        return policy.engine.generate(prompts, seeds, budgets, temperature)
+        refuse_if(
+            policy.temperature != 1,
+            "vLLM gives log-probs at temperature 1 here: leave out temperature or --vllm",
+        )
+        nucleus = {} if top_p == 1 else {"top_p": top_p}
+        return policy.engine.generate(prompts, seeds, budgets, temperature, **nucleus)
     longest = max((len(prompt) + n for prompt, n in zip(prompts, budgets)), default=0)
     weights = llama.Weights.of(policy) if llama.supported(policy, longest) else None
     results: list[list[Sample]] = [[] for _ in prompts]
@@ -83,7 +92,7 @@ def generate(
         )
         engine = Decoder(policy, *begin) if weights is None else llama.Decoder(weights, *begin)
         rows = [(seed, budgets[i]) for i in places for seed in seeds[i]]
-        samples = iter(_decode(policy, engine, *zip(*rows), temperature))
+        samples = iter(_decode(policy, engine, *zip(*rows), temperature, top_p))
         for i in places:
             results[i] = [next(samples) for _ in seeds[i]]
     return results
@@ -116,7 +125,12 @@ def _parts(prompts: Sequence, seeds: Sequence[Sequence[int]], pads_left: bool) -
 
 
 def _decode(
-    policy: Policy, engine, seeds: Sequence[int], budgets: Sequence[int], temperature: float
+    policy: Policy,
+    engine,
+    seeds: Sequence[int],
+    budgets: Sequence[int],
+    temperature: float,
+    top_p: float,
 ) -> list[Sample]:
     """One batch, a sample for each seed.
 
@@ -125,17 +139,17 @@ def _decode(
     model's context.
     """
     device, head, max_new, spent = policy.device, policy.head, max(budgets), frozenset(budgets)
-    cap = policy.logits.cap
+    cap = policy.logits.cap  # of logits at temperature 1
     budget = torch.tensor(budgets, device=device)
-    streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
-    uniforms = np.stack([stream.random(max_new, np.float32) for stream in streams])
-    uniforms = torch.from_numpy(uniforms).to(device)
+    uniforms = _uniforms(seeds, max_new).to(device)
     tokens = torch.zeros(len(seeds), max_new, dtype=torch.long, device=device)
     logprobs = torch.zeros(len(seeds), max_new, device=device)
     alive = torch.arange(len(seeds), device=device)
     for t in range(max_new):
         logits = capped(torch.nn.functional.linear(engine.state, head).float(), cap)
-        token = pick(logits, uniforms[alive, t], temperature)
+        if policy.temperature != 1:
+            logits = logits / policy.temperature
+        token = pick(logits, uniforms[alive, t], temperature, top_p)
         tokens[alive, t] = token
         logprobs[alive, t] = logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
         if t + 1 == max_new:
@@ -150,8 +164,21 @@ def _decode(
                 alive, token = alive[rows], token[rows]
                 engine.keep(rows)
         engine.step(token)
+    return _samples(policy, tokens, logprobs, budget)
+
+
+def _uniforms(seeds: Sequence[int], count: int) -> torch.Tensor:
+    """[B, count] numbers from 0 to 1, of each row from its own seed."""
+    streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+    return torch.from_numpy(np.stack([stream.random(count, np.float32) for stream in streams]))
+
+
+def _samples(
+    policy: Policy, tokens: torch.Tensor, logprobs: torch.Tensor, budget: torch.Tensor
+) -> list[Sample]:
+    """Of [B, T] what was written, each row up to its end or its budget."""
     ended = ends(policy, tokens)
-    count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, max_new)
+    count = torch.where(ended.any(-1), ended.int().argmax(-1) + 1, tokens.shape[1])
     finished, count = ended.any(-1) & (count <= budget), torch.minimum(count, budget)
     refuse_if(
         not logprobs.isfinite().all(),
@@ -173,18 +200,29 @@ def ends(policy: Policy, tokens: torch.Tensor) -> torch.Tensor:
     return ended
 
 
-def pick(logits: torch.Tensor, uniform: torch.Tensor, temperature: float) -> torch.Tensor:
+def pick(
+    logits: torch.Tensor, uniform: torch.Tensor, temperature: float, top_p: float = 1.0
+) -> torch.Tensor:
     """[B] tokens by inverse transform: the first token whose cumulative probability exceeds the
     row's uniform number.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    mass = (logits / temperature).softmax(-1).cumsum(-1)
+    p = (logits / temperature).softmax(-1)
+    mass = (p if top_p == 1 else nucleus(p, top_p)).cumsum(-1)
     total = mass[:, -1:]
     # rounding must not carry the target up to the whole mass
     below = torch.nextafter(total, torch.zeros_like(total))
     token = torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)
     return token[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN ends past all of them
+
+
+def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
+    """[B, V] probabilities, 0 outside the fewest likeliest tokens that have ``top_p`` together."""
+    likeliest, order = p.sort(dim=-1, descending=True, stable=True)
+    before = likeliest.cumsum(-1) - likeliest
+    before[:, 0] = -1.0  # the likeliest stays, whatever top_p is
+    return torch.zeros_like(p).scatter(-1, order, likeliest.where(before < top_p, 0.0))
 
 
 def sample_groups(
@@ -195,16 +233,19 @@ def sample_groups(
     seed: tuple[int | str, ...],
     *,
     temperature: float = 1.0,
+    top_p: float = 1.0,
 ) -> list[Group]:
     """K graded rollouts for each problem.
 
-    ``seed`` are the coordinates of the call, such as (run seed, step).
+    ``seed`` are the coordinates of the call, such as (run seed, step); the others as in
+    ``generate``.
     """
+    how = {"max_new": task.max_new, "temperature": temperature, "top_p": top_p}
 
     def sample(share: list[Problem]) -> list[Group]:
         prompts = [policy.prompt_ids(problem.messages) for problem in share]
         seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in share]
-        written = generate(policy, prompts, seeds, max_new=task.max_new, temperature=temperature)
+        written = generate(policy, prompts, seeds, **how)
         texts = [policy.decode(sample.ids) for samples in written for sample in samples]
         asked = [problem for problem in share for _ in range(k)]
         openings = [policy.opening(prompt) for prompt in prompts for _ in range(k)]

@@ -210,6 +210,7 @@ class VLLM:
         seeds: Sequence[Sequence[int]],
         budgets: Sequence[int],
         temperature: float,
+        top_p: float = 1.0,
     ) -> list[list[Sample]]:
         """What ``sampling.generate`` returns.
 
@@ -228,7 +229,7 @@ class VLLM:
         try:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt, _, _ in rows],
-                [self._settings(seed, budget, temperature) for _, seed, budget in rows],
+                [self._settings(seed, budget, temperature, top_p) for _, seed, budget in rows],
                 use_tqdm=False,
                 lora_request=self._adapter(),
             )
@@ -247,12 +248,14 @@ class VLLM:
                 f"{room} that vLLM has room for"
             )
 
-    def _settings(self, seed: int, budget: int, temperature: float):
+    def _settings(self, seed: int, budget: int, temperature: float, top_p: float):
         """A request for each sample, with its own seed.
 
         Only the policy's stop tokens end a turn; ignore_eos leaves out what else vLLM knows.
         """
+        nucleus = {} if top_p == 1 else {"top_p": top_p}
         return self._params(
+            **nucleus,
             temperature=temperature,
             seed=seed,
             max_tokens=budget,

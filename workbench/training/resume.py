@@ -20,7 +20,7 @@ from workbench.records import dumps, read_metrics
 
 # A run may be resumed with more steps or other housekeeping, not with another algorithm.
 HOUSEKEEPING = (
-    "steps",
+    "steps",  # first
     "eval_every",
     "eval_problems",
     "eval_samples",
@@ -28,6 +28,16 @@ HOUSEKEEPING = (
     "keep_groups",
     "stop_after",
 )
+# Settings that came later, with the value that runs without them had.
+ADDED = {
+    "plan": {
+        "minibatches": 1,
+        "temperature": 1.0,
+        "dynamic_sampling": 0,
+        "filter_problems": 0,
+    },
+    "optimiser": {"warmup": 0, "schedule": "constant"},
+}
 _DAMAGED = (
     "{} is not a checkpoint of the workbench, or it is damaged: put it back as it was, or name "
     "another folder"
@@ -188,12 +198,19 @@ def _refuse_changes(out: Path, recorded: dict, config: dict) -> None:
 def _identity(config: dict) -> dict:
     """What must not change. (Through JSON: there a tuple is a list.)"""
     identity = json.loads(dumps(config))
-    for name in HOUSEKEEPING:
+    for group, defaults in ADDED.items():
+        if isinstance(identity.get(group), dict):
+            identity[group] = defaults | identity[group]
+    # how far a cosine has come depends on the run's end
+    cosine = (identity.get("optimiser") or {}).get("schedule") == "cosine"
+    for name in HOUSEKEEPING[cosine:]:
         identity["plan"].pop(name, None)
     identity.pop("dtype", None)  # what the GPU computes in: the next one may have another
     template = identity.pop("template", None) or {}
     identity["template"] = dumps(template.get("options", {}), sort_keys=True)
     identity["options"] = without_retired(identity.get("options", {}))
+    if identity["options"].get("aggregate", "constant") != "constant":
+        identity["options"].pop("constant", None)  # it does nothing
     for name in ("model", "adapter", "teacher", "teacher_adapter"):
         if identity.get(name):
             identity[name] = os.path.normpath(identity[name])

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,45 +29,17 @@ from workbench.core import (
 from workbench.evaluation.metrics import evaluate
 from workbench.model import distributed
 from workbench.model.learner import Learner
-from workbench.model.policy import Policy
 from workbench.records import RunWriter, dumps, read_metrics, replace_folder, write_atomic
+from workbench.training import selection
 from workbench.training.interrupts import Interrupts
+from workbench.training.plan import (
+    TrainConfig,
+    memory,
+    refuse_too_long,
+    refuse_unused,
+)
 from workbench.training.resume import first_step, same_prompts, sole_training
-from workbench.training.update import update
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long and how often; everything that is not the method's and not the model's."""
-
-    steps: int = 60
-    seed: int = 0
-    prompts: int = 16  # problems per step
-    rows: int = 32  # rollouts in a micro-batch
-    updates: int = 1  # optimiser steps on one batch of rollouts
-    eval_every: int = 20  # steps between evaluations on the validation split; 0: none
-    eval_problems: int = 100
-    eval_samples: int = 4
-    checkpoint_every: int = 10
-    keep_groups: int = 2  # whole groups recorded at every evaluation
-    stop_after: int = 0  # evaluations in a row that are no better than the best before; 0: never
-
-    def __post_init__(self):
-        least = {
-            "steps": 1,
-            "prompts": 1,
-            "rows": 1,
-            "updates": 1,
-            "eval_every": 0,
-            "eval_problems": 1,
-            "eval_samples": 1,
-            "checkpoint_every": 1,
-            "keep_groups": 0,
-            "stop_after": 0,
-        }
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise WorkbenchError(f"{name} must be {value} or more, not {getattr(self, name)}")
+from workbench.training.update import at_temperature, update
 
 
 def fit(
@@ -115,40 +87,58 @@ def fit(
     seems to collapse.
     """
     out = Path(out)
-    _refuse_idle_ranks(plan)
-    settings = {"method": type(method).__name__, "options": asdict(method), "plan": asdict(plan)}
-    settings |= {"adapter": learner.policy.adapter or None, "adapter_use": learner.adapter_use}
-    settings["teacher_adapter"] = (learner.expert and learner.expert.adapter) or None
+    method = method.for_task(task)
+    refuse_unused(plan, method, learner)
+    settings = _settings(method, learner, plan)
     with sole_training(out):
-        config = settings | _dtype(learner) | same_prompts(out, learner, resume) | (config or {})
+        config = settings | same_prompts(out, learner, resume) | (config or {})
         start = first_step(out, learner, config, resume)
         first = task.problems("train", plan.prompts, coordinates(plan.seed, start))
         exams = {name: Exam.of(each, plan) for name, each in {"": task, **watch}.items()}
-        _refuse_too_long(learner.policy, task, first if method.samples else ())
+        refuse_too_long(learner.policy, task, first if method.samples else ())
         for exam in exams.values():
-            _refuse_too_long(learner.policy, exam.task, exam.problems)
+            refuse_too_long(learner.policy, exam.task, exam.problems)
         _agree(learner, out, config, start, (first, *(exam.problems for exam in exams.values())))
+        task = _filtered(learner, task, plan, out, start, resume)
         log = _Log(out, config, start, method, writers)
-        log.tell("begin", plan)
-        try:
-            with _bar(method, plan, start, progress) as bar:
-                _make_steps(method, learner, task, plan, exams, log, range(start, plan.steps), bar)
-        except Interrupted as stop:
-            at_a_prompt = hasattr(sys, "ps1")  # IPython and its notebooks set it, too
-            if stop.number != signal.SIGINT or not at_a_prompt:
-                raise
-            warnings.warn(str(stop), stacklevel=2)
-        finally:
-            log.tell("end")
+        with _watched(log, plan), _bar(method, plan, start, progress) as bar:
+            _make_steps(method, learner, task, plan, exams, log, range(start, plan.steps), bar)
         _save_policy(out, learner, "adapter" if learner.lora else "model")
         distributed.gather("saved")  # nobody goes on before there is something to read
     return out
 
 
-def _dtype(learner: Learner) -> dict[str, str]:
-    """What the config says of weights that are not fp32."""
+@contextmanager
+def _watched(log: _Log, plan: TrainConfig) -> Iterator[None]:
+    """Tell the writers when it begins and ends. At a prompt an interrupt ends no more than this."""
+    log.tell("begin", plan)
+    try:
+        yield
+    except Interrupted as stop:
+        at_a_prompt = hasattr(sys, "ps1")  # IPython and its notebooks set it, too
+        if stop.number != signal.SIGINT or not at_a_prompt:
+            raise
+        warnings.warn(str(stop), stacklevel=4)
+    finally:
+        log.tell("end")
+
+
+def _settings(method: Method, learner: Learner, plan: TrainConfig) -> dict:
+    """What the config says, where its caller says nothing else."""
+    settings = {
+        "method": type(method).__name__,
+        "options": asdict(method),
+        "plan": asdict(plan),
+        "adapter": learner.policy.adapter or None,
+        "adapter_use": learner.adapter_use,
+        "teacher_adapter": (learner.expert and learner.expert.adapter) or None,
+    }
     dtype = learner.policy.head.dtype
-    return {} if dtype == torch.float32 else {"dtype": str(dtype).removeprefix("torch.")}
+    if dtype != torch.float32:
+        settings["dtype"] = str(dtype).removeprefix("torch.")
+    if learner.settings.scheduled:
+        settings["optimiser"] = asdict(learner.settings)
+    return settings
 
 
 def _make_steps(
@@ -202,7 +192,8 @@ def _step(
         if step:
             keep_best(log, learner, evaluation["eval_avg"], log.history)
     problems = task.problems("train", plan.prompts, coordinates(plan.seed, step))
-    with _memory(learner, plan):
+    learner.set_rate(step, plan.steps)
+    with memory(learner, plan):
         record = update(
             method,
             learner,
@@ -212,12 +203,37 @@ def _step(
             step=step,
             rows=plan.rows,
             updates=plan.updates,
+            minibatches=plan.minibatches,
+            temperature=plan.temperature,
+            dynamic_sampling=plan.dynamic_sampling,
         )
+    if step == 0 and isinstance(task, selection.Filtered):
+        if distributed.main():
+            task.save(log.out)
+        evaluation["generated"] = record.metrics["generated"] + task.generated
     if plan.eval_every and step + 1 == plan.steps:
         final = evaluate_now(learner, exams)
         keep_best(log, learner, final["eval_avg"], [*log.history, evaluation])
         evaluation |= {f"final_{name}": value for name, value in final.items()}
     return replace(record, metrics=record.metrics | evaluation)
+
+
+def _filtered(
+    learner: Learner, task: Task, plan: TrainConfig, out: Path, start: int, resume: bool
+) -> Task:
+    """The task with problems of medium difficulty, measured before the first step alone."""
+    if not plan.filter_problems:
+        return task
+    problems = selection.pool(task, plan.filter_problems, plan.seed)
+    refuse_too_long(learner.policy, task, problems)
+    if start or (resume and (out / selection.FILE).exists()):
+        measured = selection.recorded_difficulty(out)
+    else:
+        how = plan.filter_samples, plan.seed
+        with memory(learner, plan), at_temperature(learner, plan.temperature):
+            measured = selection.measure_difficulty(learner, problems, task, *how)
+    bounds = plan.accuracy_lower_bound, plan.accuracy_upper_bound
+    return selection.keep(task, problems, measured, bounds, plan.prompts)
 
 
 class Exam(NamedTuple):
@@ -326,17 +342,6 @@ def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):
     )
 
 
-# ---- what is refused, and what is said when memory runs out
-
-
-def _refuse_idle_ranks(plan: TrainConfig) -> None:
-    if plan.prompts < distributed.size():
-        raise WorkbenchError(
-            f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
-            "step: start fewer, or set prompts higher"
-        )
-
-
 def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequence) -> None:
     """All processes make the same run."""
     distributed.agree(
@@ -348,49 +353,6 @@ def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequ
             "problems": repr(problems),
         }
     )
-
-
-def _refuse_too_long(policy: Policy, task: Task, problems: Sequence[Problem]) -> None:
-    for problem in problems:
-        length = len(policy.prompt_ids(problem.messages))
-        if length + task.max_new > policy.context:
-            raise WorkbenchError(
-                f"{problem.id}: its prompt of {length} tokens and {task.max_new} new ones do not "
-                f"fit the model's context of {policy.context}: lower the task's max_new "
-                "(problems.jsonl:max_new=64), or leave the problem out"
-            )
-
-
-@contextmanager
-def _memory(learner: Learner, plan: TrainConfig) -> Iterator[None]:
-    """Say what to lower when the memory does not suffice."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        ran_out = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not ran_out and "not enough memory" not in str(error):
-            raise
-        raise WorkbenchError(
-            f"out of memory on {learner.policy.device}; lower in this order: "
-            f"{'; '.join(_cures(learner, plan))}"
-        ) from error
-
-
-def _cures(learner: Learner, plan: TrainConfig) -> list[str]:
-    policy = learner.policy
-    cures = [
-        f"rows (now {plan.rows}), the rollouts in a micro-batch",
-        "the method's k or the task's max_new, if it ran out while sampling",
-    ]
-    if not policy.checkpointing:
-        cures.append("activations, with --checkpointing")
-    if not learner.lora:
-        cures.append("gradients and optimiser, with --lora 16")
-    if distributed.size() > 1 and policy.gathered:
-        cures.append("weights, gradients and optimiser, with --shard")
-    if learner.lora and not getattr(policy.base, "is_quantized", False):
-        cures.append("weights, with --4bit")
-    return cures
 
 
 # ---- collapse

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,8 +24,9 @@ from workbench.core import (
     places_of,
 )
 from workbench.model import distributed
-from workbench.model.batch import collate, score
+from workbench.model.batch import collate, logp_and_entropy, score
 from workbench.model.learner import Learner
+from workbench.training.selection import contrast, replaced, written
 
 SAMPLER_CAP = 2.0  # largest importance weight of the trainer's distribution against the sampler's
 
@@ -39,29 +41,36 @@ def update(
     step: int = 0,
     rows: int | None = 32,
     updates: int = 1,
+    minibatches: int = 1,
+    temperature: float = 1.0,
+    dynamic_sampling: int = 0,
 ) -> StepRecord:
     """Sample, credit, score, loss, step.
 
-    ``rows``: rollouts in a micro-batch (None: all at once). ``updates``: optimiser steps on the
-    same batch. Micro-batches use the denominators of the whole batch, so their number changes the
-    memory and not the gradient; for the same reason ranks can deal them out (distributed.py).
-    """
-    clock = _Clock()
-    with learner.gathered():
-        graded = _Timed(task)
-        groups = method.sample(learner, graded, problems, seed)
-        clock.lap("seconds_sample")
-        clock.laps["seconds_grade"] = graded.seconds
-        credits = method.credit(groups, learner)
-    policy, skipped = learner.policy, learner.skipped
-    batches = collate(credits, policy.pad_id, _rows_a_rank(rows, len(credits)), policy.device)
-    share, idle = learner.placement.share(batches)
+    ``rows``: rollouts in a micro-batch (None: all at once). Micro-batches use the denominators of
+    the whole batch, so their number changes the memory and not the gradient; for the same reason
+    ranks can deal them out (distributed.py). ``minibatches``: parts of the batch, each with an
+    optimiser step of its own; ``updates``: passes over the batch. (``optimize`` says more of both.)
 
-    first = last = accumulate(method, learner, share, idle)
-    norm = learner.step()
-    for _ in range(updates - 1):
-        last = accumulate(method, learner, first.batches, idle)
-        learner.step()
+    ``temperature``: the policy is softmax(logits / temperature) in all of the update, also for its
+    teachers: what is sampled, its log-probs, entropies, ratios and gradients. So do verl and TRL,
+    which divide the trainer's logits by the sampler's temperature.
+
+    ``dynamic_sampling``: how often groups without contrast are replaced (selection.py).
+    """
+    method = method.for_task(task)
+    clock = _Clock()
+    with at_temperature(learner, temperature):
+        with learner.gathered():
+            graded = _Timed(task)
+            groups = method.sample(learner, graded, problems, seed)
+            groups = replaced(groups, method, learner, graded, seed, dynamic_sampling)
+            clock.lap("seconds_sample")
+            clock.laps["seconds_grade"] = graded.seconds
+            credits = method.credit(groups, learner)
+        skipped, steps = learner.skipped, learner.steps
+        parts = mini_batches(credits, groups, minibatches)
+        first, last, norm = optimize(method, learner, credits, parts, rows, updates)
 
     metrics = _added(first.measures | first.losses) | {"grad_norm": norm}
     if updates > 1:
@@ -69,10 +78,79 @@ def update(
     metrics |= _follow(method, learner, skipped)
     clock.lap("seconds_train")
     metrics |= describe(groups) | dict(method.diagnose(groups, credits))
+    metrics |= {"lr": learner.lr, "optimizer_steps": float(learner.steps - steps)}
     metrics |= {"skipped": float(learner.skipped)} | clock.laps
     if learner.loss_scale:
         metrics["loss_scale"] = learner.loss_scale.value
     return StepRecord(step, metrics, tuple(groups), by_group(groups, credits, first.credit))
+
+
+@contextmanager
+def at_temperature(learner: Learner, temperature: float) -> Iterator[None]:
+    """In its with block the policy and its teachers are those of softmax(logits / temperature)."""
+    policies = [policy for policy in (learner.policy, learner.expert) if policy is not None]
+    before = [policy.temperature for policy in policies]
+    try:
+        for policy in policies:
+            policy.temperature = temperature
+        yield
+    finally:
+        for policy, was in zip(policies, before):
+            policy.temperature = was
+
+
+def mini_batches(
+    credits: Sequence[Credit], groups: Sequence[Group], parts: int
+) -> list[Sequence[int]]:
+    """The places of the credits in each of so many parts of the groups: every N-th; none empty."""
+    if parts == 1:
+        return [range(len(credits))]
+    problems = [i for i, _ in places_of(credits, groups)]
+    dealt = [[p for p, i in enumerate(problems) if i % parts == part] for part in range(parts)]
+    return [places for places in dealt if places]
+
+
+def optimize(
+    method: Method,
+    learner: Learner,
+    credits: Sequence[Credit],
+    parts: Sequence[Sequence[int]],
+    rows: int | None = 32,
+    passes: int = 1,
+) -> tuple[Pass, Pass, float]:
+    """An optimiser step on each part of the batch, in each of so many passes over it.
+
+    The gradient of a part is its part of the batch's mean, times the number of parts: with fixed
+    weights their mean is the batch's gradient, and each is of its size (the clip means the same).
+    pi_old, in ratios and clips, is the policy before the first of these steps; credit was given
+    before, to all of the batch. Returns the first pass, the last, and the first step's norm.
+    """
+    policy, dealt = learner.policy, []
+    for only in parts:
+        size = _rows_a_rank(rows, len(only))
+        batches = collate(credits, policy.pad_id, size, policy.device, only)
+        share, idle = learner.placement.share(batches)
+        if dealt:  # there is a step before its first pass
+            fixed = [fix_old(learner, batch) for batch in (*share, *idle)]
+            share = fixed[: len(share)]
+        dealt.append((share, idle))
+    first, last, norms = Pass(), Pass(), []
+    for number in range(passes):
+        last = first if number == 0 else Pass()
+        for i, (share, idle) in enumerate(dealt):
+            result = accumulate(method, learner, share, idle, times=len(dealt))
+            dealt[i] = result.batches, idle
+            last.add(result)
+            norms.append(learner.step())
+    return first, last, norms[0] if norms else 0.0
+
+
+@torch.no_grad()
+def fix_old(learner: Learner, batch: Batch) -> Batch:
+    """With the policy's log-probs as they are now, for a part of the batch that comes later."""
+    scores = Scores(*logp_and_entropy(learner.policy, batch))
+    batch = batch if learner.policy.trains_in_fp32 else weigh_sampler(batch, scores)
+    return replace(batch, old_logp=scores.logp)
 
 
 @dataclass
@@ -88,13 +166,24 @@ class Pass:
     measures: dict[str, float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
 
+    def add(self, other: Pass) -> None:
+        self.batches += other.batches
+        self.credit |= other.credit
+        _add(self.measures, other.measures)
+        _add(self.losses, other.losses)
+
 
 def accumulate(
-    method: Method, learner: Learner, batches: Sequence[Batch], idle: Sequence[Batch] = ()
+    method: Method,
+    learner: Learner,
+    batches: Sequence[Batch],
+    idle: Sequence[Batch] = (),
+    times: int = 1,
 ) -> Pass:
     """Score, loss and backward over micro-batches: the gradient of their sum is added up.
 
-    ``idle``: batches of other ranks that this one goes through to keep step with them.
+    ``idle``: batches of other ranks that this one goes through to keep step with them. ``times``:
+    what the gradient is multiplied with.
     """
     result = Pass()
     for batch in batches:
@@ -102,7 +191,7 @@ def accumulate(
         if batch.old_logp is None and not learner.policy.trains_in_fp32:
             batch = weigh_sampler(batch, scores)
         loss = method.loss(scores, batch)
-        _differentiate(learner, scores, loss.value)
+        _differentiate(learner, scores, times * loss.value)
         _add(result.measures, measure(scores, batch, loss))
         _add(result.losses, loss.metrics)
         for place, credit, row in zip(batch.places, batch.credits, loss.credit.tolist()):
@@ -225,19 +314,23 @@ def measure(scores: Scores, batch: Batch, loss: Loss) -> dict[str, float]:
                  weights correct for it (``weigh_sampler``).
     credit_mean  mean |realised credit| a token. 0: nothing was learned in this step.
 
-    And in ``update``: grad_norm, before clipping, of the first update (a norm that jumps tenfold is
-    a bad batch or too high a rate); skipped, updates so far that were not made because a gradient
-    was not finite (healthy: 0; in fp16 a few, each of which halves loss_scale, what the loss is
-    multiplied by against rounding to 0); last_NAME, a loss's metric in the last of several updates
-    on one batch; for a method with an EMA teacher teacher_distance, |theta - theta'| /
-    |theta - theta_0| after its step. From 1 - u it falls slowly while the policy moves on; 0 is no
-    teacher but the policy itself, and a value that stays near 1 a teacher that does not follow.
-    seconds_sample and seconds_train, of the first process; of the former seconds_grade went by
-    while attempts were graded, several at a time.
+    And in ``update``: grad_norm, before clipping, of the first optimiser step (a norm that jumps
+    tenfold is a bad batch or too high a rate); lr, its learning rate; optimizer_steps, how many
+    there were on this batch: minibatches times updates (less: some parts had no rollout that is
+    learned from); with several mini-batches the measures above are each part's at its own step;
+    skipped, updates so far that were not made because a gradient was not finite (healthy: 0; in
+    fp16 a few, each of which halves loss_scale, what the loss is multiplied by against rounding to
+    0); last_NAME, a loss's metric in the last of several updates on one batch; for a method with an
+    EMA teacher teacher_distance, |theta - theta'| / |theta - theta_0| after its step. From 1 - u it
+    falls slowly while the policy moves on; 0 is no teacher but the policy itself, and a value that
+    stays near 1 a teacher that does not follow. seconds_sample and seconds_train, of the first
+    process; of the former seconds_grade went by while attempts were graded, several at a time.
     """
     tokens = batch.denominators["tokens"]
     sampled = batch.mask & batch.sampler_logp.isfinite()
-    gap = torch.where(sampled, scores.logp.detach() - batch.sampler_logp, 0.0).abs()
+    # of the policy that sampled, where steps were made since
+    logp = scores.logp.detach() if batch.old_logp is None else batch.old_logp
+    gap = torch.where(sampled, logp - batch.sampler_logp, 0.0).abs()
     return {
         "loss": float(loss.value),
         "entropy": float(scores.entropy[batch.mask].sum()) / tokens,
@@ -257,7 +350,7 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
     summed.
     """
     alone = [rollout for group in groups for rollout in group.own]
-    differ = [len({rollout.verdict.reward for rollout in group.own}) > 1 for group in groups]
+    differ = [contrast(group) for group in groups]
     metrics = {
         "reward": sum(rollout.verdict.reward for rollout in alone) / len(alone),
         "correct": sum(rollout.verdict.correct for rollout in alone) / len(alone),
@@ -267,8 +360,7 @@ def describe(groups: Sequence[Group]) -> dict[str, float]:
         "generated": 0.0,
     }
     for group in groups:
-        metrics["generated"] += sum(len(r.completion_ids) - r.borrowed for r in group.rollouts)
-        _add(metrics, dict(group.notes))
+        _add(metrics, {**group.notes, "generated": written(group)})
     return metrics
 
 

@@ -174,6 +174,10 @@ def _write(axes: Axes, x: float, y: float, text: str, **how) -> None:
     axes.text(x, y, text, va="center", parse_math=False, **how)
 
 
+# round a failure point
+FRAME = {"fill": False, "edgecolor": LIGHT.ink, "linewidth": 1.4}
+
+
 def _draw(
     axes: Axes,
     x: float,
@@ -198,16 +202,14 @@ def _draw(
         width = _width(shown)
         shade = level(token.value, layer.limit)
         if shade:
-            boxes.append(
-                [(x, y - 0.42), (x + width, y - 0.42), (x + width, y + 0.42), (x, y + 0.42)]
-            )
+            left, right, top, foot = x, x + width, y - 0.42, y + 0.42
+            boxes.append([(left, top), (right, top), (right, foot), (left, foot)])
             paper.append(background(shade, LIGHT, signed))
             side = y - 0.42 if signed and shade > 0 else y + 0.42
             sides.append([(x, side), (x + width, side)])
             ink.append(edge(shade, LIGHT, signed))
         if "failure point" in marks.get((token.rollout, token.index), ""):
-            frame = {"fill": False, "edgecolor": LIGHT.ink, "linewidth": 1.4}
-            axes.add_patch(Rectangle((x, y - 0.45), width, 0.9, **frame))
+            axes.add_patch(Rectangle((x, y - 0.45), width, 0.9, **FRAME))
         plain = joined and shown.isascii()
         words += shown if plain else " " * width
         if not plain:
