@@ -1,16 +1,22 @@
 """How hard is the task for the base, and what does a run cost? Measured before the study's plan.
 
-    python -m data.study.dial                    data/study/dial.json
+    python -m data.study.dial                    all of it into data/study/dial.json
+    python -m data.study.dial --cost             the costs and spreads alone, the rest stays
 
 On 200 problems of the validation split (the study is judged on the test split), 32 samples each, at
 several largest numbers: avg, pass@32, and of groups of 8 drawn from the 32 without replacement the
 shares that are all wrong, that have contrast, and that TAPO can use (2 to 4 right). ``repeat`` is
-what another 4 samples of the same problems change in avg@4: the error within a seed. Then the
-seconds of one update, of each method, and of the evaluations, on one thread of a shared machine.
+what another 4 samples of the same problems change in avg@4: the error within a seed. Then the CPU
+seconds of one update of each method, and of the evaluations, on one thread (CPU seconds, because
+the machine was shared); and how far seeds of the first study lay apart, paired with GRPO or another
+arm: ``total``, the standard deviation of the paired differences, of which ``measured`` is error of
+measurement and ``runs`` is left.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from pathlib import Path
 
@@ -22,7 +28,7 @@ from workbench import methods
 from workbench.evaluation.metrics import Evaluation
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
-from workbench.paths import ORGANISM
+from workbench.paths import DATA, ORGANISM
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
@@ -61,29 +67,65 @@ def dial(policy, largest: int) -> dict:
 
 
 def cost(name: str, task) -> dict:
-    """Seconds of an update of 16 problems, the median of five after one that warms up."""
-    kind = methods.find(name)
-    method = kind(**{"k": K} if name in ("opd", "kd") else {})
+    """CPU seconds of an update of 8 problems, the median of four after one that warms up."""
+    method = methods.find(name)(**{"k": K} if name == "kd" else {})
     expert = load_policy(ORGANISM / "teacher") if method.needs_expert else None
     learner = Learner(load_policy(ORGANISM / "3m"), OptimConfig(lr=1e-4), seed=0, expert=expert)
-    count = 128 if name == "sft" else 16
+    count = 64 if name in ("sft", "opd") else 8  # opd: one rollout of each
     seconds = []
-    for step in range(6):
-        began = time.perf_counter()
+    for step in range(5):
+        began = time.process_time()
         update(method, learner, task, task.problems("train", count, step), (0, step), rows=32)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return {"method": name, "update": float(np.median(seconds[1:]))}
 
 
+def evaluation_cost(policy, task) -> dict:
+    """CPU seconds a rollout: 200 problems x 4."""
+    began = time.process_time()
+    sample_groups(policy, task, task.problems("validation", 200, 1), 4, (0, "cost"))
+    return {"evaluation": (time.process_time() - began) / 800}
+
+
+PAIRS = (
+    *("sdpo grpo", "tapo grpo", "scope grpo", "opd grpo", "kd grpo", "luffy grpo"),
+    *("scope opd", "tapo-cold grpo-cold", "srpo sdpo", "sft-then-rl grpo", "trapo luffy"),
+)
+
+
+def spread(pair: str) -> dict:
+    """Of the first study, whose evaluation had 100 problems x 32 a seed."""
+    rights = []
+    for arm in pair.split():
+        by_seed = []
+        for seed in range(5):
+            path = DATA / "runs" / f"{arm}-3m-seed{seed}" / "evaluation.json"
+            counts = json.loads(path.read_text())["counts"]
+            by_seed.append([row[0] / SAMPLES for _, row in sorted(counts.items())])
+        rights.append(np.array(by_seed))
+    difference = rights[0] - rights[1]
+    total = difference.mean(1).std(ddof=1)
+    measured = np.sqrt((difference.var(1, ddof=1) / difference.shape[1]).mean())
+    runs = np.sqrt(max(0.0, total**2 - measured**2))
+    return {"pair": pair, "total": float(total), "measured": float(measured), "runs": float(runs)}
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cost", action="store_true")
+    only_cost = parser.parse_args().cost
     torch.set_num_threads(1)
     policy = load_policy(ORGANISM / "3m")
-    table = [dial(policy, largest) for largest in LARGEST]
+    if only_cost:
+        table = json.loads(OUT.read_text())["dial"]
+    else:
+        table = [dial(policy, largest) for largest in LARGEST]
     task = load_task("arithmetic:largest=26")
     record = {"problems": PROBLEMS, "samples": SAMPLES, "dial": table}
-    record["cost"] = [cost(name, task) for name in COSTED]
+    record["cost"] = [evaluation_cost(policy, task), *(cost(name, task) for name in COSTED)]
+    record["spread"] = [spread(pair) for pair in PAIRS]
     write_atomic(OUT, dumps(record, indent=1) + "\n")
-    for row in (*table, *record["cost"]):
+    for row in (*table, *record["cost"], *record["spread"]):
         print(row)
 
 
