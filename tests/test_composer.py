@@ -242,3 +242,18 @@ def test_a_point_that_is_not_there_leaves_everything_as_it_was_and_says_why(desk
             and composer.composition == before
             and composer.choice["source"] == source
         )
+
+
+def test_a_widget_of_ipywidgets_7_is_shown_and_a_pair_keeps_its_metadata():
+    """Colab has ipywidgets 7, whose widgets have no ``_repr_mimebundle_``; anywidget's returns a
+    pair, by whose metadata Colab finds its widget manager.
+    """
+    from types import SimpleNamespace
+
+    from workbench.viz.display import _bundle
+
+    kind = "application/vnd.jupyter.widget-view+json"
+    data, metadata = _bundle(SimpleNamespace(model_id="abc"))
+    assert data[kind]["model_id"] == "abc" and metadata == {}
+    pair = ({kind: {"model_id": "x"}}, {kind: {"colab": {"custom_widget_manager": {"url": "u"}}}})
+    assert _bundle(SimpleNamespace(_repr_mimebundle_=lambda: pair)) == pair

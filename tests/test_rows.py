@@ -208,6 +208,12 @@ def test_copies_are_one_problem_and_said():
         assert len(load_task(other, reward=length)._problems) == 81
 
 
+def test_solutions_go_along_for_the_methods_that_imitate():
+    rows = [{"question": "1 + 1 =", "answer": 2, "solution": "1 + 1 is 2."}]
+    for reward in (None, length):
+        assert load_task(rows, reward=reward)._problems[0].solutions == ("1 + 1 is 2.",)
+
+
 def test_a_file_with_a_reward(tmp_path):
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -79,7 +79,8 @@ class Rows(Math):
         split = named or self._split(messages[-1]["content"], {row.split}, splits)
         answer = row.record.get(self.answer or "answer")
         answer = "" if answer is None else str(answer)
-        problem = Problem(f"{self.source}:{number}", messages, answer, (), {"split": split})
+        meta, solutions = {"split": split}, self._solutions(row)
+        problem = Problem(f"{self.source}:{number}", messages, answer, solutions, meta)
         return checked(row.where, problem)
 
     @cached_property

@@ -37,7 +37,15 @@ def show(text: str, static: str, twin: str, live: Callable[[], object], missing:
     page = f'<div class="wb-twin" id="{twin}"><style>{_DEAD}</style>{static}</div>'
     display({"text/plain": text, "text/html": page}, raw=True)
     with suppress(missing):
-        bundle = live()._repr_mimebundle_()
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        data, metadata = _bundle(live())
         data = {kind: value for kind, value in data.items() if not kind.startswith("text/")}
         display(data, metadata=metadata, raw=True)
+
+
+def _bundle(widget) -> tuple[dict, dict]:
+    """A widget's data and metadata; ipywidgets 7, which Colab has, displays by itself or not."""
+    if not hasattr(widget, "_repr_mimebundle_"):
+        view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+        return {"application/vnd.jupyter.widget-view+json": view}, {}
+    bundle = widget._repr_mimebundle_()
+    return bundle if isinstance(bundle, tuple) else (bundle, {})
