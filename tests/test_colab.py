@@ -324,12 +324,14 @@ def refused(requirement: Requirement, there: dict[str, str]) -> bool:
     return version is not None and not requirement.specifier.contains(version, prereleases=True)
 
 
-def test_colab_has_a_version_that_will_do_of_all_that_it_has():
+def test_colab_has_a_version_that_will_do_of_all_that_it_has_but_peft():
+    """peft 0.20 loads adapters of biases otherwise than they were saved, and is all Python."""
     pytest.importorskip("tomllib")
     there = colabs_packages()
     assert there["torch"].startswith("2.11") and there["ipywidgets"] == "7.7.1"
     for older in ({}, {"numpy": "2.0.2", "pandas": "2.2.2"}):  # a runtime of July 2026
-        assert [str(r) for r in colab.requirements(ROOT) if refused(r, there | older)] == []
+        older = there | older
+        assert [r.name for r in colab.requirements(ROOT) if refused(r, older)] == ["peft"]
 
 
 def test_what_is_missing_on_colab_asks_for_no_other_version_of_what_it_has():
