@@ -367,3 +367,16 @@ def test_the_command_line_says_why_not_before_it_loads_anything(
 def test_the_in_process_engine_is_left_alone(folder):
     policy = load_policy(folder)
     assert policy.engine is None and sampling.generate(policy, PROMPTS[:1], [[1]], max_new=4)
+
+
+@pytest.mark.parametrize("holes", [[], [1, 3]])
+def test_ids_without_a_token_are_neither_sampled_nor_counted(holes):
+    """Behind the tokenizer's last token, and between its tokens."""
+    model = types.SimpleNamespace(compute_logits=lambda hidden: hidden.clone())
+    vllm_engine._leave_out(model, rows=4, holes=holes)
+    logits = model.compute_logits(torch.ones(2, 6))
+    left = [i for i in range(4) if i not in holes]
+    assert torch.isfinite(logits).sum() == 2 * len(left)
+    torch.testing.assert_close(
+        logits.softmax(-1)[:, left], torch.full((2, len(left)), 1 / len(left))
+    )

@@ -143,9 +143,9 @@ def _place(name: str) -> str:
     return ".".join(name.split(".")[-2:])
 
 
-def _leave_out_padding(model: nn.Module, rows: int) -> None:
-    """What is behind the tokenizer's last token is neither sampled nor counted, as by
-    ``policy.head``.
+def _leave_out(model: nn.Module, rows: int, holes: Sequence[int]) -> None:
+    """What is behind the tokenizer's last token, and the ids before it that have none, are neither
+    sampled nor counted, as by ``policy.head``.
     """
     plain = model.compute_logits
 
@@ -153,6 +153,7 @@ def _leave_out_padding(model: nn.Module, rows: int) -> None:
         logits = plain(*args, **options)
         if logits is not None:  # all ranks but one
             logits[..., rows:] = -math.inf
+            logits[..., holes] = -math.inf
         return logits
 
     model.compute_logits = compute_logits
@@ -199,7 +200,8 @@ class VLLM:
                 f"{_line(error)}"
             ) from error
         _refuse_unknown_experts(policy, self._llm)
-        self._llm.apply_model(partial(_leave_out_padding, rows=len(policy.head)))
+        ids = {"rows": len(policy.head), "holes": policy.holes.tolist()}
+        self._llm.apply_model(partial(_leave_out, **ids))
         self.policy, self._folder = policy, TemporaryDirectory(prefix="workbench-adapters-")
         self._sent: dict[str, tuple] = {}  # adapter: (its weights' fingerprint, vLLM's handle)
         self._number = 0
