@@ -210,8 +210,9 @@ def test_what_is_drawn_is_what_the_parameters_feel(method):
     viewer gets it and log pi by Hugging Face alone.
     """
     learner, group = disturbed()
-    drawn = inspect_group(learner, group, toys.FirstCharacter(), {"m": method}).layers["m credit"]
-    felt = gradients(method, learner, group)
+    task = toys.FirstCharacter()
+    drawn = inspect_group(learner, group, task, {"m": method}).layers["m credit"]
+    felt = gradients(method.for_task(task), learner, group)
     tokens, by_hand = sum(map(len, drawn)), 0.0
     for rollout, credit in zip(group.rollouts, drawn):
         logp = log_probs(learner, rollout).gather(-1, torch.tensor(rollout.completion_ids)[:, None])

@@ -7,17 +7,19 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_browser import MOUNT, browser  # noqa: F401  (a fixture)
+from test_browser import MOUNT, browser, wait  # noqa: F401  (a fixture)
 
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.paths import RECORDS
 from workbench.records import Run, read_run
+from workbench.viz import run_view
 from workbench.viz.run_view import HERE, NONE, RunView
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -123,6 +125,33 @@ def test_a_run_that_goes_on_is_read_again(tmp_path):
     assert len(view.refresh().data["items"]) == 3
 
 
+def test_a_live_view_follows_its_folder_by_itself_until_it_is_closed(tmp_path, monkeypatch):
+    pytest.importorskip("anywidget")
+    monkeypatch.setattr(run_view, "PAUSE", 0.02)
+    shutil.copytree(RECORDS / "grpo-3m-seed0", tmp_path / "run")
+    path = tmp_path / "run" / "groups.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0])
+    view = RunView(tmp_path / "run")
+    widget, page = view.widget, view.to_html()
+
+    def groups_after(text: str) -> int:
+        path.write_text(text)
+        wait(lambda: view._written() == view._stamp, 10)
+        return len(widget.data["items"])
+
+    assert groups_after("".join(lines[:2])) == 2
+    assert groups_after("".join(lines[:3]) + lines[3][:50]) == 3, "in the middle of a line"
+    path.write_text("no group\n" + lines[0])
+    time.sleep(0.2)
+    assert len(widget.data["items"]) == 3, "what cannot be read is left out"
+    assert groups_after("".join(lines[:4])) == 4
+    assert page.count('"step":') < view.to_html().count('"step":'), "a page stays as it was"
+    threads = threading.active_count()
+    widget.close()
+    wait(lambda: threading.active_count() < threads, 10)
+
+
 # ---- in a browser
 
 
@@ -182,6 +211,11 @@ def test_the_live_widget_takes_new_data_and_shows_text_as_text(browser, tmp_path
     page.evaluate("data => model.set('data', data)", more)
     assert page.get_by_label("Step").get_attribute("max") == "3"
     assert "step 1" in page.locator(".wb-where").text_content()  # what was chosen stays
+    page.get_by_label("Newest").check()
+    assert "step 3" in page.locator(".wb-where").text_content()
+    more = RunView(run(12, 2, 30, steps=6), decode=decode).data
+    page.evaluate("data => model.set('data', data)", more)
+    assert "step 5" in page.locator(".wb-where").text_content()  # or it follows
     page.evaluate("leave()")
     assert problems == []
     page.close()

@@ -139,7 +139,7 @@ class Draft:
         learner = self.desk.learner
         learner = FrozenLearner(learner) if isinstance(learner, Policy) else learner
         return {
-            name: realised_credit(learner, self.group, method).credit
+            name: realised_credit(learner, self.group, method.for_task(self.desk.task)).credit
             for name, method in self.desk.methods.items()
         }
 

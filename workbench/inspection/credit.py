@@ -95,6 +95,7 @@ def credit_by_method(
     """
     credits = {}
     for name, method in methods.items():
+        method = method.for_task(task)
         [group] = method.sample(learner, task, [problem], seed)
         credits[name] = realised_credit(learner, group, method)
     return credits

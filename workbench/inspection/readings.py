@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from workbench.core import (
     Group,
@@ -97,8 +98,9 @@ def inspect_group(
         nothing = np.full_like(student.logprobs, np.nan)
         deltas.append(nothing if read is None else read.logprobs - student.logprobs)
     layers = {"delta": tuple(deltas)}
-    for name, method in methods.items():
-        realised = realised_credit(learner, group, method)
+    # a bar for those who wait: of a real model on a CPU each method takes a minute
+    for name, method in tqdm(methods.items(), "credit", delay=5, leave=False, unit="method"):
+        realised = realised_credit(learner, group, method.for_task(task))
         layers[f"{name} credit"] = realised.credit
         for channel, numbers in realised.channels.items():
             layers[f"{name} {channel}"] = numbers

@@ -78,6 +78,7 @@ def measure(
     said.
     """
     began = time.perf_counter()
+    methods = {name: method.for_task(task) for name, method in methods.items()}
     where = (seed, "credit")
     own = sample_groups(learner.policy, task, problems, k, where)
     groups = {"": own}

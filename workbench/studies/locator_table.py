@@ -40,7 +40,7 @@ from workbench.paths import DATA, ORGANISM
 from workbench.records import write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
-from workbench.viz.page import plain_table
+from workbench.viz.page import markdown_table
 
 DRAW = 100  # most problems sampled at once
 MEASURES = {"exact": "right step", "within_one": "within one step", "answered": "gives an answer"}
@@ -158,9 +158,7 @@ one a problem ({task}, test split,
 correct sibling. In brackets: 95 % bootstrap interval over the attempts. No answer counts as a \
 miss. Tokens: generated for one attempt, beyond the group itself.
 
-```text
 {rows}
-```
 
 \\* The feedback of this task names a wrong step, so these two rows show how much of what the \
 teacher reads comes through, not a discovery.
@@ -180,7 +178,9 @@ def table(record: dict) -> str:
         rates = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[measure]) for measure in MEASURES]
         rows.append([name, *rates, f"{row['tokens']:.0f}"])
     record = {"scope": SCOPES["arithmetic"]} | record  # older ones have none
-    return TEXT.format(**record, rows=plain_table(["locator", *MEASURES.values(), "tokens"], rows))
+    return TEXT.format(
+        **record, rows=markdown_table(["locator", *MEASURES.values(), "tokens"], rows)
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -61,6 +61,20 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return text.removesuffix("\n")
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table in Markdown, for pages too narrow for its lines: there cells wrap, not they.
+
+    (Notebooks wrap the lines of a code block, which makes nonsense of aligned text.)
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    text = ""
+    for name, *cells in (header, rule, *rows):
+        cells = map(str.rjust, cells, widths[1:])
+        text += f"| {' | '.join([name.ljust(widths[0]), *cells])} |\n"
+    return text.removesuffix("\n")
+
+
 def svg(figure: Figure, alt: str) -> str:
     """A figure as inline SVG whose axes and text take the page's ink."""
     buffer = io.BytesIO()

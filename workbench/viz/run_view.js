@@ -37,7 +37,7 @@ function bytes(text) {
 class Browser {
   constructor(root, data) {
     this.root = root;
-    this.state = { step: 0, sort: "as recorded", shown: "all", words: "", follow: false };
+    this.state = { step: 0, sort: "as recorded", shown: "all", words: "", follow: false, newest: false };
     this.seen = new IntersectionObserver((entries) => entries.forEach((e) => this.arrive(e)), {
       rootMargin: "200px",
     });
@@ -48,7 +48,8 @@ class Browser {
   load(data) {
     this.data = data;
     this.steps = [...new Set(data.items.map((item) => item.step))].sort((a, b) => a - b);
-    this.state.step = Math.min(this.state.step, this.steps.length - 1);
+    const last = this.steps.length - 1;
+    this.state.step = this.state.newest ? last : Math.min(this.state.step, last);
     this.build();
     this.draw();
   }
@@ -56,6 +57,7 @@ class Browser {
   build() {
     const bar = make("div", "wb-bar2");
     this.slider = this.input(bar, "Step", "range", "step", { min: 0, max: this.steps.length - 1 });
+    this.input(bar, "Newest", "checkbox", "newest");
     this.where = bar.appendChild(make("output", "wb-where"));
     this.choice(bar, "Sort", "sort", Object.keys(SORTS));
     this.choice(bar, "Show", "shown", Object.keys(SHOWN));
@@ -74,6 +76,7 @@ class Browser {
     input.addEventListener("input", () => {
       const value = type === "checkbox" ? input.checked : input.value;
       this.state[name] = type === "range" ? Number(value) : value;
+      if (name === "newest" && value) this.slider.value = this.state.step = this.steps.length - 1;
       this.draw();
     });
     return input;

@@ -3,7 +3,9 @@ problem followed through training, two runs on the same problem.
 
     RunView("runs/check")                        # nothing but the folder
     RunView("runs/grpo", "runs/sdpo").to_html("runs.html")
-    view.refresh()                               # a run that is still written
+
+In a notebook it is live: what a run that still trains has recorded comes into the view by itself,
+also while a cell of the same notebook trains it. A page that was exported stays as it is.
 
 The browser gets every group as one packed string and unpacks those that are looked at; of a group
 it draws the rollouts in sight (run_view.js).
@@ -13,9 +15,13 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -30,6 +36,7 @@ from workbench.viz.tokens import CREDIT, Layer
 HERE = Path(__file__).parent
 NONE = -(2**15)  # a token without a number
 TABLE = 40  # rows of the static table
+PAUSE = 1.0  # seconds between looks at a folder that may go on
 
 
 class RunView:
@@ -46,6 +53,7 @@ class RunView:
 
     def refresh(self) -> RunView:
         """Read the folders again."""
+        self._stamp = self._written()
         self.runs = [run if isinstance(run, Run) else read_run(run) for run in self._sources]
         if not any(run.groups for run in self.runs):
             raise WorkbenchError("there is no group to show: none of the runs has kept one yet")
@@ -53,6 +61,13 @@ class RunView:
         if "widget" in self.__dict__:
             self.widget.data = self.data
         return self
+
+    def _written(self) -> list:
+        """When the folders' groups were last written, and how much of them there is."""
+        folders = [Path(run) for run in self._sources if not isinstance(run, Run)]
+        paths = [folder / "groups.jsonl" for folder in folders]
+        stats = [path.stat() for path in paths if path.exists()]
+        return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -77,7 +92,10 @@ class RunView:
     @cached_property
     def widget(self):
         """The live widget (an ``anywidget``). Raises WorkbenchError without anywidget."""
-        return _widget_class()(data=self.data, twin=self._twin)
+        widget = _widget_class()(data=self.data, twin=self._twin)
+        # a thread: while a cell trains, nothing else of the kernel has its turn
+        Thread(target=_follow, args=(weakref.ref(self), widget), daemon=True).start()
+        return widget
 
     def to_html(self, path: str | Path | None = None) -> str:
         """A page that works without a kernel or a network; ``path``: also write it there."""
@@ -116,6 +134,18 @@ class RunView:
 
     def _ipython_display_(self) -> None:
         display.show(repr(self), self._static(), self._twin, lambda: self.widget, WorkbenchError)
+
+
+def _follow(view: weakref.ref, widget) -> None:
+    """Refresh a view when its folders have more, until it is closed or forgotten."""
+    while view() is not None and widget.comm is not None:
+        time.sleep(PAUSE)
+        shown = view()
+        # a folder that cannot be read now may be again
+        with suppress(WorkbenchError, OSError):
+            if shown is not None and shown._written() != shown._stamp:
+                shown.refresh()
+        del shown
 
 
 def _row(tag: str, cells: Sequence[Any]) -> str:
