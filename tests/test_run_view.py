@@ -187,6 +187,7 @@ def test_choose_sort_filter_and_follow(browser, tmp_path):  # noqa: F811
     page.get_by_label("Follow this problem").check()
     steps = rows.locator("span:nth-child(1)").all_text_contents()
     assert {text.split()[0] for text in steps} == {"one", "other"} and len(steps) == 8
+    page.wait_for_selector(".wb-body .wb-t")  # drawn once it is seen
     assert page.locator(".wb-body .wb-t").count() > 10 and page.problems == []
     page.close()
 
