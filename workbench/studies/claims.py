@@ -34,11 +34,11 @@ import numpy as np
 import pandas as pd
 
 from workbench.core import WorkbenchError
-from workbench.evaluation.statistics import holm
+from workbench.evaluation.statistics import Effect, holm
 from workbench.paths import RECORDS, ROOT, STUDY
 from workbench.records import write_atomic
 from workbench.studies import ledger
-from workbench.studies.ledger import Effect, paired
+from workbench.studies.ledger import paired
 
 LEDGER = STUDY / "ledger.md"
 SDPO = "SDPO 2601.20802"

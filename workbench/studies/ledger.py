@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,7 +28,7 @@ import pandas as pd
 from workbench.core import WorkbenchError
 from workbench.evaluation.metrics import pass_at_k
 from workbench.evaluation.reflection import COUNTS, rates
-from workbench.evaluation.statistics import bootstrap, student
+from workbench.evaluation.statistics import Effect, bootstrap, student
 from workbench.paths import RECORDS
 from workbench.viz.curves import evaluations
 
@@ -179,31 +178,6 @@ def reaches(
 
 
 # ---- paired differences
-
-
-@dataclass(frozen=True)
-class Effect:
-    """a - b, paired by problem, averaged over seeds.
-
-    ``low``, ``high``, ``p``: Student's 95 % interval and two-sided p from the seeds' own means.
-    Seeds differ in the run and in the held-out problems, so both are in it. ``above``: seeds whose
-    mean is above 0. Of one seed the interval is over its problems (bootstrap), says nothing of
-    other runs, and p is NaN.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    seeds: int
-    problems: int
-    above: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], above 0 in {self.above} "
-            f"of {self.seeds}"
-        )
 
 
 def measured(record: Mapping, measure: str) -> dict[str, float]:

@@ -40,7 +40,7 @@ def forest(
     title: str = "Difference in accuracy",
     unit: str = "avg@32, a - b",
 ) -> Figure:
-    """One row an effect (``ledger.Effect``): a mark with its interval; left of the line is worse,
+    """One row an effect (statistics.Effect): a mark with its interval; left of the line is worse,
     right is better. Hollow: the interval holds 0, or there is one seed only.
     """
     figure = sheet(8, 0.9 + 0.36 * max(1, len(effects)))
