@@ -195,7 +195,8 @@ def test_the_stop_button_in_jupyterlab_leaves_a_run_that_resumes(browser, tmp_pa
     with lab(tmp_path, tmp_path / "train.ipynb") as address:
         page = browser.new_page(viewport={"width": 1200, "height": 1400})
         try:
-            page.goto(address)
+            with page.expect_websocket(lambda socket: "/channels" in socket.url, timeout=90_000):
+                page.goto(address)  # before that a run asks for a kernel
             page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
                 timeout=90_000
             )
@@ -203,14 +204,7 @@ def test_the_stop_button_in_jupyterlab_leaves_a_run_that_resumes(browser, tmp_pa
             page.get_by_text("Run All Cells", exact=True).click()
             metrics = tmp_path / "run" / "metrics.jsonl"
             best = tmp_path / "run" / "best"
-            which_kernel = page.locator(".jp-Dialog button.jp-mod-accept")
-
-            def under_way() -> bool:
-                if which_kernel.is_visible():  # asked where the page was not ready yet
-                    which_kernel.click()
-                return len(metrics.read_text().splitlines()) > 4 and best.is_dir()
-
-            wait(under_way, 120)
+            wait(lambda: len(metrics.read_text().splitlines()) > 4 and best.is_dir(), 120)
             output = page.locator(".jp-OutputArea-output")
             assert output.get_by_text("tokens a second").is_visible()
             assert output.get_by_text("The newest group.").is_visible()
