@@ -22,7 +22,6 @@ from packaging.utils import canonicalize_name
 
 import workbench
 from workbench.app import colab, doctor
-from workbench.core import WorkbenchError
 
 ROOT = Path(__file__).parent.parent
 
@@ -390,7 +389,7 @@ def test_pip_that_fails_is_a_sentence(on_colab, monkeypatch):
 
     monkeypatch.setattr(colab.subprocess, "run", fails)
     monkeypatch.setattr(colab, "met", lambda requirement: requirement.name != "gguf")
-    with pytest.raises(WorkbenchError, match="pip could not install"):
+    with pytest.raises(RuntimeError, match="pip could not install"):
         colab.install()
 
 
@@ -399,6 +398,15 @@ def test_presets():
     assert colab.preset().model == "smollm2" or __import__("torch").cuda.is_available()
     with pytest.raises(ValueError, match="there are cpu, t4, a100"):
         colab.preset("tpu")
+
+
+def test_the_set_up_needs_nothing_that_it_is_to_install():
+    program = (
+        "import sys\nfor name in ('numpy', 'torch', 'pandas', 'scipy', 'transformers'):\n"
+        "    sys.modules[name] = None\nfrom workbench import setup"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.slow

@@ -42,19 +42,6 @@ ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "data/organism/0.4m"
 PROMPTS = [tuple(range(10, 10 + n)) for n in (5, 9, 7)]
 IDS = torch.arange(10, 40)[None]
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.1,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-}
 # its own forward pass (pairs of keys and values), and transformers' with its kernels in it
 MODELS = {
     "llama": {},
@@ -76,7 +63,7 @@ def small(name: str, folder: Path) -> Path:
     ends = {"eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
     family = "llama" if name == "long" else name
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(family, **SIZES | ends | MODELS[name])
+        AutoConfig.for_model(family, **tiny.ENGINE_SIZES | ends | MODELS[name])
     )
     return toys.saved(Policy(model, tok, name), folder)
 

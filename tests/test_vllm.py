@@ -41,19 +41,6 @@ ORGANISM = Path(__file__).parent.parent / "data" / "organism"
 MODEL = ORGANISM / "3m"
 PROMPTS = [tuple(range(10, 10 + n)) for n in (5, 9, 7)]
 TASK = Arithmetic()
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,  # vLLM's attention on CPUs has no smaller one
-    "max_position_embeddings": 128,
-    "initializer_range": 0.1,
-    "tie_word_embeddings": True,
-    "bos_token_id": None,
-}
 WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16}
 
 
@@ -89,7 +76,7 @@ def small(family: str, folder: Path, **options) -> Learner:
     torch.manual_seed(0)
     tok = tokenizer()
     ends = {"eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
-    config = AutoConfig.for_model(family, **SIZES | ends | options)
+    config = AutoConfig.for_model(family, **tiny.ENGINE_SIZES | ends | options)
     model = AutoModelForCausalLM.from_config(config)
     toys.saved(Policy(model, tok, family), folder)
     learner = Learner(load_policy(folder), lora=4)

@@ -5,6 +5,21 @@ import torch
 from data.organism.build.common import tokenizer
 from workbench.model.policy import Policy
 
+# of models for the engines: vLLM's attention on CPUs has no smaller head
+ENGINE_SIZES = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.1,
+    "tie_word_embeddings": True,
+    "bos_token_id": None,
+}
+
 
 def policy(
     family: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32, **options

@@ -17,7 +17,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from workbench.core import WorkbenchError
 from workbench.paths import ROOT
 
 EXTRAS = ("notebook", "data", "models")  # of pyproject.toml
@@ -84,7 +83,7 @@ def install(root: Path = ROOT) -> list[str]:
     Returns their names; nothing is done twice, and nothing else is replaced. What must never be
     changed is not, and a version of it that is not the workbench's is said.
 
-    Raises WorkbenchError where pip fails.
+    Raises RuntimeError where pip fails.
     """
     unmet = [requirement for requirement in requirements(root) if not met(requirement)]
     kept = [each for each in unmet if each.name in NEVER and installed(each.name)]
@@ -106,7 +105,7 @@ def _run(words: list[str]) -> None:
     try:
         subprocess.run(words, check=True)
     except subprocess.CalledProcessError as error:
-        raise WorkbenchError(
+        raise RuntimeError(
             "pip could not install what is missing without replacing what is here; its reasons are "
             "above (no network?)"
         ) from error

@@ -9,8 +9,9 @@ arXiv 2606.11709
 What any hint does to the style cancels. Hints are other rollouts of the group, right and wrong, in
 the same place of SDPO's prompt; a rollout that lacks either has Delta = 0. Realised credit: A_t.
 
-The formulas and their numbers are those of the authors' code, and of its port to another
-framework; the paper's text was not read. Our choice: ``wrong``, and one mean over all tokens in the
+A summary of the paper has Delta_t of one wrong hint, "then as RLSD". The authors' description of
+their method adds a bounded step instead; the numbers are those of a port of their loss to another
+framework, and the paper's text was not read. RLSD's ``eps`` is not read here. Our choice: ``wrong``, and one mean over all tokens in the
 loss, where theirs takes one over the tokens that r changes and one over the others.
 """
 
