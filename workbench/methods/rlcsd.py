@@ -11,8 +11,9 @@ the same place of SDPO's prompt; a rollout that lacks either has Delta = 0. Real
 
 A summary of the paper has Delta_t of one wrong hint, "then as RLSD". The authors' description of
 their method adds a bounded step instead; the numbers are those of a port of their loss to another
-framework, and the paper's text was not read. RLSD's ``eps`` is not read here. Our choice: ``wrong``, and one mean over all tokens in the
-loss, where theirs takes one over the tokens that r changes and one over the others.
+framework, and the paper's text was not read. RLSD's ``eps`` is not read here. Our choice:
+``wrong``, and one mean over all tokens in the loss, where theirs takes one over the tokens that r
+changes and one over the others.
 """
 
 from __future__ import annotations
