@@ -1,23 +1,28 @@
 """The benchmark for a GPU goes through on a CPU with tiny shapes, part by part."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 
 from benchmarks import gpu
 from workbench.methods import METHODS
+from workbench.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
+    """As one calls it: its parts are forks, which a process that has computed makes unsafely."""
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    return gpu.measure(out, list(gpu.PARTS), rehearse=True), out
+    program = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--rehearse", "--out", out]
+    subprocess.run(program, check=True, capture_output=True, cwd=ROOT)
+    return json.loads(out.read_text()), out
 
 
 def test_every_part_goes_through(rehearsed):
-    results, out = rehearsed
-    assert json.loads(out.read_text()) == results and results["card"] == gpu.card()
+    results, _ = rehearsed
+    assert results["card"] == gpu.card() and results["rehearsal"]
     for name, part in results["parts"].items():
         if not part["status"].startswith("left out"):
             assert part["status"] == "done", (name, part)
