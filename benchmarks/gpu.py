@@ -37,6 +37,7 @@ import peft
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+TURNED = "arithmetic:style=turned"  # expert solutions that the organism does not write
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from data.organism.build.common import tokenizer  # noqa: E402
@@ -47,7 +48,6 @@ from workbench.model.learner import Learner, OptimConfig  # noqa: E402
 from workbench.model.loading import half_type, load_policy  # noqa: E402
 from workbench.model.policy import Policy  # noqa: E402
 from workbench.records import dumps, write_atomic  # noqa: E402
-from workbench.studies.arms import TURNED  # noqa: E402
 from workbench.tasks import load_task  # noqa: E402
 from workbench.training.update import update  # noqa: E402
 

@@ -24,10 +24,10 @@ from workbench.methods.trapo import TRAPO
 from workbench.model.learner import Learner
 from workbench.model.loading import load_policy
 from workbench.records import dumps, write_atomic
-from workbench.studies.arms import TURNED
 from workbench.tasks import load_task
 
 ROOT = Path(__file__).resolve().parent.parent
+TURNED = "arithmetic:style=turned"  # expert solutions that the organism does not write
 OUT = ROOT / "data" / "study" / "trapo_sampling.json"
 ROUNDS, PROBLEMS = 15, 16
 

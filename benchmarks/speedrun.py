@@ -31,6 +31,7 @@ from vs_trl import ROOT, Worker, environment, machine, say
 sys.path.insert(0, str(ROOT))
 
 MODEL = ROOT / "data" / "organism" / "3m"
+TEACHER = MODEL.with_name("teacher")
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun.json"
 NAMES = ("grpo", "sdpo", "tapo", "scope", "opd", "kd", "luffy", "trl")
 SEEDS = (0, 1)
@@ -42,19 +43,17 @@ PROMPTS, GROUP = 16, 8
 
 
 def ours(name: str, seed: int) -> None:
+    from workbench import methods
     from workbench.core import coordinates
-    from workbench.model.learner import Learner
+    from workbench.model.learner import Learner, OptimConfig
     from workbench.model.loading import load_policy
-    from workbench.studies import arms, cell
-    from workbench.tasks import load_task
+    from workbench.tasks.arithmetic import Arithmetic
     from workbench.training.update import update
 
-    arm = next(arm for arm in arms.METHODS if arm.name == name)
-    scale = cell.StudyScale(steps=LAST)
-    method, optimizer, plan = cell._settings(arm.stages[0], seed, scale, cell.tuned_rates())
-    expert = load_policy(ROOT / arm.teacher) if arm.teacher else None
-    learner = Learner(load_policy(MODEL), optimizer, seed=seed, expert=expert)
-    task = load_task(arm.task)
+    method = methods.find(name)(**{"k": GROUP} if name in ("opd", "kd") else {})
+    expert = load_policy(TEACHER) if method.needs_expert else None
+    learner = Learner(load_policy(MODEL), OptimConfig(lr=rate_of(name)), seed=seed, expert=expert)
+    task = Arithmetic()
     numbers = itertools.count()
     say({"ready": True})
     for line in sys.stdin:
@@ -63,7 +62,7 @@ def ours(name: str, seed: int) -> None:
             say({"saved": True})
             continue
         number = next(numbers)
-        problems = task.problems("train", plan.prompts, coordinates(seed, number))
+        problems = task.problems("train", PROMPTS, coordinates(seed, number))
         began = time.perf_counter()
         record = update(method, learner, task, problems, (seed, number), step=number)
         seconds = time.perf_counter() - began
@@ -145,8 +144,9 @@ def trl_settings(seed: int, longest: int):
 
 
 def rate_of(method: str) -> float:
-    tuning = json.loads((ROOT / "data" / "study" / "tuning.json").read_text())
-    return tuning["rates"][method]
+    """As the first study tuned it, on this task."""
+    tuning = ROOT / "data" / "archive" / "first_study" / "tuning.json"
+    return json.loads(tuning.read_text())["rates"][method]
 
 
 # ---- the driver ----------------------------------------------------------------------------------

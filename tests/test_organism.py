@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from data.organism.build import arithmetic as organism
+from data.organism.build import skills
 from data.organism.build.arithmetic import (
     REFLECT,
     REQUIRED,
@@ -44,7 +45,6 @@ from data.organism.build.common import (
     tokenizer,
 )
 from workbench.paths import ORGANISM
-from workbench.studies import measure as measures
 from workbench.tasks import prompts
 from workbench.tasks.arithmetic import WAIT, Arithmetic, check, draw, parse, solve, split_of
 
@@ -233,7 +233,7 @@ def test_a_wrong_attempt_goes_wrong_at_one_step_and_its_diagnosis_and_reconstruc
         mended = reconstruction(problem.id, wrong)
         assert TASK.grade(problem, mended).correct and mended.count(WAIT) == 1
         assert mended.split(WAIT)[0] == "\n".join(lines[: error + 1]) + "\n"
-        copied = partial(measures._copied, problem, wrong)
+        copied = partial(skills._copied, problem, wrong)
         assert copied(mended) == (True, True)
         for other in (wrong, problem.solutions[0], "\n".join(mended.split("\n")[:error]), ""):
             assert copied(other) == (False, False)

@@ -1,6 +1,7 @@
 """The grid: arms can be built, cells are made once, a killed cell goes on, a record is whole."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,19 +10,22 @@ from dataclasses import dataclass, replace
 import pytest
 
 from workbench.app.cli import main
+from workbench.core import WorkbenchError
 from workbench.methods.grpo import GRPO
 from workbench.model.learner import OptimConfig
 from workbench.options import split_options, with_options
+from workbench.paths import STUDY
 from workbench.records import read_run
-from workbench.studies import cell, grid, ledger
-from workbench.studies.arms import ABLATIONS, GRID, METHODS, QUICK, Arm, Stage
-from workbench.studies.cell import SMALL, run_cell
+from workbench.studies import cell, grid, ledger, tuning
+from workbench.studies.arms import BLOCKS, GRID, QUICK, Arm, Stage
+from workbench.studies.cell import FULL, SMALL, run_cell
 from workbench.studies.grid import missing
-from workbench.studies.tuning import choose
+from workbench.studies.measure import Amounts
 from workbench.tasks import load_task
 from workbench.training.run import TrainConfig
 
-TINY = replace(SMALL, steps=2, eval_every=2, eval_problems=3, problems=6, samples=2)
+FEW = Amounts(problems=6, samples=2, reading=4, many=2, many_samples=4)
+TINY = replace(SMALL, steps=2, eval_every=2, eval_problems=3, final=FEW)
 
 
 def test_every_arm_is_a_method_with_options_that_it_has():
@@ -41,16 +45,54 @@ def test_every_arm_is_a_method_with_options_that_it_has():
     assert len(cells) == len(set(cells))
 
 
-def test_an_ablation_differs_from_its_method_in_its_options_only():
-    whole = {arm.name: arm for arm in METHODS}
-    for arm in ABLATIONS:
-        of = whole[arm.name.split("-")[0]]
-        assert (arm.task, arm.model, arm.teacher, arm.stages[0].method) == (
-            of.task,
-            of.model,
-            of.teacher,
-            of.stages[0].method,
-        ) and arm.stages[0].options
+def test_every_arm_of_the_plan_is_there_with_its_seeds():
+    plan = (STUDY / "PLAN.md").read_text()
+    rows = re.findall(r"^\| (1a|1b|1c|1d|2|3|4|5) \| (.*?) \| (\d+) \|", plan, re.M)
+    assert [block for block, _, _ in rows] == list(BLOCKS)
+    for block, named, seeds in rows:
+        arms = [arm for arm in BLOCKS[block] if arm.name != "base"]
+        assert {arm.seeds for arm in arms} == {int(seeds)}
+        for arm in arms:
+            assert arm.name.removesuffix("-tuned") in named, (block, arm.name)
+
+
+def test_a_run_is_what_the_plan_says():
+    arm = next(arm for arm in GRID if arm.name == "opd-1")
+    method, optimizer, plan = cell._settings(arm, arm.stages[0], 3, FULL)
+    assert (method.k, optimizer.lr, plan.steps, plan.prompts, plan.seed) == (1, 1e-4, 100, 64, 3)
+    assert (plan.eval_every, plan.eval_problems, plan.eval_samples) == (10, 200, 1)
+    long = next(arm for arm in GRID if arm.name == "sdpo-live")
+    assert cell._settings(long, long.stages[0], 0, FULL)[2].steps == 300
+    two = next(arm for arm in GRID if arm.name == "sft-then-rl")
+    assert sum(cell._settings(two, stage, 0, FULL)[2].steps for stage in two.stages) == 100
+
+
+def test_an_arm_with_a_rate_of_its_own_is_trained_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(cell, "TUNING", tmp_path / "tuning.json")
+    common, tuned = (
+        arm
+        for arm in GRID
+        if arm.stages and arm.stages[0].method == "scope" and arm.name in ("scope", "scope-tuned")
+    )
+    with pytest.raises(WorkbenchError, match="no rate of its own yet"):
+        cell._settings(tuned, tuned.stages[0], 0, TINY)
+    (tmp_path / "tuning.json").write_text(json.dumps({"rates": {"scope-tuned": 7e-5}, "runs": []}))
+    small = replace(tuned, stages=(Stage("scope", ("prompts=2", "k=2")),), many=False)
+    record = run_cell(small, 0, tmp_path / "work", tmp_path / "records", TINY)
+    assert read_run(record).config["optimiser"]["lr"] == 7e-5
+    assert cell._settings(common, common.stages[0], 0, TINY)[1].lr == TINY.lr
+
+
+def test_a_tuned_arm_at_the_common_rate_is_not_run_twice(tmp_path, monkeypatch):
+    arms = [arm for arm in GRID if arm.tuned]
+    rates = {"scope-tuned": FULL.lr, "opd-1-tuned": 3e-4}
+    monkeypatch.setattr(cell, "TUNING", tmp_path / "tuning.json")
+    (tmp_path / "tuning.json").write_text(json.dumps({"rates": rates, "runs": []}))
+    monkeypatch.setattr(grid, "tune_all", lambda *_: None)
+    made = []
+    monkeypatch.setattr(grid, "in_processes", lambda jobs, *_: made.extend(jobs) or [])
+    grid.study(arms, [0, 1], 2, tmp_path / "records", tmp_path / "work", False)
+    assert [words[1] for words in made] == ["opd-1-tuned-3m-seed0", "opd-1-tuned-3m-seed1"]
 
 
 def test_seeds_come_first_and_what_is_there_is_not_made_again(tmp_path):
@@ -67,12 +109,37 @@ def test_seeds_come_first_and_what_is_there_is_not_made_again(tmp_path):
     assert [(arm.name, seed) for arm, seed in missing(arms, [1], tmp_path)] == [("a", 1)]
 
 
-def test_the_best_rate_of_each_method_is_chosen_and_the_smaller_of_equals():
-    def row(method, rate, after):
-        return {"method": method, "rate": rate, "after": after}
+def tried(**avgs):
+    """Runs of scope-tuned: three seeds about each rate's accuracy, +-.01."""
+    runs = []
+    for rate, avg in avgs.items():
+        for seed, off in zip(tuning.SEEDS, (-0.01, 0.0, 0.01)):
+            row = {"arm": "scope-tuned", "rate": float(rate), "seed": seed, "avg": avg + off}
+            runs.append(row)
+    return tuning.by_rate(runs, "scope-tuned")
 
-    found = [row("a", 3e-4, 0.5), row("a", 1e-4, 0.7), row("b", 3e-4, 0.6), row("b", 3e-5, 0.6)]
-    assert choose(found) == {"a": 1e-4, "b": 3e-5}
+
+def test_the_smallest_rate_within_a_standard_error_of_the_best_is_chosen():
+    # three seeds .01 apart: a standard error of .01 / sqrt 3 = .0058
+    assert tuning.choose(tried(**{"3e-5": 0.5, "1e-4": 0.695, "3e-4": 0.7})) == 1e-4
+    assert tuning.choose(tried(**{"3e-5": 0.5, "1e-4": 0.69, "3e-4": 0.7})) == 3e-4
+
+
+def test_the_grid_grows_beyond_an_edge_that_wins_and_a_rate_counts_with_all_its_seeds():
+    inner = tried(**{"3e-5": 0.5, "1e-4": 0.7, "3e-4": 0.6})
+    assert tuning.wanted(inner) == set(tuning.RATES)
+    assert tuning.wanted(tried(**{"3e-5": 0.5, "1e-4": 0.6, "3e-4": 0.7})) == {
+        *tuning.RATES,
+        9e-4,
+    }
+    assert tuning.wanted(tried(**{"3e-5": 0.7, "1e-4": 0.6, "3e-4": 0.5})) == {
+        *tuning.RATES,
+        1e-5,
+    }
+    one = [{"arm": "scope-tuned", "rate": 1e-4, "seed": 910, "avg": 0.9}]
+    assert tuning.by_rate(one, "scope-tuned") == {}
+    left = tuning.untried(one)
+    assert len(left) == 2 * 3 * 3 - 1 and ("scope-tuned", 1e-4, 910) not in left
 
 
 def test_two_stages_are_one_record_and_the_second_starts_from_the_first(tmp_path):
@@ -81,7 +148,7 @@ def test_two_stages_are_one_record_and_the_second_starts_from_the_first(tmp_path
         (Stage("sft", ("prompts=2",), 0.5), Stage("grpo", ("prompts=2", "k=2"), 0.5)),
         task="arithmetic:style=turned",
     )
-    record = run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY, {"sft": 3e-4})
+    record = run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY)
     run = read_run(record)
     assert list(run.metrics.step) == [0, 1] and "nll" in run.metrics
     assert run.metrics.nll.notna().tolist() == [True, False]
@@ -103,7 +170,7 @@ def test_a_cold_start_comes_before_the_steps_and_its_tokens_are_counted(tmp_path
             Stage("grpo", ("prompts=2", "k=2")),
         ),
     )
-    metrics = read_run(run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY, {})).metrics
+    metrics = read_run(run_cell(arm, 0, tmp_path / "work", tmp_path / "records", TINY)).metrics
     assert (
         metrics.step.tolist() == list(range(-int(metrics.nll.notna().sum()), 2))
         and metrics.step[0] < 0
@@ -117,7 +184,7 @@ def test_a_cold_start_comes_before_the_steps_and_its_tokens_are_counted(tmp_path
 
 def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
     arm = Arm("grpo", (Stage("grpo", ("prompts=2", "k=2", "checkpoint_every=1")),))
-    whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY, {})
+    whole = run_cell(arm, 0, tmp_path / "work", tmp_path / "one", TINY)
     half = cell.train_stage(
         arm,
         arm.stages[0],
@@ -125,10 +192,9 @@ def test_a_cell_comes_out_again_and_a_killed_one_goes_on(tmp_path):
         tmp_path / "again" / arm.cell(0),
         replace(TINY, steps=1),
         grid.ROOT / "data/organism/3m",
-        {},
     )
     shutil.rmtree(half / "model")  # as if it had been killed after its first step
-    again = run_cell(arm, 0, tmp_path / "again", tmp_path / "two", TINY, {})
+    again = run_cell(arm, 0, tmp_path / "again", tmp_path / "two", TINY)
     drop = ["seconds_sample", "seconds_train"]
     one, two = (
         read_run(whole).metrics.drop(columns=drop),
@@ -158,7 +224,6 @@ def test_a_method_of_ones_own_goes_through_the_same_grid(tmp_path):
             tmp_path / "work",
             tmp_path / "records",
             TINY,
-            {"grpo": 1e-4},
         )
         for name, method in (("halved", Halved), ("grpo", "grpo"))
     ]
@@ -187,9 +252,10 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     )
     assert main(["study", "--workers", "0"]) == 2 and "1 worker or more" in capsys.readouterr().err
     assert (
-        main(["study", "--only", "scope", "--models", "1m"]) == 2
-        and "no arm of that name has the size 1m" in capsys.readouterr().err
+        main(["study", "--blocks", "1b", "--only", "scope"]) == 2
+        and "there is no arm scope; there are trapo" in capsys.readouterr().err
     )
+    assert main(["study", "--blocks", "9"]) == 2 and "no block 9" in capsys.readouterr().err
     assert main(["study", "--quick"]) == 2 and "name a folder with --out" in capsys.readouterr().err
 
 

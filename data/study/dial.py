@@ -28,7 +28,7 @@ from workbench import methods
 from workbench.evaluation.metrics import Evaluation
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
-from workbench.paths import DATA, ORGANISM
+from workbench.paths import FIRST_STUDY, ORGANISM
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
@@ -99,7 +99,7 @@ def spread(pair: str) -> dict:
     for arm in pair.split():
         by_seed = []
         for seed in range(5):
-            path = DATA / "runs" / f"{arm}-3m-seed{seed}" / "evaluation.json"
+            path = FIRST_STUDY / f"{arm}-3m-seed{seed}" / "evaluation.json"
             counts = json.loads(path.read_text())["counts"]
             by_seed.append([row[0] / SAMPLES for _, row in sorted(counts.items())])
         rights.append(np.array(by_seed))

@@ -10,74 +10,80 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from workbench import methods
+from workbench.core import WorkbenchError
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.options import split_options, with_options
 from workbench.paths import ORGANISM, ROOT, STUDY
 from workbench.records import dumps, write_atomic
-from workbench.studies.arms import READING, Arm, Stage
-from workbench.studies.measure import evaluate_checkpoint
+from workbench.studies.arms import Arm, Stage
+from workbench.studies.measure import Amounts, evaluate_checkpoint
 from workbench.tasks import load_task
 from workbench.training.cold_start import ColdStartConfig
 from workbench.training.run import TrainConfig, fit
 
 TUNING = STUDY / "tuning.json"
+SCHEMA_VERSION = 2  # of evaluation.json; 1, without the number: the first study
 
 
 @dataclass(frozen=True)
 class StudyScale:
-    """How much of everything: steps of a run, problems and samples of its evaluations."""
+    """How much of everything: of a run, and of what is measured after it.
 
-    steps: int = 40
+    ``lr``: the learning rate of all arms that are not ``tuned``.
+    """
+
+    steps: int = 100
+    prompts: int = 8
+    lr: float = 1e-4
     eval_every: int = 10
-    eval_problems: int = 64
-    problems: int = 100
-    samples: int = 32
+    eval_problems: int = 200
+    eval_samples: int = 1
+    final: Amounts = field(default_factory=Amounts)
 
 
 FULL = StudyScale()
-SMALL = StudyScale(steps=4, eval_every=4, eval_problems=20, problems=20, samples=4)
+# of the runs for true credit, which were begun before the plan
+TRUTH_SCALE = StudyScale(
+    steps=40,
+    prompts=16,
+    eval_problems=64,
+    eval_samples=4,
+    final=Amounts(problems=100, samples=32, reading=0, many=0),
+)
+SMALL = StudyScale(
+    steps=4,
+    eval_every=4,
+    eval_problems=20,
+    final=Amounts(problems=20, samples=4, reading=20, many=4, many_samples=8),
+)
 
 
-def run_cell(
-    arm: Arm,
-    seed: int,
-    work: Path,
-    records: Path,
-    scale: StudyScale = FULL,
-    rates: Mapping[str, float] | None = None,
-) -> Path:
+def run_cell(arm: Arm, seed: int, work: Path, records: Path, scale: StudyScale = FULL) -> Path:
     """Train, evaluate, and leave the record.
 
     Returns its folder. ``work`` holds the run while it is made and can be thrown away after.
-    ``rates``: the learning rate of each method; None: as tuned.
     """
     torch.set_num_threads(1)
-    rates = tuned_rates() if rates is None else rates
     began = time.perf_counter()
     name = arm.cell(seed)
     model = ORGANISM / arm.model
     folders = []
     for number, stage in enumerate(arm.stages, 1):
         out = work / (name if number == len(arm.stages) else f"{name}-stage{number}")
-        folders.append(train_stage(arm, stage, seed, out, scale, model, rates))
+        folders.append(train_stage(arm, stage, seed, out, scale, model))
         model = out / "model"
-    evaluation = evaluate_checkpoint(
-        load_policy(model),
-        load_policy(ORGANISM / arm.model),
-        load_task(arm.task),
-        seed,
-        scale.problems,
-        scale.samples,
-    )
+    policy, task = load_policy(model), load_task(arm.task)
+    evaluation = evaluate_checkpoint(policy, task, seed, scale.final, arm.many)
+    evaluation["schema_version"] = SCHEMA_VERSION
     evaluation["arm"] = asdict(_by_name(arm))
     evaluation["seconds"] = time.perf_counter() - began
     return _leave(evaluation, folders, records / name)
@@ -90,18 +96,12 @@ def _by_name(arm: Arm) -> Arm:
 
 
 def train_stage(
-    arm: Arm,
-    stage: Stage,
-    seed: int,
-    out: Path,
-    scale: StudyScale,
-    model: Path,
-    rates: Mapping[str, float],
+    arm: Arm, stage: Stage, seed: int, out: Path, scale: StudyScale, model: Path
 ) -> Path:
     """One stage of an arm as a run directory, from its checkpoint where it has one."""
     if (out / "model" / "config.json").is_file():
         return out
-    method, optimizer, plan = _settings(stage, seed, scale, rates)
+    method, optimizer, plan = _settings(arm, stage, seed, scale)
     expert = load_policy(ROOT / arm.teacher) if arm.teacher else None
     learner = Learner(load_policy(model), optimizer, seed=seed, expert=expert)
     config = {
@@ -112,33 +112,25 @@ def train_stage(
         "optimiser": asdict(optimizer),
     }
     run = method.follow if stage.method == "coldstart" else partial(fit, method)
-    return run(
-        learner,
-        load_task(arm.task),
-        plan,
-        out,
-        config=config,
-        resume=True,
-        watch={"reading": load_task(READING)} if arm.task.startswith("arithmetic") else {},
-        progress=False,
-    )
+    task = load_task(arm.task)
+    return run(learner, task, plan, out, config=config, resume=True, progress=False)
 
 
-def _settings(stage: Stage, seed: int, scale: StudyScale, rates: Mapping[str, float]) -> tuple:
+def _settings(arm: Arm, stage: Stage, seed: int, scale: StudyScale) -> tuple:
     """Method, OptimConfig and TrainConfig of a stage; its own options come last, and hold."""
     kind = kind_of(stage)
-    options = list(stage.options)
-    if stage.method in rates:
-        options.insert(0, f"lr={rates[stage.method]}")
+    rate = tuned_rate(arm.name) if arm.tuned else scale.lr
     for_method, for_optimizer, for_plan = split_options(
-        options, kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
+        [f"lr={rate}", *stage.options], kind, OptimConfig, TrainConfig, fixed=("steps", "seed")
     )
     for_all = [
         f"steps={round(scale.steps * stage.share)}",
         f"seed={seed}",
+        f"prompts={scale.prompts}",
         f"eval_every={scale.eval_every}",
         f"eval_problems={scale.eval_problems}",
-        "keep_groups=1",
+        f"eval_samples={scale.eval_samples}",
+        f"keep_groups={int(seed == 0)}",  # texts of one seed to look at are enough
     ]
     return (
         with_options(kind, for_method, kind.__name__),
@@ -154,9 +146,12 @@ def kind_of(stage: Stage) -> type:
     return ColdStartConfig if stage.method == "coldstart" else methods.find(stage.method)
 
 
-def tuned_rates() -> dict[str, float]:
-    """The tuned learning rate of each method."""
-    return json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
+def tuned_rate(arm: str) -> float:
+    """The arm's own learning rate, as ``workbench study`` tuned it."""
+    rates = json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
+    if arm not in rates:
+        raise WorkbenchError(f"{arm} has no rate of its own yet: workbench study --tune finds it")
+    return rates[arm]
 
 
 # ---- the record
@@ -183,12 +178,14 @@ def _leave(evaluation: dict, folders: Sequence[Path], record: Path) -> Path:
 
 
 def _metrics(stages: Sequence[Stage], folders: Sequence[Path]) -> list[dict]:
-    """The lines of all stages, their steps numbered on; those of a cold start end at -1."""
+    """The lines of all stages, their steps numbered on; those of a cold start that comes first end
+    at -1.
+    """
     lines: list[dict] = []
     for stage, folder in zip(stages, folders):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         before = lines[-1]["step"] + 1 if lines else 0
-        if stage.method == "coldstart":
+        if stage.method == "coldstart" and not lines:
             before = -len(rows)
         for row in rows:
             rounded = {name: _round(value) for name, value in row.items()}

@@ -1,12 +1,14 @@
-"""The comparison as a grid that can be stopped and taken up again: arms x seeds.
+"""The study as a grid that can be stopped and taken up again: blocks of arms x seeds.
 
-Each cell is a run that leaves a small record in data/runs.
+Each cell is a run that leaves a small record in data/study/runs.
 
-    workbench study                          every cell of the grid that has no record yet, one
-                                             process a core, one thread each
+    workbench study                          every cell that has no record yet, block by block and
+                                             in a block seed by seed, one process a core, one
+                                             thread each
+    workbench study --blocks 1a 1b           some blocks
     workbench study --only grpo sdpo         some arms
-    workbench study --tune                   the learning rate of each method on the validation
-                                             split, before anything else: data/study/tuning.json
+    workbench study --tune                   the learning rates of arms with one of their own,
+                                             which the study finds before it needs them
     workbench study --truth                  the methods that workbench credit scores, at one rate:
                                              data/true_credit/runs
     workbench study --quick --out DIR        three arms, few steps: the whole path in minutes
@@ -21,14 +23,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from workbench.core import WorkbenchError
 from workbench.paths import DATA, RECORDS, ROOT
 from workbench.records import dumps
-from workbench.studies.arms import GRID, QUICK, TRUTH, Arm
+from workbench.studies.arms import BLOCKS, GRID, QUICK, TRUTH, Arm
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -85,28 +87,40 @@ def study(
 ) -> None:
     """Make the missing cells. Raises WorkbenchError when some failed, after all others are done."""
     places = ["--out", str(records), "--work", str(work), *(["--quick"] if quick else [])]
-    jobs = [["--cell", arm.cell(seed), *places] for arm, seed in missing(arms, seeds, records)]
+    cells = missing(arms, seeds, records)
+    if any(arm.tuned for arm, _ in cells):
+        tune_all(workers, work)
+        cells = [(arm, seed) for arm, seed in cells if not _at_common_rate(arm)]
+    jobs = [["--cell", arm.cell(seed), *places] for arm, seed in cells]
     print(f"{len(jobs)} cells to make, {workers} at a time", flush=True)
     failures = in_processes(jobs, workers, lambda _, output: print(_last(output), flush=True))
     if failures:
         raise WorkbenchError(f"{len(failures)} of {len(jobs)} cells failed: {'; '.join(failures)}")
 
 
+def _at_common_rate(arm: Arm) -> bool:
+    """Its own rate came out as the common one, at which it is run already."""
+    from workbench.studies.cell import FULL, tuned_rate
+
+    return arm.tuned and tuned_rate(arm.name) == FULL.lr
+
+
 def tune_all(workers: int, work: Path) -> None:
-    """Every method at every rate; what was tried already is kept."""
+    """Every rate with every seed, until no edge of a grid wins; what was tried already is kept."""
     from workbench.studies.tuning import tuning_runs, untried, write_tuning
 
     runs = tuning_runs()
-    jobs = [["--tune-one", name, rate, "--work", str(work)] for name, rate in untried(runs)]
 
     def keep(_: list[str], output: str) -> None:
         runs.append(json.loads(_last(output)))
         write_tuning(runs)
         print(_last(output), flush=True)
 
-    failures = in_processes(jobs, workers, keep)
-    if failures:
-        raise WorkbenchError("; ".join(failures))
+    while left := untried(runs):
+        jobs = [["--tune-one", *map(str, words), "--work", str(work)] for words in left]
+        failures = in_processes(jobs, workers, keep)
+        if failures:
+            raise WorkbenchError("; ".join(failures))
 
 
 def _last(output: str) -> str:
@@ -122,13 +136,12 @@ def _names(names: Sequence[str]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arms = _names([arm.name for arm in GRID])
-    sizes = _names([arm.model for arm in GRID])
+    parser.add_argument("--blocks", nargs="+", metavar="BLOCK", help=f"of {_names([*BLOCKS])}")
     parser.add_argument("--only", nargs="+", metavar="ARM", help=f"of {arms}")
-    parser.add_argument("--models", nargs="+", metavar="SIZE", help=f"of {sizes}")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--out", type=Path, default=RECORDS, help="where the records go (default: data/runs)"
+        "--out", type=Path, default=RECORDS, help="where the records go (default: data/study/runs)"
     )
     parser.add_argument(
         "--work",
@@ -138,7 +151,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="three arms, four steps")
     parser.add_argument("--truth", action="store_true", help="the methods that were scored")
-    parser.add_argument("--tune", action="store_true", help="find the learning rates first")
+    parser.add_argument("--tune", action="store_true", help="find the learning rates alone")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -147,44 +160,58 @@ def main(args: argparse.Namespace) -> None:
     if args.tune:
         tune_all(args.workers, args.work.resolve())
         return
-    arms = TRUTH if args.truth else QUICK if args.quick else GRID
     if args.truth and args.out == RECORDS:
         args.out = DATA / "true_credit" / "runs"
     if args.quick and args.out == RECORDS:
         raise WorkbenchError(
             "a quick study is not to be mixed with the committed records: name a folder with --out"
         )
-    there = [arm.name for arm in arms]
-    unknown = sorted(set(args.only or ()).difference(there))
-    if unknown:
-        raise WorkbenchError(f"there is no arm {', '.join(unknown)}; there are {_names(there)}")
-    if args.only:
-        arms = [arm for arm in arms if arm.name in args.only]
-    if args.models:
-        arms = [arm for arm in arms if arm.model in args.models]
-    if not arms:
-        raise WorkbenchError(f"no arm of that name has the size {', '.join(args.models or ())}")
     seeds = [0] if args.quick else args.seeds
-    study(arms, seeds, args.workers, args.out.resolve(), args.work.resolve(), args.quick)
+    places = args.out.resolve(), args.work.resolve()
+    for arms in _chosen(args):
+        study(arms, seeds, args.workers, *places, args.quick)
+
+
+def _chosen(args: argparse.Namespace) -> list[tuple[Arm, ...]]:
+    """The blocks, of the arms that are asked for."""
+    blocks = {"quick": QUICK} if args.quick else {"truth": TRUTH} if args.truth else BLOCKS
+    _refuse_unknown("block", args.blocks, blocks)
+    chosen = [arms for name, arms in blocks.items() if name in (args.blocks or blocks)]
+    _refuse_unknown("arm", args.only, [arm.name for arms in chosen for arm in arms])
+    if args.only:
+        chosen = [tuple(arm for arm in arms if arm.name in args.only) for arms in chosen]
+    return [arms for arms in chosen if arms]
+
+
+def _refuse_unknown(kind: str, asked: Sequence[str] | None, there: Iterable[str]) -> None:
+    unknown = sorted(set(asked or ()).difference(there))
+    if unknown:
+        raise WorkbenchError(
+            f"there is no {kind} {', '.join(unknown)}; there are {_names([*there])}"
+        )
 
 
 def _worker() -> None:
     """One job of ``in_processes``: what it prints last is read by the parent."""
     # torch takes a second to import: the help does not wait for it
-    from workbench.studies.cell import FULL, SMALL, run_cell
+    from workbench.studies.cell import FULL, SMALL, TRUTH_SCALE, run_cell
     from workbench.studies.tuning import tune
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parser.add_argument("--cell")
-    parser.add_argument("--tune-one", nargs=2)
+    parser.add_argument("--tune-one", nargs=3)
     args = parser.parse_args()
     if args.tune_one:
-        print(dumps(tune(*args.tune_one, args.work)))
+        name, rate, seed = args.tune_one
+        print(dumps(tune(name, float(rate), int(seed), args.work)))
         return
-    cells = {arm.cell(seed): (arm, seed) for arm in (*GRID, *TRUTH) for seed in range(arm.seeds)}
-    arm, seed = cells[args.cell]
-    record = run_cell(arm, seed, args.work, args.out, SMALL if args.quick else FULL)
+    cells = {}
+    for scale, arms in ((FULL, GRID), (TRUTH_SCALE, TRUTH)):
+        for arm in arms:
+            cells |= {arm.cell(seed): (arm, seed, scale) for seed in range(arm.seeds)}
+    arm, seed, scale = cells[args.cell]
+    record = run_cell(arm, seed, args.work, args.out, SMALL if args.quick else scale)
     evaluation = json.loads((record / "evaluation.json").read_text())
     test = evaluation["test"]
     print(

@@ -94,7 +94,7 @@ def _cell(record: Mapping) -> dict:
         row[name] = record["test"][name]
     for k, value in record["test"]["pass_at"].items():
         row[f"pass@{k}"] = value
-    row["distinct"] = record["distinct"]
+    row["distinct"] = record.get("distinct", float("nan"))
     row["reading"] = _last(metrics, "final_eval_reading")
     if "skills" in record:  # of the arithmetic task
         row["harder"] = record["harder"]["avg"]

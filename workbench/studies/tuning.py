@@ -1,60 +1,84 @@
-"""The learning rates: each method at three, judged on the validation split.
+"""The learning rates of the arms that have one of their own, judged on the validation split.
 
-``workbench study --tune`` runs it before anything else; the outcome is in data/study/tuning.json.
+``workbench study --tune`` runs it, and the study before the block that needs it; the outcome is in
+data/study/tuning.json. Each rate is tried with three seeds that the study does not use, in runs of
+half its length. One standard error: of the rates that cannot be told from the best the smallest is
+taken. Where a rate at the edge of the grid is taken, or is the best, the grid grows.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from workbench.core import coordinates
+from workbench.evaluation.metrics import evaluate
+from workbench.model.loading import load_policy
 from workbench.paths import ORGANISM
 from workbench.records import dumps, write_atomic
-from workbench.studies.arms import METHODS
+from workbench.studies.arms import GRID
 from workbench.studies.cell import FULL, TUNING, train_stage
+from workbench.tasks import load_task
 
-RATES = ("3e-5", "1e-4", "3e-4")
+RATES = (3e-5, 1e-4, 3e-4)
+SEEDS = (910, 911, 912)
+STEPS = 50
+PROBLEMS, SAMPLES = 400, 4
+FACTOR = 3  # between neighbours of the grid
+TUNED = {arm.name: arm for arm in GRID if arm.tuned}
 
 
-def tune(method: str, rate: str, work: Path) -> dict:
-    """A shorter run with one learning rate, judged on the validation split."""
+def tune(name: str, rate: float, seed: int, work: Path) -> dict:
+    """A shorter run of an arm at one rate, and how well it then does."""
     torch.set_num_threads(1)
-    arms = {stage.method: (arm, stage) for arm in reversed(METHODS) for stage in arm.stages}
-    arm, stage = arms[method]
-    steps = 3 * FULL.steps // 4
-    short = replace(FULL, steps=steps, eval_every=FULL.steps, eval_problems=200)
-    seed = coordinates("tune") % 1000
-    out = work / f"tune-{method}-{rate}"
-    whole = stage._replace(share=1.0)
-    train_stage(arm, whole, seed, out, short, ORGANISM / arm.model, {method: float(rate)})
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    first = json.loads(lines[0])
-    last = json.loads(lines[-1])
-    return {
-        "method": method,
-        "rate": float(rate),
-        "steps": steps,
-        "before": first["eval_avg"],
-        "after": last["final_eval_avg"],
-        "low": last["final_eval_low"],
-        "high": last["final_eval_high"],
-        "reading": last["final_eval_reading"],
-    }
+    arm = replace(TUNED[name], tuned=False)
+    scale = replace(FULL, steps=STEPS, lr=rate, eval_every=0)
+    out = work / f"tune-{name}-{rate:g}-seed{seed}"
+    train_stage(arm, arm.stages[0], seed, out, scale, ORGANISM / arm.model)
+    task = load_task(arm.task)
+    problems = task.problems("validation", PROBLEMS, 0)
+    found = evaluate(load_policy(out / "model"), task, problems, SAMPLES, seed)
+    return {"arm": name, "rate": rate, "seed": seed, "avg": found.avg}
 
 
-def choose(runs: Sequence[dict]) -> dict[str, float]:
-    """For each method the rate that did best on validation; of equals the smaller."""
-    best: dict[str, dict] = {}
-    for run in sorted(runs, key=lambda run: run["rate"]):
-        if run["method"] not in best or run["after"] > best[run["method"]]["after"]:
-            best[run["method"]] = run
-    return {method: run["rate"] for method, run in best.items()}
+def by_rate(runs: Sequence[dict], name: str) -> dict[float, np.ndarray]:
+    """Each rate's accuracies, a value a seed, of the rates that all seeds have tried."""
+    found: dict[float, list[float]] = {}
+    for run in runs:
+        if run["arm"] == name:
+            found.setdefault(run["rate"], []).append(run["avg"])
+    whole = {rate: np.array(avgs) for rate, avgs in found.items() if len(avgs) == len(SEEDS)}
+    return dict(sorted(whole.items()))
+
+
+def best(accuracies: dict[float, np.ndarray]) -> float:
+    return max(accuracies, key=lambda rate: accuracies[rate].mean())
+
+
+def choose(accuracies: dict[float, np.ndarray]) -> float:
+    """The smallest rate whose mean is within the best one's standard error of it."""
+    top = accuracies[best(accuracies)]
+    error = top.std(ddof=1) / np.sqrt(len(top))
+    return min(rate for rate, avgs in accuracies.items() if avgs.mean() >= top.mean() - error)
+
+
+def wanted(accuracies: dict[float, np.ndarray]) -> set[float]:
+    """The rates to try: those of the grid, and one more beyond an edge that wins."""
+    rates = set(RATES) | set(accuracies)
+    if set(RATES) <= set(accuracies):
+        if choose(accuracies) == min(accuracies):
+            rates.add(_beyond(min(accuracies) / FACTOR))
+        if best(accuracies) == max(accuracies):
+            rates.add(_beyond(max(accuracies) * FACTOR))
+    return rates
+
+
+def _beyond(rate: float) -> float:
+    return float(f"{rate:.1g}")
 
 
 def tuning_runs() -> list[dict]:
@@ -62,16 +86,22 @@ def tuning_runs() -> list[dict]:
     return json.loads(TUNING.read_text())["runs"] if TUNING.is_file() else []
 
 
-def untried(runs: Sequence[dict]) -> list[tuple[str, str]]:
-    """(method, rate) of the runs that are missing."""
-    tried = {(run["method"], run["rate"]) for run in runs}
-    methods = sorted({stage.method for arm in METHODS for stage in arm.stages})
-    both = itertools.product(methods, RATES)
-    return [(method, rate) for method, rate in both if (method, float(rate)) not in tried]
+def untried(runs: Sequence[dict]) -> list[tuple[str, float, int]]:
+    """(arm, rate, seed) of the runs that are missing, as far as is known now."""
+    tried = {(run["arm"], run["rate"], run["seed"]) for run in runs}
+    missing = []
+    for name in TUNED:
+        for rate in sorted(wanted(by_rate(runs, name))):
+            missing += [(name, rate, seed) for seed in SEEDS if (name, rate, seed) not in tried]
+    return missing
 
 
 def write_tuning(runs: Sequence[dict]) -> None:
-    runs = sorted(runs, key=lambda run: (run["method"], run["rate"]))
-    record = {"split": "validation", "rates": choose(runs), "runs": runs}
+    """The runs; and the rates, once nothing is left to try."""
+    runs = sorted(runs, key=lambda run: (run["arm"], run["rate"], run["seed"]))
+    rates = {}
+    if not untried(runs):
+        rates = {name: choose(by_rate(runs, name)) for name in TUNED}
+    record = {"split": "validation", "rates": rates, "runs": runs}
     TUNING.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(TUNING, dumps(record, indent=1) + "\n")

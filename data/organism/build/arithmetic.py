@@ -48,10 +48,10 @@ from data.organism.build.common import (
     whole,
     with_intervals,
 )
+from data.organism.build.skills import skills
 from workbench.core import coordinates
 from workbench.paths import ORGANISM
 from workbench.records import write_atomic
-from workbench.studies.measure import skills
 from workbench.tasks import arithmetic
 from workbench.tasks.arithmetic import WAIT, Arithmetic, draw, due, parse, solve, split_of
 

@@ -39,10 +39,10 @@ from data.organism.build.common import (
     train,
     with_intervals,
 )
+from data.organism.build.skills import answers, correct
 from workbench.core import coordinates
 from workbench.paths import ORGANISM
 from workbench.records import write_atomic
-from workbench.studies.measure import answers, correct
 from workbench.tasks import prompts
 from workbench.tasks.arithmetic import split_of
 from workbench.tasks.programs import LINE, PHRASES, Operation, Programs, draw, parse, right_lines
