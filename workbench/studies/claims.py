@@ -1,240 +1,269 @@
-"""What four papers claim, tested on the records of the study.
+"""What four papers claim, tested on the records of the study by the rules of data/study/PLAN.md.
 
-data/study/claims.csv holds the claims, one a line; this gives each its verdict.
+data/study/claims.csv holds the claims, one a line, with their source; the papers' numbers stand
+once more in papers.csv. This gives each claim its verdict.
 
-    workbench claims             the ledger as a table: paper, claim, the paper's number, ours with
-                                 its interval, and whether it holds here
+    workbench claims             the ledger: claim, the paper's number, ours, verdict, power
     workbench claims --write     the same, and into data/study/ledger.md
 
-Each claim is one difference that should be above 0, with Student's 95 % interval over seeds.
+A claim is one difference a - b that should be above 0: one mean a seed, over the planned seeds that
+both arms have, with Student's 95 % interval (statistics.paired: the variance is no less than that
+of measuring the seeds). One claim of a paper is primary and tested at .05; its others are corrected
+by Holm's procedure among themselves, those that were measured, differences and samenesses each. So
+are those "beside": what would make a primary claim wrong, and what goes further than the plan's
+claims.
 
-    holds            above 0, also after Holm's correction for the number of claims of its paper
-    leans            its own interval is above 0, but not after the correction
-    does not         as "holds", below 0
-    leans against    as "leans", below 0
-    undecided        the interval holds 0
-    no record        its runs are not all there
+    the same         inside the margin by two one-sided tests (statistics.same); comes before the
+                     next two: a difference of less than the margin is none here
+    holds            above 0
+    does not         below 0
+    undecided        none of these
+    no verdict       there is one seed
+    not measured     its runs are not there, or a rate is of fewer than 100 responses
     not here         it needs what the organism is not
 
-What bears on a verdict, and was measured or follows from how the organism is made, stands beside
-it. What holds on a model of three million parameters that adds numbers may not hold elsewhere, and
-the other way round. "above 0 in k of n": of the n seeds that have all its records, k have a
-difference above 0. The paper's numbers are in the order of the claim.
+Provisional: on fewer seeds than were planned. Power: the chance, with so many seeds and the spread
+that came out, to tell a true difference of one margin from 0, and to call equals the same. Equal
+tokens: a - b in validation accuracy where both have written as much as the thriftier one. Area:
+a - b of the mean validation accuracy along the run, a description.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
-from workbench.core import WorkbenchError
-from workbench.evaluation.statistics import Effect, holm
+from workbench.evaluation import statistics
+from workbench.evaluation.statistics import Effect, holm, paired
 from workbench.paths import RECORDS, ROOT, STUDY
 from workbench.records import write_atomic
 from workbench.studies import ledger
-from workbench.studies.ledger import paired
 
 LEDGER = STUDY / "ledger.md"
 SDPO = "SDPO 2601.20802"
 TAPO = "TAPO 2606.18844"
 TRAPO = "TRAPO 2512.17636"
 SCOPE = "SCOPE 2604.10688"
-LARGE = "3m"
-SMALL = "0.4m"
+LEVEL = 0.05
+LEAST = 100  # responses of which a rate is one
+DECIDED = ("holds", "does not", "the same")
 
-Difference = Callable[[Path], Effect]  # of the records in a folder
 
+class Claim(Protocol):
+    """A line of claims.csv, by its columns.
 
-@dataclass(frozen=True)
-class Claim:
-    """``difference(records)`` is above 0 where the claim holds; None: it cannot be tested here.
-
-    ``number``: the paper's; ``unit``: of ours; ``why``: what bears on the outcome here.
+    ``role``: primary, other or beside. ``number``: the paper's, found at ``source``. ``comparison``
+    and ``of`` say what is compared (COMPARISONS); "": it cannot be tested here. ``seeds``: those
+    planned. ``margin``: in the ``unit`` of the difference. ``wrong_if``: what would have to be true
+    for it to be wrong all the same; of those beside, what it says of others.
     """
-
-    paper: str
-    text: str
-    number: str
-    unit: str
-    difference: Difference | None
-    why: str = ""
-
-
-# ---- differences
-
-
-def better(a: str, b: str, measure: str = "avg", model: str = LARGE) -> Difference:
-    """a - b of a measure of ``ledger.measured``, paired by problem."""
-    return lambda root: ledger.effect(a, b, measure, model, root)
-
-
-def per_seed(value: Callable[[Path, int], float], arms: Sequence[str]) -> Difference:
-    """A difference that is one number a seed, over the seeds that all ``arms`` have."""
-
-    def difference(root: Path) -> Effect:
-        values = [value(root, seed) for seed in ledger.shared_seeds(arms, LARGE, root)]
-        if not values or not np.isfinite(values).all():
-            raise WorkbenchError(f"no seed has records of all of {', '.join(arms)}")
-        return paired([np.array([value]) for value in values])
-
-    return difference
-
-
-def column(a: str, b: str, name: str) -> Difference:
-    """a - b of a column of ``ledger.cells``."""
-
-    def value(root: Path, seed: int) -> float:
-        cells = ledger.cells(root)
-        row = cells[(cells.model == LARGE) & (cells.seed == seed)].set_index("arm")[name]
-        return float(row[a]) - float(row[b])
-
-    return per_seed(value, (a, b))
-
-
-def rate(a: str, b: str, name: str) -> Difference:
-    """a - b of a reflection rate on the boundary problems that both share."""
-
-    def value(root: Path, seed: int) -> float:
-        rates = ledger.reflection_rates([a, b], seeds=[seed], root=root)
-        return rates.loc[a, name].value - rates.loc[b, name].value
-
-    return per_seed(value, (a, b))
-
-
-def sooner(a: str, b: str, share: float) -> Difference:
-    """How much sooner a reaches b's final accuracy than after ``share`` of b's updates.
-
-    In shares of b's updates: above 0 where a needs less than that. Never reached counts as 2.
-    """
-
-    def value(root: Path, seed: int) -> float:
-        slow = ledger.curves([b], root=root)
-        slow = slow[slow.seed == seed]
-        fast = ledger.curves([a], root=root)
-        level = {seed: float(slow.avg.iloc[-1])}
-        updates = ledger.reaches(fast[fast.seed == seed], level)[seed]
-        return share - (updates / float(slow.updates.max()) if np.isfinite(updates) else 2.0)
-
-    return per_seed(value, (a, b))
-
-
-def grows(a: str, b: str) -> Difference:
-    """How much more a gains over b in the large model than in the small one, seed by seed."""
-
-    def difference(root: Path) -> Effect:
-        large = ledger.differences(a, b, "avg", LARGE, root)
-        small = ledger.differences(a, b, "avg", SMALL, root)
-        return paired([np.array([x.mean() - y.mean()]) for x, y in zip(large, small)])
-
-    return difference
-
-
-# ---- claims and their verdicts
 
 
 def read_claims(path: Path = STUDY / "claims.csv") -> tuple[Claim, ...]:
-    """The columns ``comparison``, ``a``, ``b``, ``of`` and ``model`` say which difference it is."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Claim(row["paper"], row["claim"], row["number"], row["unit"], _tested(row), row["why"])
-            for row in csv.DictReader(file)
-        )
-
-
-def _tested(row: Mapping[str, str]) -> Difference | None:
-    a, b, of = row["a"], row["b"], row["of"]
-    comparisons = {
-        "better": lambda: better(a, b, of, row["model"]),
-        "column": lambda: column(a, b, of),
-        "rate": lambda: rate(a, b, of),
-        "sooner": lambda: sooner(a, b, float(of)),
-        "grows": lambda: grows(a, b),
-    }
-    return comparisons[row["comparison"]]() if row["comparison"] else None
+    lines = pd.read_csv(path, keep_default_na=False, dtype=str)
+    lines = lines.astype({"seeds": int, "margin": float})
+    return tuple(lines.itertuples(index=False, name="Claim"))
 
 
 CLAIMS = read_claims()
 
 
+# ---- the difference of a claim, over some seeds
+
+
+def _better(claim: Claim, seeds: Sequence[int], root: Path) -> Effect | None:
+    """Of a measure of ``ledger.measured``, paired by problem."""
+    by_seed = ledger.differences(claim.a, claim.b, claim.of, claim.model, root, seeds)
+    return paired(by_seed) if by_seed else None
+
+
+def _rate(claim: Claim, seeds: Sequence[int], root: Path) -> Effect | None:
+    """Of a rate of reflection, pooled over the seeds."""
+    counts = ledger.counted(claim.a, claim.b, claim.of, claim.model, seeds, root)
+    return statistics.pooled_ratio(*counts, LEAST)
+
+
+def _sooner(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
+    """How much earlier a comes to where b ends than after the share ``of`` of b's updates."""
+    runs = _runs(claim, root)
+    ends = [runs[claim.b, seed].avg.iloc[-1] for seed in seeds]
+    times = []
+    for arm in (claim.a, claim.b):
+        smooth = [runs[arm, seed].assign(avg=_three(runs[arm, seed].avg)) for seed in seeds]
+        level = dict.fromkeys(seeds, np.mean(ends))
+        first = ledger.reaches(pd.concat(smooth), level)
+        times.append([np.nan_to_num(first[seed], nan=np.inf) for seed in seeds])
+    horizon = max(runs[claim.b, seed].updates.max() for seed in seeds)
+    return statistics.sooner(*times, float(claim.of), horizon)
+
+
+def _three(values: pd.Series) -> pd.Series:
+    """The mean of three neighbours; none at the ends."""
+    return values.rolling(3, center=True).mean()
+
+
+def _above(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
+    """A metric of a's runs, averaged over the updates, over a number: ``of`` names both."""
+    metric, number = claim.of.split()
+    means = ledger.averages(claim.a, metric, claim.model, root)
+    return paired([np.array([means[seed] - float(number)]) for seed in seeds])
+
+
+COMPARISONS = {"better": _better, "rate": _rate, "sooner": _sooner, "above": _above}
+
+
+def _runs(claim: Claim, root: Path) -> dict[tuple[str, int], pd.DataFrame]:
+    """(arm, seed) -> the validation accuracy along the run, for both arms."""
+    arms = [arm for arm in (claim.a, claim.b) if arm]
+    curves = ledger.curves(arms, claim.model, root=root)
+    return {key: rows for key, rows in curves.groupby(["arm", "seed"]) if key[1] < claim.seeds}
+
+
+def _at_equal_tokens(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
+    runs = _runs(claim, root)
+    by_seed = []
+    for seed in seeds:
+        a, b = runs[claim.a, seed], runs[claim.b, seed]
+        budget = min(a.tokens.max(), b.tokens.max())
+        accuracies = [np.interp(budget, run.tokens, run.avg) for run in (a, b)]
+        by_seed.append(-np.diff(accuracies))
+    return paired(by_seed)
+
+
+def _area(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
+    runs = _runs(claim, root)
+    return paired(
+        [np.array([_height(runs[claim.a, s]) - _height(runs[claim.b, s])]) for s in seeds]
+    )
+
+
+def _height(run: pd.DataFrame) -> float:
+    """The mean height of a curve, without what came before the first update (a cold start)."""
+    run = run[run.updates >= 0]
+    if len(run) == 1:
+        return float(run.avg.iloc[0])
+    return float(np.trapezoid(run.avg, run.updates) / np.ptp(run.updates))
+
+
+# ---- verdicts
+
+
 def verdicts(root: Path = RECORDS, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """One row a claim: paper, claim, paper's number, ours (Effect or None), unit, corrected p,
-    verdict, why.
+    """One row a claim: paper, claim, role, number (the paper's), source, seeds (planned), unit,
+    margin, wrong_if; and OUTCOME, p and p same corrected; verdict.
     """
-    effects = [_effect(claim, root) for claim in claims]
-    corrected = _corrected(claims, effects)
-    rows = [
-        {
-            "paper": claim.paper,
-            "claim": claim.text,
-            "the paper's": claim.number,
-            "ours": effect,
-            "unit": claim.unit,
-            "p": p,
-            "verdict": verdict(effect, p) if claim.difference else "not here",
-            "why": claim.why,
-        }
-        for claim, effect, p in zip(claims, effects, corrected)
-    ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(claims)
+    outcomes = pd.DataFrame([_outcome(claim, root) for claim in claims], columns=OUTCOME)
+    for places in table.groupby(["paper", "role"]).groups.values():
+        for column in ("p", "p same"):
+            known = outcomes.loc[places, column].dropna()
+            outcomes.loc[known.index, column] = holm(known.tolist())
+    words = map(verdict, outcomes.ours, outcomes.p, outcomes["p same"])
+    outcomes["verdict"] = np.where(table.comparison == "", "not here", list(words))
+    return table.drop(columns=["comparison", "a", "b", "of", "model"]).join(outcomes)
 
 
-def _effect(claim: Claim, root: Path) -> Effect | None:
-    try:
-        return claim.difference(root) if claim.difference else None
-    except WorkbenchError:
-        return None
+# effects (or None): ours, equal tokens, area. power: to tell a true difference of one margin from
+# 0; power same: to call equals the same
+OUTCOME = ["ours", "equal tokens", "area", "p", "p same", "power", "power same", "provisional"]
 
 
-def _corrected(claims: Sequence[Claim], effects: Sequence[Effect | None]) -> list[float]:
-    """Each p after Holm's correction over its paper's; NaN where there is none."""
-    corrected = [float("nan")] * len(claims)
-    for paper in {claim.paper for claim in claims}:
-        places = [
-            i
-            for i, effect in enumerate(effects)
-            if claims[i].paper == paper and effect is not None and effect.seeds > 1
-        ]
-        for i, p in zip(places, holm([effects[i].p for i in places])):
-            corrected[i] = p
-    return corrected
-
-
-def verdict(effect: Effect | None, corrected: float) -> str:
+def _outcome(claim: Claim, root: Path) -> dict:
+    """What there is of OUTCOME."""
+    runs = _runs(claim, root) if claim.comparison else {}
+    arms = [arm for arm in (claim.a, claim.b) if arm]
+    seeds = [s for s in range(claim.seeds) if all((arm, s) in runs for arm in arms)]
+    effect = COMPARISONS[claim.comparison](claim, seeds, root) if seeds else None
+    outcome = {"ours": effect, "equal tokens": None, "area": None, "provisional": False}
     if effect is None:
-        return "no record"
-    if effect.seeds == 1 or not effect.p < 0.05:
-        return "undecided"
-    if corrected < 0.05:
+        return outcome
+    outcome["provisional"] = effect.seeds < claim.seeds
+    if claim.b:
+        outcome["equal tokens"] = _at_equal_tokens(claim, seeds, root)
+        outcome["area"] = _area(claim, seeds, root)
+    if effect.seeds > 1:
+        outcome["p"] = effect.p
+        outcome["p same"] = statistics.same(effect, claim.margin)
+        spread = max(effect.error * np.sqrt(effect.seeds), 1e-9)
+        outcome["power"] = statistics.power(effect.seeds, spread, claim.margin, LEVEL)
+        outcome["power same"] = statistics.power_of_same(effect.seeds, spread, claim.margin, LEVEL)
+    return outcome
+
+
+def verdict(effect: Effect | None, p: float, p_same: float = float("nan")) -> str:
+    """From p of a difference and of a sameness, both corrected."""
+    if effect is None:
+        return "not measured"
+    if effect.seeds == 1:
+        return "no verdict"
+    if p_same < LEVEL:
+        return "the same"
+    if p < LEVEL:
         return "holds" if effect.mean > 0 else "does not"
-    return "leans" if effect.mean > 0 else "leans against"
+    return "undecided"
+
+
+# ---- workbench claims
 
 
 HEAD = """# What holds here
 
-Written by `workbench claims --write` from the records in data/runs; what the words mean stands at \
-the top of
-`workbench/studies/claims.py`. On a model of three million parameters that adds numbers: see \
+Written by `workbench claims --write` from the records in data/study/runs, by the rules of \
+[PLAN.md](PLAN.md); what the words
+mean stands at the top of `workbench/studies/claims.py`. On a model of three million parameters \
+that adds numbers: see
 `notebooks/15_compare.ipynb` for what that can tell.
-
-| paper | claim | the paper's | ours: difference that should be above 0 | in | verdict | what \
-bears on it |
-|---|---|---|---|---|---|---|
+"""
+COLUMNS = """
+| claim | the paper's | ours: a - b that should be above 0 | verdict | power | equal tokens | area \
+| wrong if |
+|---|---|---|---|---|---|---|---|
 """
 
 
+def decided(table: pd.DataFrame) -> str:
+    """How many of the plan's claims are decided, in a sentence."""
+    of_plan = table[table.role != "beside"].verdict
+    counts = of_plan.value_counts()
+    testable = len(of_plan) - counts.get("not measured", 0) - counts.get("no verdict", 0)
+    words = ", ".join(f"{word}: {counts[word]}" for word in DECIDED if word in counts)
+    sentence = f"Of the plan's {len(of_plan)} claims {testable} were measured"
+    return f"{sentence}, {sum(of_plan.isin(DECIDED))} are decided{f' ({words})' if words else ''}."
+
+
 def markdown(table: pd.DataFrame) -> str:
-    lines = [
-        f"| {row.paper} | {row.claim} | {row[3]} | {row.ours or ''} | {row.unit} | "
-        f"{row.verdict} | {row.why} |\n"
-        for row in table.itertuples(index=True)
-    ]
-    return HEAD + "".join(lines)
+    parts = [HEAD, f"\n{decided(table)}\n"]
+    for paper, rows in table.groupby("paper", sort=False):
+        parts += [f"\n## {paper}\n", COLUMNS, *_lines(rows[rows.role != "beside"])]
+        beside = rows[rows.role == "beside"]
+        parts += ["\nBeside them:\n", COLUMNS, *_lines(beside)] if len(beside) else []
+    return "".join(parts)
+
+
+def _lines(rows: pd.DataFrame) -> Iterator[str]:
+    for row in rows.to_dict("records"):
+        effect = row["ours"]
+        cells = [f"**{row['claim']}**" if row["role"] == "primary" else row["claim"]]
+        cells.append(f"{row['number']} ({row['source']})" if row["source"] else "")
+        cells.append(f"{effect} {row['unit']}" if effect else "")
+        cells.append(spoken(row))
+        cells.append(f"{row['power']:.2f}, {row['power same']:.2f}" if row["power"] > 0 else "")
+        cells.append(str(row["equal tokens"] or ""))
+        cells.append(f"{row['area'].mean:+.3f}" if row["area"] else "")
+        cells.append(row["wrong_if"])
+        yield f"| {' | '.join(cells)} |\n"
+
+
+def spoken(row: Mapping) -> str:
+    """A verdict with what it rests on, where that is less than was planned."""
+    if not row["provisional"]:
+        return row["verdict"]
+    return f"{row['verdict']}, provisional: {row['ours'].seeds} of {row['seeds']} seeds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """What the records of a study say: tables, learning curves, and paired differences with intervals.
 
-Reads data/runs, writes nothing.
+Reads records, writes nothing. ``root``: paths.RECORDS, or another folder of cells, such as
+paths.FIRST_STUDY.
 
     cells()                               one row a record: what it was, how far it came, what it
                                           cost
@@ -25,10 +26,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.evaluation.metrics import pass_at_k
-from workbench.evaluation.reflection import COUNTS, rates
-from workbench.evaluation.statistics import Effect, bootstrap, student
+from workbench.evaluation.reflection import COUNTS, RATES, rates
+from workbench.evaluation.statistics import Effect, paired
 from workbench.paths import RECORDS
 from workbench.viz.curves import evaluations
 
@@ -36,27 +37,41 @@ from workbench.viz.curves import evaluations
 def _records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
     """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed.
 
-    Its metrics are a frame under "metrics".
+    Its metrics are a frame under "metrics"; "row" is its line of ``cells``, "curve" its
+    evaluations along the run.
     """
     records = {}
     for path in Path(root).glob("*/evaluation.json"):
         record = _evaluation(path, path.stat().st_mtime_ns)
-        records[record["arm"]["name"], record["arm"]["model"], record["seed"]] = record
+        key = record["arm"]["name"], record["arm"]["model"], record["seed"]
+        refuse_if(
+            key in records, f"{path.parent.name} is a second record of {' '.join(map(str, key))}"
+        )
+        records[key] = record
     return dict(sorted(records.items()))
 
 
 @lru_cache(maxsize=1000)  # the claims read the same records over and over
 def _evaluation(path: Path, changed: int) -> dict:
+    lines = path.with_name("metrics.jsonl")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["arm"]["name"], record["arm"]["model"], record["seed"]
-    except (ValueError, KeyError, TypeError) as error:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        record["metrics"] = pd.read_json(lines, lines=True) if lines.is_file() else pd.DataFrame()
+        record["row"] = _row(record)
+        record["curve"] = _curve(record["metrics"])
+        counts = np.array(list(record["counts"].values()), float)
+        most = record["test"]["samples"]
+        if not len(counts) or not ((counts >= 0) & (counts <= most)).all():  # NaN is neither
+            raise ValueError(f"its counts are not all between 0 and {most}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkbenchError(
             f"{path} is no record of a study: {type(error).__name__}: {error}"
         ) from error
-    lines = path.with_name("metrics.jsonl")
-    metrics = pd.read_json(lines, lines=True) if lines.is_file() else pd.DataFrame()
-    return record | {"metrics": metrics}
+    return record
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
@@ -74,16 +89,15 @@ def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -
 def cells(root: Path = RECORDS) -> pd.DataFrame:
     """One row a record.
 
-    avg, low, high, pass@k, length: the test problems; distinct, harder, recovery and the skills:
-    see measure.py. reading: right at the run's end on the watched task, reading solutions that are
-    the same for all arms and seeds (arms.READING), so that seeds differ in the run alone; NaN where
-    nothing was trained. tokens: what the policy generated in training; updates, seconds: what the
-    whole cell took.
+    avg, low, high, length: the test problems. pass@k: of the few problems that were sampled often,
+    where they were. reading: right at the end when a solution is shown, which may be forgotten.
+    tokens: what the policy generated in training; updates, seconds: what the whole cell took. Of
+    the first study also distinct, harder, recovery and skills.
     """
-    return pd.DataFrame([_cell(record) for record in _records(root).values()])
+    return pd.DataFrame([record["row"] for record in _records(root).values()])
 
 
-def _cell(record: Mapping) -> dict:
+def _row(record: Mapping) -> dict:
     arm = record["arm"]
     metrics = record["metrics"]
     row = {"arm": arm["name"], "model": arm["model"], "task": arm["task"], "seed": record["seed"]}
@@ -92,11 +106,11 @@ def _cell(record: Mapping) -> dict:
     row["seconds"] = record["seconds"]
     for name in ("avg", "low", "high", "length"):
         row[name] = record["test"][name]
-    for k, value in record["test"]["pass_at"].items():
+    for k, value in (record.get("pass32") or record["test"])["pass_at"].items():
         row[f"pass@{k}"] = value
-    row["distinct"] = record.get("distinct", float("nan"))
-    row["reading"] = _last(metrics, "final_eval_reading")
-    if "skills" in record:  # of the arithmetic task
+    row["reading"] = (record.get("reading") or {}).get("avg", _last(metrics, "final_eval_reading"))
+    if "skills" in record:  # of the first study
+        row["distinct"] = record["distinct"]
         row["harder"] = record["harder"]["avg"]
         row["recovery"] = record["recovery"]["value"]
         for name, (value, *_) in record["skills"].items():
@@ -139,19 +153,21 @@ def curves(
     arms: Sequence[str], model: str = "3m", watched: str = "", root: Path = RECORDS
 ) -> pd.DataFrame:
     """arm, seed, updates, tokens (generated before), avg on the validation problems; of a
-    ``watched`` task instead ("reading").
+    ``watched`` task instead ("reading", in the first study).
     """
     rows = []
     for arm in dict.fromkeys(arms):
         for (name, size, seed), record in _records(root).items():
-            if (name, size) == (arm, model) and len(record["metrics"]):
-                for point in _curve(record["metrics"], watched):
-                    rows.append((arm, seed, *point))
+            if (name, size) == (arm, model):
+                points = _curve(record["metrics"], watched) if watched else record["curve"]
+                rows += [(arm, seed, *point) for point in points]
     return pd.DataFrame(rows, columns=CURVE)
 
 
-def _curve(metrics: pd.DataFrame, watched: str) -> list[tuple[int, float, float]]:
+def _curve(metrics: pd.DataFrame, watched: str = "") -> list[tuple[int, float, float]]:
     """(updates, tokens generated before, accuracy) of each evaluation of a run, in order."""
+    if metrics.empty:
+        return []
     if watched:
         metrics = metrics.assign(
             eval_avg=metrics[f"eval_{watched}"], final_eval_avg=metrics[f"final_eval_{watched}"]
@@ -177,57 +193,75 @@ def reaches(
     return first
 
 
+def averages(arm: str, metric: str, model: str = "3m", root: Path = RECORDS) -> dict[int, float]:
+    """Each seed's mean of a metric over the updates that have it."""
+    means = {}
+    for (name, size, seed), record in _records(root).items():
+        if (name, size) == (arm, model) and metric in record["metrics"]:
+            means[seed] = float(record["metrics"][metric].mean())
+    return means
+
+
 # ---- paired differences
 
 
 def measured(record: Mapping, measure: str) -> dict[str, float]:
-    """Each problem's number: "avg", "first_pass" (right without a reflection), or "pass@k"."""
-    samples = record["test"]["samples"]
+    """Each problem's number: "avg", "first_pass" (right without a reflection), "pass@k",
+    "reading"; "length" is one number for all. Empty where the record does not have it.
+    """
+    if measure == "length":
+        return {"all": record["test"]["length"]}
+    if measure == "reading":
+        return record.get("reading_counts") or {}
     if measure.startswith("pass@"):
-        k = int(measure.removeprefix("pass@"))
-        return {problem: pass_at_k(samples, row[0], k) for problem, row in record["counts"].items()}
+        return _solved_within(record, int(measure.removeprefix("pass@")))
     if measure not in ("avg", "first_pass"):
-        raise WorkbenchError(f"there is no measure {measure!r}: avg, first_pass, or pass@k")
+        raise WorkbenchError(
+            f"there is no measure {measure!r}: avg, first_pass, length, reading, or pass@k"
+        )
     column = COUNTS.index("right" if measure == "avg" else "direct")
-    return {problem: row[column] / samples for problem, row in record["counts"].items()}
+    return {p: row[column] / record["test"]["samples"] for p, row in record["counts"].items()}
+
+
+def _solved_within(record: Mapping, k: int) -> dict[str, float]:
+    samples = record["test"]["samples"]
+    right = {problem: row[0] for problem, row in record["counts"].items()}
+    if k > samples and record.get("pass32"):
+        samples, right = record["pass32"]["samples"], record["pass32_counts"]
+    return {p: pass_at_k(samples, n, k) for p, n in right.items()} if k <= samples else {}
 
 
 def differences(
-    a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS
+    a: str,
+    b: str,
+    measure: str = "avg",
+    model: str = "3m",
+    root: Path = RECORDS,
+    seeds: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
-    """For each seed that both arms have, [problems] a - b.
+    """For each of the ``seeds`` (None: all) that both arms have, [problems] a - b.
 
-    Raises WorkbenchError when there is none.
+    Raises WorkbenchError when they were measured on different problems.
     """
-    seeds = shared_seeds((a, b), model, root)
-    if not seeds:
-        raise WorkbenchError(f"no seed has records of both {a} and {b} ({model})")
     records = _records(root)
     by_seed = []
-    for seed in seeds:
+    for seed in shared_seeds((a, b), model, root):
         of_a = measured(records[a, model, seed], measure)
         of_b = measured(records[b, model, seed], measure)
-        by_seed.append(np.array([of_a[p] - of_b[p] for p in of_a if p in of_b]))
+        if of_a and of_b and (seeds is None or seed in seeds):
+            refuse_if(
+                of_a.keys() != of_b.keys(),
+                f"{a} and {b} ({model}) were measured on different problems with seed {seed}",
+            )
+            by_seed.append(np.array([of_a[p] - of_b[p] for p in of_a], float))
     return by_seed
 
 
 def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS) -> Effect:
-    return paired(differences(a, b, measure, model, root))
-
-
-def paired(by_seed: Sequence[np.ndarray]) -> Effect:
-    """From one array of differences for each seed."""
-    means = np.array([differences.mean() for differences in by_seed])
-    mean = float(means.mean())
-    above = int((means > 0).sum())
-    seeds = len(means)
-    problems = sum(map(len, by_seed))
-    if seeds == 1:
-        return Effect(mean, *bootstrap(by_seed[0]), float("nan"), 1, problems, above)
-    error = float(means.std(ddof=1) / np.sqrt(seeds))
-    t = mean / error if error else float(mean != 0) * 1e9
-    reach, p = student(t, seeds - 1)
-    return Effect(mean, mean - reach * error, mean + reach * error, p, seeds, problems, above)
+    """Raises WorkbenchError when no seed has records of both."""
+    by_seed = differences(a, b, measure, model, root)
+    refuse_if(not by_seed, f"no seed has records of both {a} and {b} ({model})")
+    return paired(by_seed)
 
 
 # ---- reflection
@@ -240,7 +274,8 @@ def reflection_rates(
     seeds: Sequence[int] | None = None,
     root: Path = RECORDS,
 ) -> pd.DataFrame:
-    """The rates of reflection.py as ``Rate``, a row an arm, and recovery, the mean over the seeds.
+    """The rates of reflection.py as ``Rate``, a row an arm; of the first study also recovery, the
+    mean over the seeds.
 
     Pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
     one of the arms solves sometimes and not always (the paper's DSR and ERR).
@@ -249,22 +284,48 @@ def reflection_rates(
     arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
     if seeds is None:
         seeds = shared_seeds(arms, model, root)
-    counts, recovered = defaultdict(list), defaultdict(list)
+    table, recovered = defaultdict(list), defaultdict(list)
     for seed in seeds:
-        cells = {arm: records[arm, model, seed] for arm in arms}
-        for arm, record in cells.items():
-            recovered[arm].append(record["recovery"]["value"])
-            for problem, row in record["counts"].items():
-                if not boundary or all(_varies(cell, problem) for cell in cells.values()):
-                    counts[arm].append((*row, record["test"]["samples"]))
+        cells = [records[arm, model, seed] for arm in arms]
+        kept = _boundary(cells) if boundary else None
+        for arm, record in zip(arms, cells):
+            table[arm] += _counts(record, kept)
+            recovered[arm].append(record.get("recovery", {"value": np.nan})["value"])
     rows = {}
     for arm in arms:
-        recovery = float(np.mean(recovered[arm] or [np.nan]))
-        rows[arm] = rates(counts[arm]) | {"recovery": recovery}
-    return pd.DataFrame.from_dict(rows, orient="index").drop(columns="right", errors="ignore")
+        rows[arm] = rates(table[arm]) | {"recovery": float(np.mean(recovered[arm] or [np.nan]))}
+    frame = pd.DataFrame.from_dict(rows, orient="index").drop(columns="right", errors="ignore")
+    return frame.dropna(axis=1, how="all")
 
 
-def _varies(record: Mapping, problem: str) -> bool:
-    """Is the problem solved sometimes and not always?"""
-    right, *_ = record["counts"].get(problem, (0,))
-    return 0 < right < record["test"]["samples"]
+def counted(
+    a: str, b: str, rate: str, model: str, seeds: Sequence[int], root: Path = RECORDS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each arm [seeds, 2]: what a rate of reflection.py counts, and out of how many, on the
+    problems that both arms solve sometimes and not always.
+    """
+    records = _records(root)
+    columns = [(*COUNTS, "samples").index(name) for name in RATES[rate]]
+    by_arm = [], []
+    for seed in seeds:
+        cells = records[a, model, seed], records[b, model, seed]
+        kept = _boundary(cells)
+        for rows, record in zip(by_arm, cells):
+            table = np.array(_counts(record, kept), float).reshape(-1, len(COUNTS) + 1)
+            rows.append(table[:, columns].sum(0))
+    return np.array(by_arm[0]), np.array(by_arm[1])
+
+
+def _counts(record: Mapping, kept: set[str] | None) -> list[tuple]:
+    """Rows for ``reflection.rates``, of the problems ``kept`` (None: all)."""
+    samples = record["test"]["samples"]
+    return [(*row, samples) for p, row in record["counts"].items() if kept is None or p in kept]
+
+
+def _boundary(records: Sequence[Mapping]) -> set[str]:
+    """The problems that every one of the records solves sometimes and not always."""
+    varying = []
+    for record in records:
+        samples = record["test"]["samples"]
+        varying.append({p for p, row in record["counts"].items() if 0 < row[0] < samples})
+    return set.intersection(*varying)
