@@ -54,6 +54,7 @@ def study(root, arms, seeds=10, spread=0.01, problems=60, draw=0):
             p = np.clip(accuracy + rng.normal(0, spread) + ease, 0, 1)
             counts = {f"p{i}": _counts(rng, chance) for i, chance in enumerate(p)}
             rise = 1 - np.exp(-np.arange(12) / rng.uniform(2, 4))
+            curve = 0.2 + (accuracy - 0.2) * rise
             often = {f"p{i}": int(rng.binomial(32, chance)) for i, chance in enumerate(p[:20])}
             read = {f"r{i}": int(rng.random() < accuracy) for i in range(40)}
             write(
@@ -63,9 +64,7 @@ def study(root, arms, seeds=10, spread=0.01, problems=60, draw=0):
                 counts,
                 model=model,
                 length=float(rng.normal(30, 0.5)),
-                metrics=run(
-                    0.2 + (accuracy - 0.2) * rise, int(rng.integers(50, 150)), eligible=0.1
-                ),
+                metrics=run(curve, int(rng.integers(50, 150)), eligible=0.1),
                 reading={"avg": float(np.mean(list(read.values())))},
                 reading_counts=read,
                 pass32={"samples": 32, "pass_at": {"32": 1.0}},

@@ -99,9 +99,8 @@ def test_the_families_are_those_of_the_plan():
 
 def test_every_claim_has_its_arms_its_seeds_and_its_margin():
     arms = {(arm.name, arm.model): arm for arm in GRID}
-    in_plan = {
-        (arm.name, arm.model) for block in "1a 1b 1c 1d 2 3 4 5".split() for arm in BLOCKS[block]
-    }
+    blocks = [BLOCKS[name] for name in ("1a", "1b", "1c", "1d", "2", "3", "4", "5")]
+    in_plan = {(arm.name, arm.model) for block in blocks for arm in block}
     assert len({(c.paper, c.claim) for c in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
         sides = {(arm, claim.model) for arm in (claim.a, claim.b) if arm}
@@ -156,7 +155,7 @@ def test_samenesses_are_corrected_too(tmp_path):
     rng = np.random.default_rng(0)
     for seed in range(3):
         for arm in "abc":
-            counts = rows(*rng.integers(1, 4, 400))
+            counts = rows(*rng.integers(1, 4, 400).tolist())
             write(tmp_path, arm, seed, counts, metrics=curve)
     alone = verdicts(tmp_path, [made("a", "b", margin=0.08)])["p same"][0]
     pair = [made("a", "b", margin=0.08), made("a", "c", margin=0.08)]
@@ -166,8 +165,14 @@ def test_samenesses_are_corrected_too(tmp_path):
 
 def everything(**accuracy):
     """(arm, model) -> accuracy, of all arms that any claim names."""
-    arms = {(arm, claim.model): 0.5 for claim in CLAIMS for arm in (claim.a, claim.b) if arm}
-    return arms | {(arm.replace("_", "-"), "3m"): value for arm, value in accuracy.items()}
+    arms = {}
+    for claim in CLAIMS:
+        arms |= {(arm, claim.model): 0.5 for arm in (claim.a, claim.b) if arm}
+    return arms | few(**accuracy)
+
+
+def few(**accuracy):
+    return {(arm.replace("_", "-"), "3m"): value for arm, value in accuracy.items()}
 
 
 def agree(root):
@@ -207,11 +212,12 @@ def test_what_is_true_of_the_records_is_what_the_verdicts_say(known):
 
 
 def test_equal_arms_are_the_same_and_noisy_ones_undecided(tmp_path):
-    study(tmp_path / "near", everything(), problems=2000, seeds=5, spread=0.0)
+    equal = few(sdpo=0.5, grpo_paper=0.5, trapo=0.5, grpo=0.5)
+    study(tmp_path / "near", equal, problems=2000, seeds=5, spread=0.0)
     near = agree(tmp_path / "near").verdict
     assert near[claims.SDPO, "better than GRPO"] == "the same"
     assert near[claims.TRAPO, "better than GRPO"] == "the same"
-    study(tmp_path / "noisy", everything(sdpo=0.52), seeds=4, spread=0.08)
+    study(tmp_path / "noisy", equal | few(sdpo=0.52), seeds=4, spread=0.08)
     noisy = agree(tmp_path / "noisy")
     assert noisy.verdict[claims.SDPO, "better than GRPO"] == "undecided"
     assert noisy.power[claims.SDPO, "better than GRPO"] < 0.3
@@ -220,11 +226,10 @@ def test_equal_arms_are_the_same_and_noisy_ones_undecided(tmp_path):
 
 def test_missing_seeds_one_seed_and_no_record(known, tmp_path):
     for folder in known.iterdir():
-        seed = int(folder.name[-1])
-        first = folder.name.startswith(("sdpo-3m", "grpo-paper-3m"))
-        if seed in (0, 3, 7) or (first and seed == 5):
-            if not (folder.name.startswith("trapo-3m") and seed):
-                shutil.copytree(folder, tmp_path / folder.name)
+        arm, _, seed = folder.name.rpartition("-3m-seed")
+        seeds = {"sdpo": "0357", "grpo-paper": "03579", "trapo": "0", "grpo": "012", "scope": "1"}
+        if seed in seeds.get(arm, "") and seed:
+            shutil.copytree(folder, tmp_path / folder.name)
     found = agree(tmp_path)
     better = found.loc[claims.SDPO, "better than GRPO"]
     assert better.ours.seeds == 4 and better.provisional
@@ -237,8 +242,9 @@ def test_missing_seeds_one_seed_and_no_record(known, tmp_path):
 
 
 def test_no_more_seeds_than_planned_count(known, tmp_path):
-    shutil.copytree(known, tmp_path / "more")
     for arm, right in (("sdpo", 0), ("grpo-paper", 4)):
+        for folder in known.glob(f"{arm}-3m-seed*"):
+            shutil.copytree(folder, tmp_path / "more" / folder.name)
         problems = {f"p{i}": (right, right, 0, 0, 0, 0) for i in range(150)}
         for seed in (10, 11, 910):
             write(tmp_path / "more", arm, seed, problems, metrics=run([0.2, 0.3, 0.4]))
@@ -301,12 +307,11 @@ def test_sooner_is_meant_as_it_is_said(tmp_path):
 
 def test_sooner_looks_for_the_mean_of_the_ends(tmp_path):
     """One level for all seeds: a seed that ends low is not easier to catch up with."""
-    paths(tmp_path, "b", [0.2, 0.3, 0.3, 0.3, 0.3], [0.2, 0.5, 0.5, 0.5, 0.5])  # ends: .4
+    paths(tmp_path, "b", [0.2, 0.3, 0.3, 0.3, 0.3], [0.2, 0.6, 0.5, 0.5, 0.5])  # ends: .4
     paths(tmp_path, "a", [0.2, 0.2, 0.6, 0.6, 0.6], [0.3, 0.3, 0.3, 0.3, 0.3])
     effect = verdicts(tmp_path, [made("a", "b", "sooner", "0.5", seeds=2)]).ours[0]
-    a, b = (2 / 4, 1), (1, 1 / 4)  # in shares of the four updates; 1: never
-    b = (1, 1 / 4)
-    assert effect.mean == pytest.approx(np.mean([0.5 * b[0] - a[0], 0.5 * b[1] - a[1]]))
+    # in shares of the four updates, 1: never; a: 2/4 and 1, b: 1 and 1/4
+    assert effect.mean == pytest.approx(np.mean([0.5 * 1 - 2 / 4, 0.5 / 4 - 1]))
 
 
 def test_rates_are_pooled_and_want_a_hundred_responses(tmp_path):

@@ -76,21 +76,24 @@ CLAIMS = read_claims()
 # ---- the difference of a claim, over some seeds
 
 
-def _better(claim: Claim, seeds: Sequence[int], root: Path) -> Effect | None:
+# (arm, seed) -> its line of accuracies along the run, as ``ledger.curves`` has it
+Runs = Mapping[tuple[str, int], pd.DataFrame]
+
+
+def _better(claim: Claim, seeds: Sequence[int], root: Path, _: Runs) -> Effect | None:
     """Of a measure of ``ledger.measured``, paired by problem."""
     by_seed = ledger.differences(claim.a, claim.b, claim.of, claim.model, root, seeds)
     return paired(by_seed) if by_seed else None
 
 
-def _rate(claim: Claim, seeds: Sequence[int], root: Path) -> Effect | None:
+def _rate(claim: Claim, seeds: Sequence[int], root: Path, _: Runs) -> Effect | None:
     """Of a rate of reflection, pooled over the seeds."""
     counts = ledger.counted(claim.a, claim.b, claim.of, claim.model, seeds, root)
     return statistics.pooled_ratio(*counts, LEAST)
 
 
-def _sooner(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
+def _sooner(claim: Claim, seeds: Sequence[int], _: Path, runs: Runs) -> Effect:
     """How much earlier a comes to where b ends than after the share ``of`` of b's updates."""
-    runs = _runs(claim, root)
     ends = [runs[claim.b, seed].avg.iloc[-1] for seed in seeds]
     times = []
     for arm in (claim.a, claim.b):
@@ -107,7 +110,7 @@ def _three(values: pd.Series) -> pd.Series:
     return values.rolling(3, center=True).mean()
 
 
-def _above(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
+def _above(claim: Claim, seeds: Sequence[int], root: Path, _: Runs) -> Effect:
     """A metric of a's runs, averaged over the updates, over a number: ``of`` names both."""
     metric, number = claim.of.split()
     means = ledger.averages(claim.a, metric, claim.model, root)
@@ -117,15 +120,7 @@ def _above(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
 COMPARISONS = {"better": _better, "rate": _rate, "sooner": _sooner, "above": _above}
 
 
-def _runs(claim: Claim, root: Path) -> dict[tuple[str, int], pd.DataFrame]:
-    """(arm, seed) -> the validation accuracy along the run, for both arms."""
-    arms = [arm for arm in (claim.a, claim.b) if arm]
-    curves = ledger.curves(arms, claim.model, root=root)
-    return {key: rows for key, rows in curves.groupby(["arm", "seed"]) if key[1] < claim.seeds}
-
-
-def _at_equal_tokens(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
-    runs = _runs(claim, root)
+def _at_equal_tokens(claim: Claim, seeds: Sequence[int], runs: Runs) -> Effect:
     by_seed = []
     for seed in seeds:
         a, b = runs[claim.a, seed], runs[claim.b, seed]
@@ -135,8 +130,7 @@ def _at_equal_tokens(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
     return paired(by_seed)
 
 
-def _area(claim: Claim, seeds: Sequence[int], root: Path) -> Effect:
-    runs = _runs(claim, root)
+def _area(claim: Claim, seeds: Sequence[int], runs: Runs) -> Effect:
     return paired(
         [np.array([_height(runs[claim.a, s]) - _height(runs[claim.b, s])]) for s in seeds]
     )
@@ -175,17 +169,17 @@ OUTCOME = ["ours", "equal tokens", "area", "p", "p same", "power", "power same",
 
 def _outcome(claim: Claim, root: Path) -> dict:
     """What there is of OUTCOME."""
-    runs = _runs(claim, root) if claim.comparison else {}
     arms = [arm for arm in (claim.a, claim.b) if arm]
-    seeds = [s for s in range(claim.seeds) if all((arm, s) in runs for arm in arms)]
-    effect = COMPARISONS[claim.comparison](claim, seeds, root) if seeds else None
+    runs = dict(list(ledger.curves(arms, claim.model, root=root).groupby(["arm", "seed"])))
+    seeds = [s for s in range(claim.seeds) if arms and all((arm, s) in runs for arm in arms)]
+    effect = COMPARISONS[claim.comparison](claim, seeds, root, runs) if seeds else None
     outcome = {"ours": effect, "equal tokens": None, "area": None, "provisional": False}
     if effect is None:
         return outcome
     outcome["provisional"] = effect.seeds < claim.seeds
     if claim.b:
-        outcome["equal tokens"] = _at_equal_tokens(claim, seeds, root)
-        outcome["area"] = _area(claim, seeds, root)
+        outcome["equal tokens"] = _at_equal_tokens(claim, seeds, runs)
+        outcome["area"] = _area(claim, seeds, runs)
     if effect.seeds > 1:
         outcome["p"] = effect.p
         outcome["p same"] = statistics.same(effect, claim.margin)

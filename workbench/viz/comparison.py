@@ -1,17 +1,29 @@
-"""Arms side by side: learning curves with bands, effects with intervals, pass@k.
+"""Arms side by side: learning curves with bands, effects with intervals, verdicts, pass@k.
 
 Frames and numbers in, figures out.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.viz.style import INK, beside, frame, instead, interval, label_ends, look, sheet
+from workbench.viz.style import (
+    COLORS,
+    INK,
+    beside,
+    frame,
+    instead,
+    interval,
+    label_ends,
+    look,
+    sheet,
+)
 
 
 def bands(
@@ -53,6 +65,62 @@ def forest(
     axes.set_ylim(len(effects) - 0.4, -0.6)
     axes.margins(x=0.12)
     return figure
+
+
+# a verdict's colour and mark; the others are hollow
+VERDICTS = {
+    "holds": {"color": COLORS[0], "marker": "o"},
+    "does not": {"color": COLORS[1], "marker": "s"},
+    "the same": {"color": COLORS[2], "marker": "D"},
+}
+HOLLOW = {"color": INK, "marker": "o", "markerfacecolor": "white"}
+TICKS = {-25: "-.5", -5: "-.1", -1: "-.02", 0: "0", 1: ".02", 5: ".1", 25: ".5"}  # in margins
+
+
+def decisions(table: pd.DataFrame, title: str = "What is decided, and how") -> Figure:
+    """``claims.verdicts``, a line a claim: difference and interval over its margin, the verdict,
+    and the power to see a difference of one margin; in bold each paper's primary claim.
+
+    One axis for all: grey is the margin, .02 of accuracy or a rate, 1 token, .1 of the run's
+    length. It is logarithmic outside of that, and ends at 50 margins.
+    """
+    papers = table.groupby("paper", sort=False)
+    figure = sheet(7, 1 + 0.36 * (len(table) + len(papers)))
+    label = "a - b, in accuracy (or in margins: 1 token, .1 of the run are drawn as .02)"
+    axes = frame(figure.subplots(), title, label, grid="x")
+    axes.axvspan(-1, 1, color=INK, alpha=0.12, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    labels = []
+    for paper, rows in papers:
+        labels.append((paper.split()[0], True))
+        for row in rows.to_dict("records"):
+            _decision(axes, len(labels), row)
+            labels.append((textwrap.fill(row["claim"], 36), row["role"] == "primary"))
+    axes.set_xscale("symlog", linthresh=1, linscale=0.7)
+    axes.set_xlim(-50, 50)
+    axes.set_xticks(list(TICKS), list(TICKS.values()))
+    axes.minorticks_off()
+    axes.set_yticks(range(len(labels)), [text for text, _ in labels], fontsize=8)
+    for tick, (_, bold) in zip(axes.get_yticklabels(), labels):
+        tick.set_fontweight("bold" if bold else "normal")
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    return figure
+
+
+def _decision(axes: Axes, place: int, row: Mapping) -> None:
+    effect, words = row["ours"], row["verdict"]
+    look = VERDICTS.get(words, HOLLOW)
+    if effect:
+        ends = np.clip(np.divide([effect.low, effect.high, effect.mean], row["margin"]), -50, 50)
+        axes.plot(ends[:2], [place] * 2, color=look["color"], linewidth=2)
+        axes.plot(ends[2:], [place], markersize=6, **look)
+        words = f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]\n{words}"
+        words += f", {effect.seeds} of {row['seeds']} seeds" if row["provisional"] else ""
+        words += f", power {row['power']:.2f}" if row["power"] > 0 else ""
+    beside(
+        axes, words, (1, place), look["color"], xycoords=axes.get_yaxis_transform(), fontsize=7.5
+    )
 
 
 def pass_curves(
