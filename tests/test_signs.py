@@ -182,6 +182,23 @@ def test_ascent_is_the_opposite_of_descent_and_gated_by_the_teachers_entropy():
     assert credit(down, 0.2).abs().max() > 0 and credit(up, 0.2).abs().max() == 0
 
 
+def test_ascent_of_jensen_shannon_is_antisds_bounded_advantage():
+    """Shen et al. 2026: -(softplus(Delta) - log 2) / 2 on the sampled token."""
+    from workbench.inspection.credit import realised_credit
+
+    method = SDPO(ascend=True, a=0.5, top_k=0)
+    group = written("1\n2", "1\n3", "5", right=(0, 1))
+    learner = Learner(toys.tiny_policy())
+    sampled = [replace(r, logprobs=logp(r)) for r in group.rollouts]  # importance weights of 1
+    group = Group(group.problem, tuple(sampled))
+    found = realised_credit(learner, group, method).credit
+    for i, other in ((0, 1), (1, 0)):  # two right ones: each is shown the other
+        rollout = sampled[i]
+        delta = logp(rollout, solution=sampled[other].text) - logp(rollout)
+        expected = -(np.logaddexp(0, delta) - math.log(2)) / 2
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
 def test_onset_spares_what_the_nearest_right_sibling_has_too():
     """A right first line, then a wrong one: distilled from that on; right attempts not at all."""
     group = written("1+1=2\n2+2=4", "1+1=2\n2+2=5\n5", "1+1=3", "1+1=2\n2+2=4", right=(0, 3))

@@ -49,9 +49,12 @@ read, not the whole text, and each is one factor on w_t:
 
 - SC-SDPO, ``by_pass_rate``: [p (1 - p)]^(1/2) of a problem, p the share of its group that is right,
   with mean 1 over the rollouts of the batch that are distilled;
-- AntiSD, ``ascend``: -1, the divergence from the hinted teacher grows (as a term beside GRPO: mix);
-  a token where the teacher's entropy is not above ``gate`` nats is left out. The gate is by token
-  (our reading: the paper switches the term off when the teacher's entropy collapses);
+- AntiSD, ``ascend``: -1, the divergence from the hinted teacher grows. The paper's is a term beside
+  GRPO, A - lam (softplus(Delta_t) - log 2) / 2 with lam = 1/2 (by others' reproduction of it): here
+  ascend=true with a=0.5 and mix=0.67. Ascent alone is the sign of one reading, not the paper. A
+  token where the teacher's entropy is not above ``gate`` nats is left out. The gate is by token
+  (our reading: the paper's term is off while the teacher's mean entropy is under .93 of what it
+  was after five updates);
 - ROSD, ``onset``: 0 before the first step that the nearest right sibling does not have (the locator
   "divergence"), and on right rollouts. The paper's hint is a short corrective idea; ours is SDPO's.
 """

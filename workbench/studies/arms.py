@@ -8,10 +8,12 @@ step: ``prompts=64``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 TASK = "arithmetic:largest=26"  # measured before the plan: data/study/dial.json
+HARDER = "arithmetic:largest=34"
+TURNED = f"{TASK},style=turned"  # expert solutions in a style that the organism does not write
 TEACHER = "data/organism/teacher"
 # what the organism could do before, and may forget
 READING = "arithmetic:largest=99,shown=solution"
@@ -60,7 +62,9 @@ def _arm(name: str, method: str = "", *options: str, **more) -> Arm:
 WIDE = "prompts=64"
 _GRPO = _arm("grpo")
 _SDPO = _arm("sdpo")
+PAPER = ("scale=none", "eps_hi=0.28")  # SDPO's baseline
 _TAUGHT = {"teacher": TEACHER, "many": True}
+_PROGRAMS = {"task": "programs", "model": "programmer", "seeds": 5}
 # The most lessons with which first-pass accuracy stays at 80 % of the base's (data/LOG.md).
 COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "prompts=16", "lr=1e-5"))
 # 800 problems x 8: as many rollouts as 100 updates have
@@ -71,7 +75,7 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
     "1a": (
         Arm("base", many=True),
         _GRPO,
-        _arm("grpo-paper", "grpo", "scale=none", "eps_hi=0.28"),
+        _arm("grpo-paper", "grpo", *PAPER),
         _SDPO,
     ),
     "1b": (_arm("trapo"),),
@@ -98,6 +102,19 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
     "5": (
         Arm("sdpo", (Stage("sdpo", (), 3.0),), model="1m", seeds=5),
         Arm("sdpo-live", (Stage("sdpo", ("teacher=live",), 3.0),), model="1m", seeds=5),
+    ),
+    # if hours are left
+    "6": (
+        Arm("grpo-paper", (Stage("grpo", PAPER, 0.6),), **_PROGRAMS),
+        Arm("sdpo-rich", (Stage("sdpo", ("a=1", "top_k=20", "ema=0.01"), 0.6),), **_PROGRAMS),
+    ),
+    "7": (_arm("grpo-34", "grpo", task=HARDER), _arm("trapo-34", "trapo", task=HARDER)),
+    "8": (_arm("trapo-turned", "trapo", task=TURNED),),
+    "9": (replace(_GRPO, model="0.4m", seeds=5), replace(_SDPO, model="0.4m", seeds=5)),
+    "10": (
+        _arm("sdpo-frozen", "sdpo", "teacher=frozen"),
+        _arm("trapo-none", "trapo", "prefix=none"),
+        _arm("trapo-luffy", "trapo", "prefix=luffy"),
     ),
 }
 GRID = tuple(arm for arms in BLOCKS.values() for arm in arms)
