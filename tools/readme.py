@@ -7,25 +7,25 @@ compares the block with what this writes.
 from __future__ import annotations
 
 import json
+from math import isnan
 
 from workbench.paths import ROOT
-from workbench.studies import ledger
-from workbench.studies.arms import METHODS
+from workbench.studies import claims, ledger
+from workbench.studies.arms import GRID, TASK
 from workbench.studies.cell import FULL
 
 BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
 LEARNING = """\
-| on the organism | seeds | avg@32 (worst to best seed) | pass@32 | answer, tokens \
-| written in training, thousands of tokens |
-|---|---|---|---|---|---|
+| on the organism | seeds | avg@{final.samples} (worst to best seed) | reads a shown solution \
+| pass@{final.many_samples} | answer, tokens | written in training, thousands of tokens |
+|---|---|---|---|---|---|---|
 {rows}
 
-{steps} updates of 16 problems, 8 rollouts each (grpo-tokens: 9, about as many tokens as TAPO; \
-opd-1: 1; kd: the teacher's; sft: 128 expert solutions, sft-then-rl: those in the first third; \
-srpo: SDPO on wrong attempts, GRPO on right ones); {problems} held-out problems a seed, 32 \
-samples, temperature 1. Made by `workbench study`; records in [data/runs](data/runs). Which \
-claims of the papers hold here, with intervals: [15_compare](notebooks/15_compare.ipynb) and \
-[data/study/ledger.md](data/study/ledger.md)."""
+{steps} updates of {prompts} problems x 8 rollouts at one learning rate, numbers up to 26; \
+{final.problems} held-out problems a seed, temperature 1. By \
+[a plan that is older than the runs](data/study/PLAN.md), which says what the arms are; made by \
+`workbench study`. {decided} Each with interval, verdict and power: \
+[15_compare](notebooks/15_compare.ipynb), [data/study/ledger.md](data/study/ledger.md)."""
 SPEED = """\
 | ours / TRL on the same step | step time | generation | training | peak memory \
 | step / its floor: ours, TRL |
@@ -38,16 +38,22 @@ a large product. `make bench`; records in [benchmarks/results](benchmarks/result
 
 
 def learning() -> str:
-    """Every method on the 3m: held-out accuracy after the same number of updates."""
-    arms = [arm.name for arm in METHODS]
+    """Every arm on the 3m and the study's dial: held-out accuracy after its updates."""
+    arms = [arm.name for arm in GRID if (arm.model, arm.task) == ("3m", TASK)]
+    columns = ("avg", "reading", "pass@32", "length", "tokens")
     rows = []
-    for name, row in ledger.summary(arms, ("avg", "pass@32", "length", "tokens")).iterrows():
+    for name, row in ledger.summary(arms, columns).iterrows():
         rows.append(
             f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} "
-            f"({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row['pass@32']:.3f} "
+            f"({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row.reading:.3f} "
+            f"| {'' if isnan(row['pass@32']) else format(row['pass@32'], '.3f')} "
             f"| {row.length:.1f} | {row.tokens / 1000:.0f} |"
         )
-    return LEARNING.format(rows="\n".join(rows), steps=FULL.steps, problems=FULL.problems)
+    return LEARNING.format(
+        rows="\n".join(rows or ["| no record yet | | | | | | |"]),
+        decided=claims.decided(claims.verdicts()),
+        **vars(FULL),
+    )
 
 
 def speed() -> str:

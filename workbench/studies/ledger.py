@@ -130,7 +130,7 @@ def summary(
     root: Path = RECORDS,
 ) -> pd.DataFrame:
     """Means over the seeds, one row an arm in the order given, with the number of seeds and the
-    span of avg over them.
+    span of avg over them. NaN: not measured.
     """
     records = cells(root)
     rows = {}
@@ -139,7 +139,7 @@ def summary(
         if len(of_arm):
             rows[arm] = {
                 "seeds": len(of_arm),
-                **of_arm[list(columns)].astype(float).mean(),
+                **of_arm.reindex(columns=list(columns)).astype(float).mean(),
                 "worst seed": of_arm.avg.min(),
                 "best seed": of_arm.avg.max(),
             }
