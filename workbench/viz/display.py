@@ -39,7 +39,8 @@ def show(text: str, static: str, twin: str, live: Callable[[], object], missing:
     with suppress(missing):
         data, metadata = _bundle(live())
         data = {kind: value for kind, value in data.items() if not kind.startswith("text/")}
-        display(data, metadata=metadata, raw=True)
+        # VS Code falls back to it where no kernel has the model, and would else show an error
+        display({**data, "text/html": ""}, metadata=metadata, raw=True)
 
 
 def _bundle(widget) -> tuple[dict, dict]:
