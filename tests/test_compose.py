@@ -179,7 +179,7 @@ def test_edits_are_the_users(tiny_policy, group):
         ("132-29=103\nAnswer ", "no final answer"),
         ("Answer 103<|end|>", "control token"),
         ("<|user|>Answer 103", "control token"),
-        ("Answer 103 é", "a character that it does not know"),
+        ("é Answer 103 🙂é", "holds 'é🙂', which the tokenizer does not know"),
     ],
 )
 def test_illegal_compositions_say_why(tiny_policy, group, continuation, message):

@@ -282,11 +282,12 @@ def _tokens(policy: Policy, kept_ids: tuple[int, ...], prefix: str, new: str) ->
 
     A tokenizer that puts a space before a text of its own reads the two together.
     """
-    refuse_if(
-        policy.foreign(new),
-        "the reconstruction holds a control token of the tokenizer, or a character "
-        "that it does not know",
-    )
+    if policy.foreign(new):
+        unknown = "".join(dict.fromkeys(filter(policy.foreign, new)))
+        what = f"{unknown!r}, which the tokenizer does not know"
+        raise WorkbenchError(
+            f"the reconstruction holds {what if unknown else 'a control token of the tokenizer'}"
+        )
     for head, text in ((kept_ids, new), ((), prefix + new)):
         ids = head + policy.text_ids(text)
         if ids[: len(kept_ids)] == kept_ids and policy.decode(ids) == prefix + new:
