@@ -179,7 +179,7 @@ def test_edits_are_the_users(tiny_policy, group):
         ("132-29=103\nAnswer ", "no final answer"),
         ("Answer 103<|end|>", "control token"),
         ("<|user|>Answer 103", "control token"),
-        ("Answer 103 é", "a character that it does not know"),
+        ("é Answer 103 🙂é", "holds 'é🙂', which the tokenizer does not know"),
     ],
 )
 def test_illegal_compositions_say_why(tiny_policy, group, continuation, message):
@@ -276,16 +276,20 @@ def test_the_policys_own_reconstruction(tiny_policy, group, monkeypatch):
         wrap("Answer 103"),
     ]
 
+    asked = []
+
     def written(policy, prompts, seeds, **_):
-        assert len({seed for row in seeds for seed in row}) == len(prompts) == 4
         assert all(
             RIGHT in policy.tokenizer.decode(ids) and WRONG in policy.tokenizer.decode(ids)
             for ids in prompts
         )
-        return [[Sample(policy.completion_ids(text), (), text != outputs[3])] for text in outputs]
+        some = outputs[len(asked) :][: len(prompts)]
+        asked.extend(seed for row in seeds for seed in row)
+        return [[Sample(policy.completion_ids(text), (), text != outputs[3])] for text in some]
 
     monkeypatch.setattr(reconstructions, "generate", written)
     made = reconstruct(tiny_policy, TASK, group, 0, reference=2)
+    assert len(set(asked)) == 4
     assert (made.keep, made.diagnosis, made.reference) == (21, "borrowed wrongly", RIGHT)
     assert made.authors == {
         "prefix": "tiny",
@@ -297,7 +301,15 @@ def test_the_policys_own_reconstruction(tiny_policy, group, monkeypatch):
         and rollout.origin == "correction"
         and "borrowed" not in rollout.text
     )
-    outputs[2] = ""
+    asked.clear()
+    outputs[0], outputs[2] = outputs[2], outputs[0]
+    assert reconstruct(tiny_policy, TASK, group, 0, reference=2) == made
+    assert len(asked) == 1, "where the first is usable nobody waits for others"
+    asked.clear()
+    outputs[0] = outputs[2] = ""
+    with pytest.raises(WorkbenchError, match=r"none of 1 outputs .*\(1 unparsed\)"):
+        reconstruct(tiny_policy, TASK, group, 0, tries=1)
+    asked.clear()
     with pytest.raises(
         WorkbenchError,
         match=r"none of 4 outputs .*\(2 unparsed, 1 injected, 1 truncated\): try another seed",

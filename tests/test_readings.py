@@ -17,14 +17,16 @@ import toys
 from workbench import methods
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.inspection import readings
+from workbench.inspection.credit import realised_credit
 from workbench.inspection.readings import inspect_group, token_stats
 from workbench.methods import find, sdpo
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.methods.sft import SFT
+from workbench.model import batch
 from workbench.model import scores as ops
 from workbench.model.batch import collate, score
-from workbench.model.learner import Learner
+from workbench.model.learner import Learner, OptimConfig
 from workbench.records import dumps, group_from_dict, group_to_dict
 from workbench.tasks.arithmetic import Arithmetic
 
@@ -188,6 +190,42 @@ def test_a_policy_stands_for_a_learner_that_has_not_learned(tiny_policy):
     for name in plain.layers:
         for a, b in zip(plain.layers[name], learned.layers[name]):
             np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_rollout_is_read_once_for_all_methods(tiny_policy, monkeypatch):
+    """On a model of 135M each method had the whole group read again, which took a minute."""
+    read = []
+    real = batch._states
+    monkeypatch.setattr(batch, "_states", lambda p, rows: read.extend(rows.rows) or real(p, rows))
+    group = group_of(tiny_policy, WRONG, RIGHT, WRONG + " ")
+    several = {"GRPO": GRPO(k=3, beta=0.5), "SDPO": SDPO(k=3), "SFT": SFT(), "again": SDPO(a=1.0)}
+    inspect_group(tiny_policy, group, TASK, several)
+    assert len(read) == len(set(read)) == 3 + 2, "as student; with a right one to read, as teacher"
+    assert tiny_policy.memory is None
+    read.clear()
+    inspect_group(tiny_policy, group, TASK)
+    assert len(read) == 5, "nothing is kept: the policy may have learned meanwhile"
+
+
+def test_what_one_set_of_weights_read_is_not_said_of_another():
+    """A learner whose policy, reference and teacher have come apart."""
+    torch.manual_seed(0)
+    learner = Learner(toys.tiny_policy(), OptimConfig(ema=0.5))
+    group = group_of(learner.policy, WRONG, RIGHT, WRONG + " ")
+    learner.update_teacher()
+    with torch.no_grad():
+        for p in learner.parameters:
+            p.add_(0.5 * torch.randn_like(p))
+    learner.update_teacher()
+    frozen = SDPO(k=3, teacher="frozen")
+    several = {"GRPO": GRPO(k=3, beta=0.5), "ema": SDPO(k=3), "frozen": frozen, "SFT": SFT()}
+    found = inspect_group(learner, group, TASK, several)
+    for name, method in several.items():
+        alone = realised_credit(learner, group, method.for_task(TASK)).credit
+        for a, b in zip(found.layers[f"{name} credit"], alone):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    pairs = zip(found.layers["ema credit"], found.layers["frozen credit"])
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in pairs), "the teachers differ"
 
 
 def recorded(policy) -> dict[str, Group]:

@@ -15,7 +15,7 @@ from test_viz import HOSTILE, contrast, group, read, rollout
 
 from workbench.core import Inspection, Step, TokenStats, WorkbenchError
 from workbench.records import Run
-from workbench.viz import html, style, tokens
+from workbench.viz import display, html, style, tokens
 from workbench.viz.layers import all_layers, channel_of
 from workbench.viz.texts import Written
 from workbench.viz.view import STATIC_TOKENS, TokenView
@@ -36,6 +36,7 @@ def displayed(shown) -> list[dict]:
     finally:
         InteractiveShell.clear_instance()
         del sys.ps1  # by which others would think that they are at a prompt
+    print(captured.stdout, end="")
     return [output.data for output in captured.outputs]
 
 
@@ -342,7 +343,8 @@ def test_a_notebook_without_widget_state_has_the_colours(view):
     assert "<figure" in static["text/html"] and "w0d" in static["text/html"]
     assert WIDGET not in static, "JupyterLab would show the widget alone, or that it is gone"
     assert live[WIDGET]["model_id"] == view.widget.model_id
-    assert not any(kind.startswith("text/") for kind in live), "GitHub would show it"
+    words = {kind: text for kind, text in live.items() if kind.startswith("text/")}
+    assert words == {"text/html": ""}, "GitHub would show it"
     long = TokenView(
         group(rollout([0] * (STATIC_TOKENS + 1))),
         TEXTS.__getitem__,
@@ -369,6 +371,32 @@ def test_nbconvert_shows_the_static_twin(view):
     )
 
 
+def test_an_export_says_what_it_weighs_and_how_to_make_it_smaller(
+    view, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "a.html"
+    assert view.to_html(path) is None, "a cell that ends with it would show all of the page"
+    assert capsys.readouterr().out == f"{path}: 0.1 MB\n"
+    monkeypatch.setattr(display, "BIG", 0.3)
+    values = [[1.0] * 3000]
+    layers = {"one": values, "two": values}
+    long = TokenView(group(rollout([0] * 3000)), TEXTS.__getitem__, layers=layers)
+    long.to_html(path)
+    assert capsys.readouterr().out.endswith(
+        f"{path.stat().st_size / 1e6:.1f} MB (layers=['one'] makes it smaller)\n"
+    )
+    whole = path.stat().st_size
+    long.to_html(path, layers=["one"])
+    assert path.stat().st_size < whole / 2 and "two" not in path.read_text()
+    with pytest.raises(WorkbenchError, match="there is no layer 'three'; there are one, two"):
+        long.to_html(path, layers=["three"])
+    displayed(long)
+    assert re.fullmatch(
+        r"This adds \d+\.\d MB \(a group of fewer rollouts makes it smaller\) to the notebook.\n",
+        capsys.readouterr().out,
+    )
+
+
 def test_the_page_and_the_picture_are_written(view, tmp_path):
     view.to_html(tmp_path / "a.html")
     text = (tmp_path / "a.html").read_text(encoding="utf-8")
@@ -377,10 +405,9 @@ def test_the_page_and_the_picture_are_written(view, tmp_path):
         and view.to_html() in text
     )
     view.failure_point = 1
-    assert (
-        view.to_png(tmp_path / "a.png") == (tmp_path / "a.png").read_bytes()
-        and view.to_png()[:8] == b"\x89PNG\r\n\x1a\n"
-    )
+    view.to_png(tmp_path / "a.png")
+    assert view.to_png() == (tmp_path / "a.png").read_bytes()
+    assert view.to_png()[:8] == b"\x89PNG\r\n\x1a\n"
     from matplotlib.image import imread
 
     pixels = {

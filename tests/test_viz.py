@@ -143,6 +143,14 @@ def test_white_space_and_direction_marks_are_made_visible():
     assert texts.visible("é😀שלום") == "é😀שלום"
 
 
+def test_joiners_are_marked_only_where_nothing_is_joined():
+    for ordinary in ("👩\u200d👩\u200d👧", "می\u200cخواهم", "क्\u200dष"):
+        assert texts.visible(ordinary) == texts.prose(ordinary) == ordinary
+    assert texts.visible("a\u200db\u200c") == "a⟨U+200D⟩b⟨U+200C⟩"
+    assert texts.prose("pass\u200cword 👩\u200d") == "pass⟨U+200C⟩word 👩⟨U+200D⟩"
+    assert texts.visible("\u202e\u200d\u202c") == "⟨U+202E⟩⟨U+200D⟩⟨U+202C⟩"
+
+
 def test_ordinary_spaces_stay_and_odd_ones_are_marked():
     pieces = ["so", " 1", " ", "+", "  2", "\n", " a", " ", "\u00a0"]
     shown = texts.Written.of(range(len(pieces)), pieces.__getitem__).shown()

@@ -50,7 +50,6 @@ def main(args: argparse.Namespace) -> None:
     print(summary(groups))
     if args.html:
         _write_page(args, policy, groups)
-        print(f"The tokens are in {args.html}")
     if args.locators:
         print(scores(policy, groups))
     if args.out:
@@ -103,7 +102,7 @@ def scores(policy, groups) -> str:
 
 def _write_page(args: argparse.Namespace, policy, groups) -> None:
     from workbench.methods import find
-    from workbench.records import write_atomic
+    from workbench.viz.display import write
     from workbench.viz.page import Section, page
 
     methods = {name.upper(): find(name)() for name in args.methods.split(",")}
@@ -111,7 +110,8 @@ def _write_page(args: argparse.Namespace, policy, groups) -> None:
         Section(group.problem.id, _section(policy, group, groups.task, methods))
         for group in groups[: args.groups]
     ]
-    write_atomic(args.html, page(f"Rollouts of {args.file.name}", summary(groups), sections))
+    text = page(f"Rollouts of {args.file.name}", summary(groups), sections)
+    write(args.html, text.encode(), "fewer --groups")
 
 
 def _section(policy, group: Group, task, methods) -> str:

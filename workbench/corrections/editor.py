@@ -138,10 +138,11 @@ class Draft:
         """By method: [T] the credit of each rollout of ``group``, if this is the whole batch."""
         learner = self.desk.learner
         learner = FrozenLearner(learner) if isinstance(learner, Policy) else learner
-        return {
-            name: realised_credit(learner, self.group, method.for_task(self.desk.task)).credit
-            for name, method in self.desk.methods.items()
-        }
+        with learner.policy.remembering({}):  # each rollout is read once for all methods
+            return {
+                name: realised_credit(learner, self.group, method.for_task(self.desk.task)).credit
+                for name, method in self.desk.methods.items()
+            }
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -91,21 +91,31 @@ def inspect_group(
     """
     learner = FrozenLearner(learner) if isinstance(learner, Policy) else learner
     rollouts = group.rollouts
-    by_student = token_stats(learner.policy, [r.prompt_ids for r in rollouts], rollouts, k)
-    by_teacher = _teacher_stats(learner, group, _self_teacher(methods, show), teacher, k)
-    deltas = []
-    for student, read in zip(by_student, by_teacher):
-        nothing = np.full_like(student.logprobs, np.nan)
-        deltas.append(nothing if read is None else read.logprobs - student.logprobs)
-    layers = {"delta": tuple(deltas)}
-    # a bar for those who wait: of a real model on a CPU each method takes a minute
-    for name, method in tqdm(methods.items(), "credit", delay=5, leave=False, unit="method"):
-        realised = realised_credit(learner, group, method.for_task(task))
-        layers[f"{name} credit"] = realised.credit
-        for channel, numbers in realised.channels.items():
-            layers[f"{name} {channel}"] = numbers
+    # the policy reads each rollout once for itself and all methods; a bar for those who wait
+    with (
+        learner.policy.remembering({}),
+        tqdm(total=2 + len(methods), desc="reading", delay=2, leave=False, unit="pass") as bar,
+    ):
+        by_student = token_stats(learner.policy, [r.prompt_ids for r in rollouts], rollouts, k)
+        bar.update()
+        by_teacher = _teacher_stats(learner, group, _self_teacher(methods, show), teacher, k)
+        bar.update()
+        layers = {"delta": tuple(map(_delta, by_student, by_teacher))}
+        for name, method in methods.items():
+            realised = realised_credit(learner, group, method.for_task(task))
+            layers[f"{name} credit"] = realised.credit
+            for channel, numbers in realised.channels.items():
+                layers[f"{name} {channel}"] = numbers
+            bar.update()
     first_errors = tuple(task.first_error(group.problem, r.text) for r in rollouts)
     return Inspection(group, layers, tuple(by_student), by_teacher, first_errors)
+
+
+def _delta(student: TokenStats, teacher: TokenStats | None) -> np.ndarray:
+    """[T] teacher minus student log-prob; NaN without a teacher."""
+    if teacher is None:
+        return np.full_like(student.logprobs, np.nan)
+    return teacher.logprobs - student.logprobs
 
 
 def _teacher_stats(

@@ -152,8 +152,21 @@ def states(policy: Policy, packed: Packed) -> Tensor:
 
     Over the policy's temperature: what its products with the head say is said at that.
     """
-    hidden = _states(policy, packed)
+    if policy.memory is None or torch.is_grad_enabled() or not policy.gathered:
+        hidden = _states(policy, packed)
+    else:
+        hidden = _remembered(policy, packed, policy.memory)
     return hidden if policy.temperature == 1 else hidden / policy.temperature
+
+
+def _remembered(policy: Policy, packed: Packed, memory: dict[Row, Tensor]) -> Tensor:
+    """``_states``, where only rows that are not in the memory are read."""
+    new = [row for row in dict.fromkeys(packed.rows) if row not in memory]
+    if new:
+        hidden = _states(policy, pack(new, policy.pad_id, packed.mask.device))
+        lengths = [len(completion) for _, completion in new]
+        memory.update(zip(new, hidden.split(lengths)))
+    return torch.cat([memory[row] for row in packed.rows])
 
 
 def _states(policy: Policy, packed: Packed) -> Tensor:

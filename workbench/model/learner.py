@@ -162,7 +162,8 @@ class Learner:
 
         ``which``: ``"policy"``, ``"reference"`` (as loaded) or ``"teacher"`` (EMA).
         """
-        with self._exchanged(which):
+        memory = self.policy.memory if which == "policy" else None
+        with self._exchanged(which), self.policy.remembering(memory):
             yield self.policy
 
     def _exchanged(self, which: str) -> AbstractContextManager:

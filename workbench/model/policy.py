@@ -46,6 +46,7 @@ class Policy:
     # False: its weights are split over ranks (shard.py), and are only here while the modules'
     # forward passes gather them
     gathered = True
+    memory: dict | None = None  # of ``remembering``
 
     def __init__(
         self, model: nn.Module, tokenizer, name: str = "", template: Mapping | None = None
@@ -284,6 +285,19 @@ class Policy:
         if closing(opening) in text:
             return text
         return f"\n{closing(opening)}\n\n{text}"
+
+    @contextmanager
+    def remembering(self, memory: dict | None) -> Iterator[None]:
+        """A with block in which a row is read once: several methods ask the same of a group.
+
+        ``batch.states`` keeps in ``memory`` what it read without gradient. Nothing may change the
+        weights meanwhile; ``Learner.weights`` sees to it that others have no part in it.
+        """
+        before, self.memory = self.memory, memory
+        try:
+            yield
+        finally:
+            self.memory = before
 
     def hidden(self, input_ids: Tensor, **inputs) -> Tensor:
         """[B, S, D] last hidden states, ``scaled``."""

@@ -190,7 +190,9 @@ class Template:
     # ---- texts
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        # who asks looks at the length, and says so in a sentence
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return tuple(ids)
 
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a reply's text. None of them ends the turn; thoughts keep their marks."""

@@ -175,7 +175,8 @@ def table(record: dict) -> str:
     best_first = sorted(record["locators"].items(), key=lambda item: -item[1]["exact"][0])
     rows = []
     for name, row in best_first:
-        rates = ["{:.1%} [{:.1%}, {:.1%}]".format(*row[measure]) for measure in MEASURES]
+        # a narrow column breaks before an interval, not inside it
+        rates = ["{:.1%} [{:.1%},\N{NO-BREAK SPACE}{:.1%}]".format(*row[m]) for m in MEASURES]
         rows.append([name, *rates, f"{row['tokens']:.0f}"])
     record = {"scope": SCOPES["arithmetic"]} | record  # older ones have none
     return TEXT.format(

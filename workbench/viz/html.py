@@ -5,8 +5,9 @@ dotted line is a size without a sign, so nothing rests on colour alone. The scal
 robust. Tokens are what a model wrote: they are always escaped, and white space and control
 characters are made visible.
 
-Colours follow the system's light or dark setting, and JupyterLab's theme where there is one. Light
-colours are also on the elements themselves, for viewers that drop style sheets (GitHub).
+Colours follow the system's light or dark setting, and the theme of JupyterLab or VS Code where
+there is one. Light colours are also on the elements themselves, for viewers that drop style sheets
+(GitHub).
 """
 
 from __future__ import annotations
@@ -337,6 +338,6 @@ def _variables(theme: Theme, scheme: str) -> str:
 _THEMES = f"""
 .wb-heat{{{_variables(LIGHT, "light")}}}
 @media(prefers-color-scheme:dark){{.wb-heat{{{_variables(DARK, "dark")}}}}}
-[data-jp-theme-light="true"] .wb-heat{{{_variables(LIGHT, "light")}}}
-[data-jp-theme-light="false"] .wb-heat{{{_variables(DARK, "dark")}}}"""
+:is([data-jp-theme-light="true"],.vscode-light) .wb-heat{{{_variables(LIGHT, "light")}}}
+:is([data-jp-theme-light="false"],.vscode-dark) .wb-heat{{{_variables(DARK, "dark")}}}"""
 _RULES = Path(__file__).with_name("html.css").read_text(encoding="utf-8")

@@ -170,7 +170,8 @@ def _heading(axes: Axes, layer: Layer) -> None:
 
 
 def _write(axes: Axes, x: float, y: float, text: str, **how) -> None:
-    how = {"size": 10, "color": LIGHT.ink, "family": MONO, **how}
+    # the second has scripts that the first has not, such as Hebrew
+    how = {"size": 10, "color": LIGHT.ink, "family": [MONO, "DejaVu Sans"], **how}
     axes.text(x, y, text, va="center", parse_math=False, **how)
 
 

@@ -4,6 +4,7 @@ seen made visible.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,6 +16,9 @@ from workbench.spans import token_starts
 Decode = Callable[[int], str] | Any
 
 _WHITE_SPACE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+# joiners between two characters that a script with joiners, or an emoji, may have
+_BESIDE = r"[^\x00-\x7f\u200b-\u200f\u2028-\u202e\u2060-\u206f]"
+_JOINERS = re.compile(rf"(?<={_BESIDE})[\u200c\u200d](?={_BESIDE})")
 EMPTY = "∅"  # a token without text
 REST = "‥"  # a token that holds only the rest of a character
 
@@ -81,14 +85,22 @@ def visible(text: str) -> str:
     """Text with its white space, control and direction characters made visible (U+202E would turn
     the page around).
     """
-    return "".join(map(_mark, text)) or EMPTY
+    return "".join(_marked(text)) or EMPTY
 
 
 def prose(text: str) -> str:
     """Text to be read: spaces and line breaks as they are, other characters that cannot be seen
     made visible.
     """
-    return "".join(char if char in " \n" else _mark(char) for char in text)
+    return "".join(char if char in " \n" else mark for char, mark in zip(text, _marked(text)))
+
+
+def _marked(text: str) -> list[str]:
+    """Each character as it is shown. Joiners inside an emoji or a word of a script that has them
+    (Persian, Hindi) are a part of how it is written.
+    """
+    joiners = {match.start() for match in _JOINERS.finditer(text)}
+    return [char if i in joiners else _mark(char) for i, char in enumerate(text)]
 
 
 def _mark(char: str) -> str:

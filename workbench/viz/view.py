@@ -22,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from workbench.core import Group, Inspection, WorkbenchError, needed, refuse_if
-from workbench.records import Run, write_atomic
+from workbench.records import Run
 from workbench.viz import display, html, style, tokens
+from workbench.viz.display import FEWER
 from workbench.viz.layers import Values, all_layers, channel_of, step_of
 from workbench.viz.png import group_png
 from workbench.viz.texts import Decode, text_of, visible
@@ -214,25 +215,30 @@ class TokenView:
     def _layers(self, number: int) -> list[Layer]:
         return [Layer.of(channel_of(name), v) for name, v in self.layers[number].items()]
 
-    def _layer(self) -> Layer:
-        """The layer shown."""
-        return Layer.of(channel_of(self.layer), self.layers[self.group][self.layer])
+    def _layer(self, name: str) -> Layer:
+        layers = self.layers[self.group]
+        refuse_if(name not in layers, f"there is no layer {name!r}; there are {', '.join(layers)}")
+        return Layer.of(channel_of(name), layers[name])
 
     # ---- static: the group shown -----------------------------------------------------------------
 
-    def to_html(self, path: str | Path | None = None) -> str:
+    def to_html(self, path: str | Path | None = None, *, layers: Sequence[str] = ()) -> str | None:
         """The group as HTML that works without a script, the current layer first and the others
-        behind buttons. ``path``: also write it as a page.
+        behind buttons.
+
+        ``layers``: only those. ``path``: write it there, as a page, and say what it weighs.
         """
-        layers = self._layers(self.group)
-        figure = self._html(sorted(layers, key=lambda layer: layer.channel.name != self.layer))
-        if path is not None:
-            write_atomic(
-                Path(path),
-                '<!doctype html><html lang="en"><meta charset="utf-8">'
-                f"<title>Token view</title>{figure}</html>\n",
-            )
-        return figure
+        names = layers or sorted(self.layers[self.group], key=lambda name: name != self.layer)
+        figure = self._html([self._layer(name) for name in names])
+        if path is None:
+            return figure
+        page = (
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            f"<title>Token view</title>{figure}</html>\n"
+        )
+        smaller = f"layers=[{self.layer!r}]" if len(names) > 1 else FEWER
+        display.write(path, page.encode(), smaller)
+        return None
 
     def _html(self, layers: Sequence[Layer]) -> str:
         group = self.inspections[self.group].group
@@ -254,16 +260,17 @@ class TokenView:
                     marks[i, token.index] = ", ".join(word for word in words if words[word])
         return marks
 
-    def to_png(self, path: str | Path | None = None) -> bytes:
+    def to_png(self, path: str | Path | None = None) -> bytes | None:
         """The group in the current layer as a PNG, drawn by matplotlib.
 
-        ``path``: also write it there.
+        ``path``: write it there, and say what it weighs.
         """
         group = self.inspections[self.group].group
-        image = group_png(group, self._layer(), self._decode, self._marks())
-        if path is not None:
-            write_atomic(Path(path), image)
-        return image
+        image = group_png(group, self._layer(self.layer), self._decode, self._marks())
+        if path is None:
+            return image
+        display.write(path, image, FEWER)
+        return None
 
     def to_frame(self) -> pd.DataFrame:
         """One row a token of every group: where it is, its text, and its number in each layer."""
@@ -294,7 +301,7 @@ class TokenView:
     def _static(self) -> str:
         rollouts = self.inspections[self.group].group.rollouts
         small = sum(len(rollout.completion_ids) for rollout in rollouts) <= STATIC_TOKENS
-        return self.to_html() if small else self._html([self._layer()])
+        return self.to_html(layers=() if small else (self.layer,))
 
     def _ipython_display_(self) -> None:
         display.show(repr(self), self._static(), self._twin, lambda: self.widget, WorkbenchError)
