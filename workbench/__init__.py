@@ -47,6 +47,7 @@ _PLACES = {
     "workbench.methods.tapo": ("TAPO",),
     "workbench.methods.trapo": ("TRAPO",),
     "workbench.app.colab": ("setup",),
+    "workbench.app.choices": ("choose",),
     "workbench.training.run": (
         "TrainConfig",
         "fit",
@@ -66,6 +67,7 @@ _PLACES = {
     "workbench.corrections.export": ("as_dataset", "export_corrections", "export_groups"),
     "workbench.viz.tokens": ("Channel",),
     "workbench.viz.html": ("group_html",),
+    "workbench.viz.answers": ("answers_html",),
     "workbench.viz.live": ("LiveRun",),
     "workbench.viz.run_view": ("RunView",),
     "workbench.viz.view": ("TokenView",),

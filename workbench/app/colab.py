@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
-from importlib import metadata
+from contextlib import suppress
+from importlib import import_module, metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -65,6 +65,7 @@ def setup() -> None:
     if on_colab:
         os.chdir(ROOT / "notebooks")
         os.environ["PYTHONPATH"] = str(ROOT)
+        show_widgets()
     changed = install() if on_colab else []
     in_use = sorted(name for name in changed if name.replace("-", "_") in sys.modules)
     if in_use:
@@ -75,6 +76,15 @@ def setup() -> None:
     from workbench.app import doctor
 
     print(doctor.report() if on_colab else doctor.line())
+
+
+def show_widgets() -> None:
+    """Colab shows widgets that are not of ipywidgets itself, the views, only after this was said.
+
+    From then on it adds to every widget where its code comes from, also to one inside a box.
+    """
+    with suppress(ImportError, AttributeError):  # a stand-in for Colab
+        import_module("google.colab.output").enable_custom_widget_manager()
 
 
 def install(root: Path = ROOT) -> list[str]:
@@ -155,59 +165,3 @@ def met(requirement: Requirement) -> bool:
     """Is a version installed that it allows?"""
     version = installed(requirement.name)
     return bool(version) and requirement.specifier.contains(version, prereleases=True)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What fits a machine: the model, its teacher (another of its family), the task, and the sizes
-    of a step (``k`` rollouts a problem, ``rows`` in a micro-batch, ``lora`` the adapter's rank).
-    """
-
-    model: str
-    teacher: str
-    task: str
-    prompts: int
-    k: int
-    rows: int
-    steps: int
-    lora: int = 16
-
-
-SUMS = "gym:chain_sum,min_terms=2,max_terms=3,min_digits=1,max_digits=1,think=false,max_new=16"
-PRESETS = {
-    "cpu": Preset("smollm2", "", SUMS, prompts=4, k=4, rows=16, steps=2),
-    "t4": Preset(
-        "Qwen/Qwen2.5-0.5B-Instruct",
-        "Qwen/Qwen2.5-1.5B-Instruct",
-        "math:gsm8k,max_new=256",
-        prompts=8,
-        k=8,
-        rows=8,
-        steps=30,
-    ),
-    "a100": Preset(
-        "Qwen/Qwen3-0.6B",
-        "Qwen/Qwen3-1.7B",
-        "math:gsm8k,max_new=512",
-        prompts=16,
-        k=8,
-        rows=16,
-        steps=60,
-    ),
-}
-
-
-def preset(name: str | None = None) -> Preset:
-    """``cpu``, ``t4`` or ``a100``; without a name, by the GPU that is here (30 GiB or more are an
-    A100).
-    """
-    if name is None:
-        import torch
-
-        name = "cpu"
-        if torch.cuda.is_available():
-            gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-            name = "a100" if gib >= 30 else "t4"
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[name]

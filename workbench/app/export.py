@@ -37,18 +37,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    print(export(args.source, args.out, adapter=args.adapter, dtype=args.dtype, gguf=args.gguf))
+    if args.push:
+        _push(args.out, args.push)
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype: str = "bf16",
+    gguf: bool = False,
+) -> str:
+    """Write a run's policy, or a model, as one plain model into a new folder; what is there, in
+    words.
+
+    Raises WorkbenchError where ``out`` exists, and for a run that has left nothing.
+    """
     from workbench.model.adapters import merge
     from workbench.model.loading import load_policy
 
-    if args.out.exists():
-        raise WorkbenchError(f"{args.out} is there already: name another folder")
-    model, adapter, note = _source(args.source, args.adapter)
+    out = Path(out)
+    if out.exists():
+        raise WorkbenchError(f"{out} is there already: name another folder")
+    model, adapter, note = _source(str(source), adapter)
     policy = load_policy(model, adapter=adapter)
     merge(policy)
-    _write(policy, args.out, TYPES[args.dtype], args.gguf)
-    print(f"{model}{f' with {adapter} merged' if adapter else ''} is in {args.out}{note}")
-    if args.push:
-        _push(args.out, args.push)
+    _write(policy, out, TYPES[dtype], gguf)
+    return f"{model}{f' with {adapter} merged' if adapter else ''} is in {out}{note}"
 
 
 def _source(source: str, adapter: Path | None) -> tuple[str | Path, str | Path | None, str]:

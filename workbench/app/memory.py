@@ -340,16 +340,16 @@ def measure(learner, method: Method, task, rows: int = 8, prompts: int = 16) -> 
     return torch.cuda.max_memory_allocated()
 
 
-def report(model: str | Path, methods: Sequence[str], **sizes) -> str:
+def report(model: str | Path | nn.Module, methods: Sequence[str], **sizes) -> str:
     """A table: the smallest GPU that a step fits, and GiB at its peak there.
 
-    ``sizes``: the fields of ``StepSizes``.
+    ``model``: its name, or a ``skeleton``. ``sizes``: the fields of ``StepSizes``.
     """
     import pandas as pd
 
     from workbench.methods import find
 
-    net = skeleton(model)
+    net = model if isinstance(model, nn.Module) else skeleton(model)
     sizes = StepSizes(**sizes)
     rows = {}
     for name in methods:
