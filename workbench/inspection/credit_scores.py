@@ -70,20 +70,25 @@ def _sums(credit: RealisedCredit, truth: TrueCredit, task: Task, decode: Decode)
     c = np.nan_to_num(np.concatenate(credit.credit)).astype(float)
     first, second = np.concatenate(truth.halves, axis=1)
     advantage, error = (first + second) / 2, np.concatenate(truth.errors)
-    decisive = np.abs(advantage) > np.maximum(DECISIVE, 2 * error)
-    agree = decisive & (np.sign(c) == np.sign(advantage))
+    decides = decisive(advantage, error)
+    agree = decides & (np.sign(c) == np.sign(advantage))
     ranks = failure_ranks(credit, task, decode)
     return [
         c @ advantage,
         c @ c,
         first @ second,
         agree.sum(),
-        decisive.sum(),
-        np.abs(c[decisive]).sum(),
+        decides.sum(),
+        np.abs(c[decides]).sum(),
         np.abs(c).sum(),
         sum(ranks),
         len(ranks),
     ]
+
+
+def decisive(advantage: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Is A large, and surely so?"""
+    return np.abs(advantage) > np.maximum(DECISIVE, 2 * error)
 
 
 def failure_ranks(credit: RealisedCredit, task: Task, decode: Decode) -> list[float]:

@@ -5,6 +5,9 @@ model's own rollouts and on what the method adds to them; scores and their formu
 workbench/inspection/credit_scores.py. Nothing is trained.
 
     workbench credit --model data/organism/3m --teacher data/organism/teacher --out FILE
+
+With ``--keep`` the record also holds the rollouts themselves, with the truth and every method's
+credit of each token (credit_kept.py), so that they can be drawn without the model.
 """
 
 from __future__ import annotations
@@ -20,22 +23,32 @@ from pathlib import Path
 import numpy as np
 
 from workbench import methods as shipped
-from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates
+from workbench.core import (
+    Group,
+    Method,
+    Problem,
+    Task,
+    WorkbenchError,
+    coordinates,
+    refuse_if,
+)
 from workbench.inspection.credit import realised_credits
 from workbench.inspection.credit_scores import (
     DECISIVE,
     LENGTH,
+    decisive,
     gradient_scores,
     ideal_gradients,
     token_scores,
 )
-from workbench.inspection.true_credit import TrueCredit, expected_cost, true_credit
+from workbench.inspection.true_credit import CERTAIN, TrueCredit, expected_cost, true_credit
 from workbench.model.learner import Learner
 from workbench.model.loading import load_policy
 from workbench.options import add_flags, with_options
 from workbench.paths import ORGANISM
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
+from workbench.studies.credit_kept import Kept
 from workbench.tasks import load_task
 from workbench.training.update import update
 from workbench.viz.page import plain_table
@@ -51,12 +64,19 @@ QUICK = ("grpo", "sdpo", "sdpo:a=1")
 SCORES = ("cosine", "sign", "decisive", "rank", "gradient", "gain")
 
 
-def parse(words: Sequence[str]) -> dict[str, Method]:
-    """``NAME`` or ``NAME:key=value,key=value`` to a method, by what was written."""
+def parse(words: Sequence[str], k: int = 8) -> dict[str, Method]:
+    """``NAME`` or ``NAME:key=value,key=value`` to a method, by what was written.
+
+    ``k``: rollouts of each problem, of a method that compares several and was not told how many.
+    """
     parsed = {}
     for word in words:
-        name, _, options = word.partition(":")
-        parsed[word] = with_options(shipped.find(name), options.split(",") if options else (), name)
+        name, _, written = word.partition(":")
+        kind = shipped.find(name)
+        options = written.split(",") if written else []
+        if getattr(kind, "k", 1) > 1:
+            options.insert(0, f"k={k}")
+        parsed[word] = with_options(kind, options, name)
     return parsed
 
 
@@ -70,12 +90,14 @@ def measure(
     samples: int = 32,
     seed: int = 0,
     error: float | None = None,
+    certain: float = CERTAIN,
+    keep: bool = False,
     says=print,
 ) -> dict[str, object]:
     """The whole table as plain data: {"methods": {name: {score: [value, low, high]}}, ...}.
 
     A method that cannot sample here (no solutions to show, no stronger model) is left out, and
-    said.
+    said. ``error``, ``certain``: true_credit.py; ``keep``: credit_kept.py.
     """
     began = time.perf_counter()
     methods = {name: method.for_task(task) for name, method in methods.items()}
@@ -88,22 +110,26 @@ def measure(
         except WorkbenchError as missing:
             says(f"{name} is left out: {missing}")
     every = list(chain.from_iterable(groups.values()))
-    says(f"true credit: about {expected_cost(every, samples):,} tokens")
-    truths = iter(true_credit(learner.policy, task, every, samples, seed, error=error))
+    says(f"true credit: about {expected_cost(every, samples, certain):,} tokens")
+    truths = iter(
+        true_credit(learner.policy, task, every, samples, seed, error=error, certain=certain)
+    )
     by_method = {name: [next(truths) for _ in part] for name, part in groups.items()}
     says(f"measured in {time.perf_counter() - began:.0f} s")
     ideal = ideal_gradients(learner, by_method[""])
-    rows = {}
+    rows, kept = {}, Kept(by_method[""], learner.policy)
     for name, method in methods.items():
         if name not in groups:
             continue
         credits = realised_credits(learner, groups[name], method)
         rows[name] = token_scores(credits, by_method[name], task, learner.policy.decode)
         rows[name] |= gradient_scores(learner, method, groups[name], ideal)
+        kept.add(name, credits)
         says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
     cost = sum(truth.cost for truth in chain.from_iterable(by_method.values()))
     facts = {"tokens": cost, "seconds": time.perf_counter() - began}
-    return {**facts, **_facts(own, by_method[""]), "methods": rows}
+    more = {"kept": kept.rows} if keep else {}
+    return {**facts, **_facts(own, by_method[""]), "methods": rows, **more}
 
 
 def while_learning(
@@ -135,7 +161,7 @@ def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, f
     return {
         "correct": float(np.mean([r.verdict.correct for g in groups for r in g.rollouts])),
         "error": float(np.sqrt(np.mean(errors**2))),
-        "decisive_tokens": float(np.mean(np.abs(advantage) > np.maximum(DECISIVE, 2 * errors))),
+        "decisive_tokens": float(np.mean(decisive(advantage, errors))),
     }
 
 
@@ -150,7 +176,8 @@ def table(record: Mapping) -> str:
     )
     feet = (
         f"cosine, sign, decisive, rank: of tokens (|A| > {DECISIVE}: decisive); gradient, gain: of "
-        f"parameters (a step of length {LENGTH}). Formulas: workbench/inspection/credit_scores.py"
+        f"parameters (a step of length {LENGTH}); none: nothing said, or too little truth to tell "
+        f"from its noise. Formulas: workbench/inspection/credit_scores.py"
     )
     return f"{head}\n\n{plain_table(['method', *SCORES], rows)}\n\n{feet}"
 
@@ -172,17 +199,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--after", nargs="+", type=int, default=[0], help="updates of GRPO before it is scored"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the tokens and their numbers in the record, too"
+    )
     parser.add_argument("--quick", action="store_true", help="three methods, 2 x 4 rollouts")
     add_flags(
         parser,
         model=str(ORGANISM / "3m"),
+        adapter=("", "a peft adapter on the model"),
         task="arithmetic",
         teacher=("", "a stronger model with the same tokenizer, for methods that learn from one"),
+        teacher_adapter=("", "a peft adapter on the teacher"),
         split="validation",
         groups=8,
         k=(8, "rollouts of each problem"),
         samples=(32, "continuations of each prefix"),
         error=(0.0, "where values differ, continue until A is known to this; 0: no more"),
+        certain=(CERTAIN, "no continuations before a token that is as likely as 1 less this"),
         seed=0,
         lora=(0, "rank of an adapter whose gradient is compared; 0: all weights"),
     )
@@ -191,22 +224,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.quick:
         args.groups, args.k, args.samples = 2, 4, 8
-    methods = parse(args.methods or (QUICK if args.quick else ALL))
-    expert = load_policy(args.teacher, frozen=True) if args.teacher else None
-    task = load_task(args.task)
-    learner = Learner(
-        load_policy(args.model, frozen=bool(args.lora)), lora=args.lora, expert=expert
-    )
+    methods = parse(args.methods or (QUICK if args.quick else ALL), args.k)
+    task, learner = load_task(args.task), _learner(args)
     problems = task.problems(args.split, args.groups, args.seed)
-    amounts = {"k": args.k, "samples": args.samples, "seed": args.seed}
-    how = {"problems": problems, **amounts, "error": args.error or None}
+    amounts = {"k": args.k, "samples": args.samples, "seed": args.seed, "certain": args.certain}
+    how = {"problems": problems, **amounts, "error": args.error or None, "keep": args.keep}
     stages = while_learning(learner, task, sorted(args.after), methods, **how)
     what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
     more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
+    for name in ("adapter", "teacher_adapter"):
+        if getattr(args, name):
+            more[name] = Path(getattr(args, name)).name
     record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
     print(table(record))
+
+
+def _learner(args: argparse.Namespace) -> Learner:
+    refuse_if(
+        args.teacher_adapter and not args.teacher,
+        "--teacher-adapter wants a --teacher to put it on",
+    )
+    expert = None
+    if args.teacher:
+        expert = load_policy(args.teacher, adapter=args.teacher_adapter or None, frozen=True)
+    policy = load_policy(args.model, adapter=args.adapter or None, frozen=bool(args.lora))
+    return Learner(policy, lora=args.lora, expert=expert)
 
 
 def read(path: str | Path) -> dict:

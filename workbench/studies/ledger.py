@@ -33,7 +33,7 @@ from workbench.paths import RECORDS
 from workbench.viz.curves import evaluations
 
 
-def _records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
+def read_records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
     """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed.
 
     Its metrics are a frame under "metrics".
@@ -61,7 +61,7 @@ def _evaluation(path: Path, changed: int) -> dict:
 
 def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
     """The seeds of which every one of ``arms`` has a record."""
-    cells = _records(root).keys()
+    cells = read_records(root).keys()
     seeds = {seed for _, _, seed in cells}
     for arm in arms:
         seeds &= {seed for name, size, seed in cells if (name, size) == (arm, model)}
@@ -80,7 +80,7 @@ def cells(root: Path = RECORDS) -> pd.DataFrame:
     nothing was trained. tokens: what the policy generated in training; updates, seconds: what the
     whole cell took.
     """
-    return pd.DataFrame([_cell(record) for record in _records(root).values()])
+    return pd.DataFrame([_cell(record) for record in read_records(root).values()])
 
 
 def _cell(record: Mapping) -> dict:
@@ -143,7 +143,7 @@ def curves(
     """
     rows = []
     for arm in dict.fromkeys(arms):
-        for (name, size, seed), record in _records(root).items():
+        for (name, size, seed), record in read_records(root).items():
             if (name, size) == (arm, model) and len(record["metrics"]):
                 for point in _curve(record["metrics"], watched):
                     rows.append((arm, seed, *point))
@@ -202,7 +202,7 @@ def differences(
     seeds = shared_seeds((a, b), model, root)
     if not seeds:
         raise WorkbenchError(f"no seed has records of both {a} and {b} ({model})")
-    records = _records(root)
+    records = read_records(root)
     by_seed = []
     for seed in seeds:
         of_a = measured(records[a, model, seed], measure)
@@ -245,7 +245,7 @@ def reflection_rates(
     Pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
     one of the arms solves sometimes and not always (the paper's DSR and ERR).
     """
-    records = _records(root)
+    records = read_records(root)
     arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
     if seeds is None:
         seeds = shared_seeds(arms, model, root)
