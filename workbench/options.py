@@ -89,6 +89,4 @@ def add_flags(parser: ArgumentParser, **defaults: Any) -> None:
     """``--name`` for each, read as the type of its default; a pair is a default and its help."""
     for name, default in defaults.items():
         value, text = default if isinstance(default, tuple) else (default, None)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=type(value), default=value, help=text
-        )
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=text)

@@ -7,7 +7,7 @@ holds them under "kept", a row a problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -75,6 +75,12 @@ class KeptGroup:
         truth, errors = _arrays(row["truth"]), _arrays(row["errors"])
         return cls(group_from_dict(row), truth, errors, credit, words.__getitem__)
 
+    def of_attempt(self, place: int) -> dict[str, tuple[Group, list[np.ndarray]]]:
+        """One attempt for ``viz.png.credit_columns``: "the truth" first, then every method."""
+        group = replace(self.group, rollouts=(self.group.rollouts[place],))
+        rows = {"the truth": self.truth, **self.credit}
+        return {name: (group, [of[place]]) for name, of in rows.items()}
+
     def wrong_turn(self) -> int | None:
         """The first wrong attempt with a token that surely lost much, in a group with a right one.
 
@@ -95,6 +101,9 @@ def _arrays(rows: Sequence[Sequence[float | None]]) -> Rows:
 
 def wrong_turns(record: Mapping) -> list[tuple[KeptGroup, int]]:
     """Of each problem that has one the group and the place of its ``wrong_turn``, in order."""
-    groups = map(KeptGroup.of, record["kept"])
-    pairs = [(group, group.wrong_turn()) for group in groups]
-    return [(group, place) for group, place in pairs if place is not None]
+    pairs = []
+    for kept in map(KeptGroup.of, record["kept"]):
+        place = kept.wrong_turn()
+        if place is not None:
+            pairs.append((kept, place))
+    return pairs

@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -61,22 +62,25 @@ ALL = (
     *("sdpo:a=1,onset=true", "credit", *SIGNS),
 )
 QUICK = ("grpo", "sdpo", "sdpo:a=1")
-SCORES = ("cosine", "sign", "decisive", "rank", "gradient", "gain")
+OF_PARAMETERS = ("gradient", "gain")
+SCORES = ("cosine", "sign", "decisive", "rank", *OF_PARAMETERS)
 
 
 def parse(words: Sequence[str], k: int = 8) -> dict[str, Method]:
     """``NAME`` or ``NAME:key=value,key=value`` to a method, by what was written.
 
-    ``k``: rollouts of each problem, of a method that compares several and was not told how many.
+    ``k``: rollouts of each problem, for a method that compares several, was not told how many, and
+    does not need more.
     """
     parsed = {}
     for word in words:
         name, _, written = word.partition(":")
         kind = shipped.find(name)
         options = written.split(",") if written else []
-        if getattr(kind, "k", 1) > 1:
-            options.insert(0, f"k={k}")
         parsed[word] = with_options(kind, options, name)
+        if getattr(kind, "k", 1) > 1:
+            with suppress(WorkbenchError):
+                parsed[word] = with_options(kind, [f"k={k}", *options], name)
     return parsed
 
 
@@ -92,12 +96,14 @@ def measure(
     error: float | None = None,
     certain: float = CERTAIN,
     keep: bool = False,
+    parameters: bool = True,
     says=print,
 ) -> dict[str, object]:
     """The whole table as plain data: {"methods": {name: {score: [value, low, high]}}, ...}.
 
     A method that cannot sample here (no solutions to show, no stronger model) is left out, and
-    said. ``error``, ``certain``: true_credit.py; ``keep``: credit_kept.py.
+    said. ``error``, ``certain``: true_credit.py; ``keep``: credit_kept.py. Without ``parameters``
+    the scores of gradients are NaN.
     """
     began = time.perf_counter()
     methods = {name: method.for_task(task) for name, method in methods.items()}
@@ -116,14 +122,16 @@ def measure(
     )
     by_method = {name: [next(truths) for _ in part] for name, part in groups.items()}
     says(f"measured in {time.perf_counter() - began:.0f} s")
-    ideal = ideal_gradients(learner, by_method[""])
+    ideal = ideal_gradients(learner, by_method[""]) if parameters else None
     rows, kept = {}, Kept(by_method[""], learner.policy)
     for name, method in methods.items():
         if name not in groups:
             continue
         credits = realised_credits(learner, groups[name], method)
         rows[name] = token_scores(credits, by_method[name], task, learner.policy.decode)
-        rows[name] |= gradient_scores(learner, method, groups[name], ideal)
+        rows[name] |= dict.fromkeys(OF_PARAMETERS, (np.nan,) * 3)
+        if parameters:
+            rows[name] |= gradient_scores(learner, method, groups[name], ideal)
         kept.add(name, credits)
         says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
     cost = sum(truth.cost for truth in chain.from_iterable(by_method.values()))
@@ -195,6 +203,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME[:KEY=VALUE,...]", help="all, where none is named"
     )
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
+    parser.add_argument("--teacher-adapter", type=Path, help="a peft adapter to put on the teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/credit.json"))
     parser.add_argument(
         "--after", nargs="+", type=int, default=[0], help="updates of GRPO before it is scored"
@@ -202,14 +212,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", action="store_true", help="leave the tokens and their numbers in the record, too"
     )
+    parser.add_argument(
+        "--tokens-only",
+        action="store_true",
+        help="leave the scores of gradients out, which cost a large model most",
+    )
     parser.add_argument("--quick", action="store_true", help="three methods, 2 x 4 rollouts")
     add_flags(
         parser,
         model=str(ORGANISM / "3m"),
-        adapter=("", "a peft adapter on the model"),
         task="arithmetic",
         teacher=("", "a stronger model with the same tokenizer, for methods that learn from one"),
-        teacher_adapter=("", "a peft adapter on the teacher"),
         split="validation",
         groups=8,
         k=(8, "rollouts of each problem"),
@@ -229,12 +242,13 @@ def main(args: argparse.Namespace) -> None:
     problems = task.problems(args.split, args.groups, args.seed)
     amounts = {"k": args.k, "samples": args.samples, "seed": args.seed, "certain": args.certain}
     how = {"problems": problems, **amounts, "error": args.error or None, "keep": args.keep}
+    how["parameters"] = not args.tokens_only
     stages = while_learning(learner, task, sorted(args.after), methods, **how)
     what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
     more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
     for name in ("adapter", "teacher_adapter"):
         if getattr(args, name):
-            more[name] = Path(getattr(args, name)).name
+            more[name] = getattr(args, name).name
     record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
@@ -248,8 +262,8 @@ def _learner(args: argparse.Namespace) -> Learner:
     )
     expert = None
     if args.teacher:
-        expert = load_policy(args.teacher, adapter=args.teacher_adapter or None, frozen=True)
-    policy = load_policy(args.model, adapter=args.adapter or None, frozen=bool(args.lora))
+        expert = load_policy(args.teacher, adapter=args.teacher_adapter, frozen=True)
+    policy = load_policy(args.model, adapter=args.adapter, frozen=bool(args.lora))
     return Learner(policy, lora=args.lora, expert=expert)
 
 
