@@ -107,37 +107,39 @@ def measure(
     """
     began = time.perf_counter()
     methods = {name: method.for_task(task) for name, method in methods.items()}
-    where = (seed, "credit")
-    own = sample_groups(learner.policy, task, problems, k, where)
-    groups = {"": own}
+    groups = {"": sample_groups(learner.policy, task, problems, k, (seed, "credit"))}
+    groups |= _sampled(learner, task, methods, problems, (seed, "credit"), says)
+    every = list(chain.from_iterable(groups.values()))
+    says(f"true credit: about {expected_cost(every, samples, certain):,} tokens")
+    measured = true_credit(learner.policy, task, every, samples, seed, error=error, certain=certain)
+    says(f"measured in {time.perf_counter() - began:.0f} s")
+    ordered = iter(measured)
+    truths = {name: [next(ordered) for _ in part] for name, part in groups.items()}
+    ideal = ideal_gradients(learner, truths[""]) if parameters else None
+    rows, kept = {}, Kept(truths[""], learner.policy)
+    for name in filter(groups.get, methods):
+        credits = realised_credits(learner, groups[name], methods[name])
+        rows[name] = token_scores(credits, truths[name], task, learner.policy.decode)
+        rows[name] |= dict.fromkeys(OF_PARAMETERS, (np.nan,) * 3)
+        if parameters:
+            rows[name] |= gradient_scores(learner, methods[name], groups[name], ideal)
+        kept.add(name, credits)
+        says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
+    cost = sum(truth.cost for truth in measured)
+    facts = {"tokens": cost, "seconds": time.perf_counter() - began}
+    more = {"kept": kept.rows} if keep else {}
+    return {**facts, **_facts(groups[""], truths[""]), "methods": rows, **more}
+
+
+def _sampled(learner, task, methods, problems, where, says) -> dict[str, list[Group]]:
+    """The groups of each method that can sample here."""
+    groups = {}
     for name, method in methods.items():
         try:
             groups[name] = method.sample(learner, task, list(problems), where)
         except WorkbenchError as missing:
             says(f"{name} is left out: {missing}")
-    every = list(chain.from_iterable(groups.values()))
-    says(f"true credit: about {expected_cost(every, samples, certain):,} tokens")
-    truths = iter(
-        true_credit(learner.policy, task, every, samples, seed, error=error, certain=certain)
-    )
-    by_method = {name: [next(truths) for _ in part] for name, part in groups.items()}
-    says(f"measured in {time.perf_counter() - began:.0f} s")
-    ideal = ideal_gradients(learner, by_method[""]) if parameters else None
-    rows, kept = {}, Kept(by_method[""], learner.policy)
-    for name, method in methods.items():
-        if name not in groups:
-            continue
-        credits = realised_credits(learner, groups[name], method)
-        rows[name] = token_scores(credits, by_method[name], task, learner.policy.decode)
-        rows[name] |= dict.fromkeys(OF_PARAMETERS, (np.nan,) * 3)
-        if parameters:
-            rows[name] |= gradient_scores(learner, method, groups[name], ideal)
-        kept.add(name, credits)
-        says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
-    cost = sum(truth.cost for truth in chain.from_iterable(by_method.values()))
-    facts = {"tokens": cost, "seconds": time.perf_counter() - began}
-    more = {"kept": kept.rows} if keep else {}
-    return {**facts, **_facts(own, by_method[""]), "methods": rows, **more}
+    return groups
 
 
 def while_learning(
@@ -176,7 +178,7 @@ def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, f
 def table(record: Mapping) -> str:
     """The record in words: best cosine first, 95 % intervals over problems."""
     best_first = sorted(record["methods"].items(), key=lambda row: -_or_least(row[1]["cosine"][0]))
-    rows = [[name, *(_shown(row[score]) for score in SCORES)] for name, row in best_first]
+    rows = [[name, *(shown(row[score]) for score in SCORES)] for name, row in best_first]
     head = (
         f"{record['groups']} problems x {record['k']} rollouts, {record['samples']} continuations "
         f"a prefix; {record['decisive_tokens']:.1%} of the tokens are decisive, mean error of A "
@@ -194,7 +196,8 @@ def _or_least(value: float) -> float:
     return value if np.isfinite(value) else -np.inf
 
 
-def _shown(score: Sequence[float]) -> str:
+def shown(score: Sequence[float]) -> str:
+    """A value with its interval; "none" where it is not defined."""
     value, low, high = score
     return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "none"
 
