@@ -23,7 +23,7 @@ from workbench.rollouts.sampling import Sample, sample_groups
 from workbench.studies import credit_table, teacher_lead
 from workbench.studies.arms import GRID, TRUTH
 from workbench.studies.cell import kind_of
-from workbench.studies.credit_kept import KeptGroup
+from workbench.studies.credit_kept import KeptGroup, wrong_turns
 from workbench.studies.credit_table import ALL, QUICK, SIGNS
 from workbench.tasks import load_task
 from workbench.tasks.prompts import FEEDBACK, SOLUTION
@@ -183,6 +183,21 @@ def test_the_attempt_that_is_drawn_is_chosen_by_its_rule():
     assert kept(wrong, [little, lost, lost, lost], [sure, noisy, sure, sure]).wrong_turn() == 2
     assert kept(wrong, [little] * 3 + [lost], [sure] * 4).wrong_turn() is None
     assert kept(right, [lost] * 2, [sure] * 2).wrong_turn() is None  # nobody was right
+
+
+def test_the_english_record_holds_what_its_picture_draws():
+    record = credit_table.read(DATA / "true_credit" / "words.json")
+    kept, place = wrong_turns(record)[0]
+    attempt = kept.group.rollouts[place]
+    assert not attempt.verdict.correct and kept.group.rewards.any()
+    assert "".join(map(kept.decode, attempt.completion_ids)).startswith(attempt.text)
+    # A sums to the reward, 0, less a chance
+    assert -1 <= kept.truth[place].sum() <= 0 and kept.truth[place].min() < -0.2
+    columns = kept.of_attempt(place)
+    assert list(columns) == ["the truth", *record["methods"]] and len(columns) >= 4
+    for group, rows in columns.values():
+        assert group.rollouts == (attempt,)
+        assert len(rows) == 1 and len(rows[0]) == len(attempt.completion_ids)
 
 
 def test_the_order_of_methods_holds_on_other_problems():
