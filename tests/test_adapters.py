@@ -471,6 +471,8 @@ def test_sft_then_reinforcement_learning_then_a_file(tmp_path, capsys):
         ["discover", "--out", "{out}", "--task", "arithmetic"],
         ["locators", "--out", "{out}"],
         ["rescue", "--out", "{out}", "--teacher", str(ORGANISM / "0.4m")],
+        ["credit", "--out", "{out}"],
+        ["lead", "--out", "{out}"],
         ["doctor"],
     ],
     ids=lambda words: words[0],

@@ -374,6 +374,31 @@ def test_scores_do_not_depend_on_the_order_of_groups():
         np.testing.assert_allclose(score[0], other[name][0], rtol=1e-12)
 
 
+def test_the_intervals_of_the_cosine_cover():
+    """In repeated draws of 16 problems they hold that of all problems, about 9 times in 10."""
+    rng = np.random.default_rng(0)
+    attempt = toys.rollout(48)
+    group = Group(toys.QUESTION, (attempt,))
+
+    def problem() -> tuple[RealisedCredit, TrueCredit]:
+        a = (
+            1.5 * rng.gamma(8) / 8 * rng.standard_normal(48)
+        )  # problems differ in how much is at stake
+        halves = a + 0.3 * rng.standard_normal((2, 48))
+        values = np.cumsum(np.pad(halves, ((0, 0), (1, 0))), axis=1)
+        credit = RealisedCredit(group, (a + rng.standard_normal(48),), {})
+        return credit, TrueCredit(group, (values,), (np.full(48, 0.2),), 0)
+
+    square = 1.5**2 * (8 + 8**2) / 8**2  # of A in the mean; the credit's noise adds 1
+    expected = np.sqrt(square / (square + 1))
+    inside = []
+    for _ in range(100):
+        credits, truths = zip(*(problem() for _ in range(16)))
+        _, low, high = token_scores(credits, truths, TASK, POLICY.decode)["cosine"]
+        inside.append(low <= expected <= high)
+    assert 0.83 < np.mean(inside) < 0.99
+
+
 def test_the_rank_of_the_first_wrong_step():
     """Steps "1\\n", "22\\n", "3": the second is the wrong one."""
     ids = POLICY.completion_ids("1\n22\n3")

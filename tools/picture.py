@@ -1,15 +1,23 @@
-"""Draw the README's picture, data/examples/readme.png: python tools/picture.py
+"""Draw the README's pictures: python tools/picture.py [words]
 
-One question, and the credit that every method gives to its tokens, beside what would have been
-right: the true credit, from the policy's own continuations of every prefix. Beside a method's name
-the cosine of the two over its whole group. The question is the first validation problem on which
-every method has something to say: some attempts right and some wrong, so that TAPO writes
-corrections and TRAPO lends a beginning.
+data/examples/readme.png. One question, and the credit that every method gives to its tokens, beside
+what would have been right: the true credit, from the policy's own continuations of every prefix.
+Beside a method's name the cosine of the two over its whole group. The question is the first
+validation problem on which every method has something to say: some attempts right and some wrong,
+so that TAPO writes corrections and TRAPO lends a beginning.
+
+data/examples/words.png, with ``words``. One wrong answer in English, the truth and what each method
+says, out of the committed record: no model is loaded. It is the first that ``wrong_turn``
+(workbench/studies/credit_kept.py) finds. Beside a method's name its cosine over all problems of
+the record.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+
+from matplotlib.figure import Figure
 
 from workbench.inspection.credit import RealisedCredit, comparable_rollouts, credit_by_method
 from workbench.inspection.credit_scores import token_scores
@@ -25,6 +33,8 @@ from workbench.methods.trapo import TRAPO
 from workbench.model.learner import FrozenLearner
 from workbench.model.loading import load_policy
 from workbench.paths import DATA, ORGANISM, ROOT
+from workbench.studies.credit_kept import wrong_turns
+from workbench.studies.credit_table import read
 from workbench.tasks import load_task
 from workbench.viz.png import credit_columns
 
@@ -82,5 +92,18 @@ def as_credit(truth: TrueCredit) -> RealisedCredit:
     return RealisedCredit(truth.group, truth.advantage, {})
 
 
+def in_english() -> Figure:
+    """The picture of the record of English word problems."""
+    record = read(DATA / "true_credit" / "words.json")
+    kept, place = wrong_turns(record)[0]
+    rows = record["methods"].items()
+    notes = {name: f"cosine {row['cosine'][0]:.2f}" for name, row in rows}
+    columns = kept.of_attempt(place)
+    return credit_columns(columns, kept.decode, per_row=2, width=64, notes=notes)
+
+
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["words"]:
+        in_english().savefig(DATA / "examples" / "words.png", dpi=110)
+    else:
+        main()

@@ -20,7 +20,9 @@ gradient of the expected reward:
                problems than those that g is from
 
 The ``kl`` channel moves the whole vocabulary: its c is only the sampled part, its g all of it.
-Intervals resample problems. A rollout that a method leaves out has c = 0.
+Intervals resample problems, and of few they are narrow: in repeated draws of 8 those of the cosine
+held the value of all problems some 85 times in 100, of 16 some 91. A rollout that a method leaves
+out has c = 0.
 """
 
 from __future__ import annotations
@@ -70,20 +72,25 @@ def _sums(credit: RealisedCredit, truth: TrueCredit, task: Task, decode: Decode)
     c = np.nan_to_num(np.concatenate(credit.credit)).astype(float)
     first, second = np.concatenate(truth.halves, axis=1)
     advantage, error = (first + second) / 2, np.concatenate(truth.errors)
-    decisive = np.abs(advantage) > np.maximum(DECISIVE, 2 * error)
-    agree = decisive & (np.sign(c) == np.sign(advantage))
+    decides = decisive(advantage, error)
+    agree = decides & (np.sign(c) == np.sign(advantage))
     ranks = failure_ranks(credit, task, decode)
     return [
         c @ advantage,
         c @ c,
         first @ second,
         agree.sum(),
-        decisive.sum(),
-        np.abs(c[decisive]).sum(),
+        decides.sum(),
+        np.abs(c[decides]).sum(),
         np.abs(c).sum(),
         sum(ranks),
         len(ranks),
     ]
+
+
+def decisive(advantage: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Is A large, and surely so?"""
+    return np.abs(advantage) > np.maximum(DECISIVE, 2 * error)
 
 
 def failure_ranks(credit: RealisedCredit, task: Task, decode: Decode) -> list[float]:

@@ -5,6 +5,9 @@ model's own rollouts and on what the method adds to them; scores and their formu
 workbench/inspection/credit_scores.py. Nothing is trained.
 
     workbench credit --model data/organism/3m --teacher data/organism/teacher --out FILE
+
+With ``--keep`` the record also holds the rollouts themselves, with the truth and every method's
+credit of each token (credit_kept.py), so that they can be drawn without the model.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -20,22 +24,32 @@ from pathlib import Path
 import numpy as np
 
 from workbench import methods as shipped
-from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates
+from workbench.core import (
+    Group,
+    Method,
+    Problem,
+    Task,
+    WorkbenchError,
+    coordinates,
+    refuse_if,
+)
 from workbench.inspection.credit import realised_credits
 from workbench.inspection.credit_scores import (
     DECISIVE,
     LENGTH,
+    decisive,
     gradient_scores,
     ideal_gradients,
     token_scores,
 )
-from workbench.inspection.true_credit import TrueCredit, expected_cost, true_credit
+from workbench.inspection.true_credit import CERTAIN, TrueCredit, expected_cost, true_credit
 from workbench.model.learner import Learner
 from workbench.model.loading import load_policy
 from workbench.options import add_flags, with_options
 from workbench.paths import ORGANISM
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
+from workbench.studies.credit_kept import Kept
 from workbench.tasks import load_task
 from workbench.training.update import update
 from workbench.viz.page import plain_table
@@ -48,15 +62,25 @@ ALL = (
     *("sdpo:a=1,onset=true", "credit", *SIGNS),
 )
 QUICK = ("grpo", "sdpo", "sdpo:a=1")
-SCORES = ("cosine", "sign", "decisive", "rank", "gradient", "gain")
+OF_PARAMETERS = ("gradient", "gain")
+SCORES = ("cosine", "sign", "decisive", "rank", *OF_PARAMETERS)
 
 
-def parse(words: Sequence[str]) -> dict[str, Method]:
-    """``NAME`` or ``NAME:key=value,key=value`` to a method, by what was written."""
+def parse(words: Sequence[str], k: int = 8) -> dict[str, Method]:
+    """``NAME`` or ``NAME:key=value,key=value`` to a method, by what was written.
+
+    ``k``: rollouts of each problem, for a method that compares several, was not told how many, and
+    does not need more.
+    """
     parsed = {}
     for word in words:
-        name, _, options = word.partition(":")
-        parsed[word] = with_options(shipped.find(name), options.split(",") if options else (), name)
+        name, _, written = word.partition(":")
+        kind = shipped.find(name)
+        options = written.split(",") if written else []
+        parsed[word] = with_options(kind, options, name)
+        if getattr(kind, "k", 1) > 1:
+            with suppress(WorkbenchError):
+                parsed[word] = with_options(kind, [f"k={k}", *options], name)
     return parsed
 
 
@@ -70,40 +94,52 @@ def measure(
     samples: int = 32,
     seed: int = 0,
     error: float | None = None,
+    certain: float = CERTAIN,
+    keep: bool = False,
+    parameters: bool = True,
     says=print,
 ) -> dict[str, object]:
     """The whole table as plain data: {"methods": {name: {score: [value, low, high]}}, ...}.
 
     A method that cannot sample here (no solutions to show, no stronger model) is left out, and
-    said.
+    said. ``error``, ``certain``: true_credit.py; ``keep``: credit_kept.py. Without ``parameters``
+    the scores of gradients are NaN.
     """
     began = time.perf_counter()
     methods = {name: method.for_task(task) for name, method in methods.items()}
-    where = (seed, "credit")
-    own = sample_groups(learner.policy, task, problems, k, where)
-    groups = {"": own}
+    groups = {"": sample_groups(learner.policy, task, problems, k, (seed, "credit"))}
+    groups |= _sampled(learner, task, methods, problems, (seed, "credit"), says)
+    every = list(chain.from_iterable(groups.values()))
+    says(f"true credit: about {expected_cost(every, samples, certain):,} tokens")
+    measured = true_credit(learner.policy, task, every, samples, seed, error=error, certain=certain)
+    says(f"measured in {time.perf_counter() - began:.0f} s")
+    ordered = iter(measured)
+    truths = {name: [next(ordered) for _ in part] for name, part in groups.items()}
+    ideal = ideal_gradients(learner, truths[""]) if parameters else None
+    rows, kept = {}, Kept(truths[""], learner.policy)
+    for name in filter(groups.get, methods):
+        credits = realised_credits(learner, groups[name], methods[name])
+        rows[name] = token_scores(credits, truths[name], task, learner.policy.decode)
+        rows[name] |= dict.fromkeys(OF_PARAMETERS, (np.nan,) * 3)
+        if parameters:
+            rows[name] |= gradient_scores(learner, methods[name], groups[name], ideal)
+        kept.add(name, credits)
+        says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
+    cost = sum(truth.cost for truth in measured)
+    facts = {"tokens": cost, "seconds": time.perf_counter() - began}
+    more = {"kept": kept.rows} if keep else {}
+    return {**facts, **_facts(groups[""], truths[""]), "methods": rows, **more}
+
+
+def _sampled(learner, task, methods, problems, where, says) -> dict[str, list[Group]]:
+    """The groups of each method that can sample here."""
+    groups = {}
     for name, method in methods.items():
         try:
             groups[name] = method.sample(learner, task, list(problems), where)
         except WorkbenchError as missing:
             says(f"{name} is left out: {missing}")
-    every = list(chain.from_iterable(groups.values()))
-    says(f"true credit: about {expected_cost(every, samples):,} tokens")
-    truths = iter(true_credit(learner.policy, task, every, samples, seed, error=error))
-    by_method = {name: [next(truths) for _ in part] for name, part in groups.items()}
-    says(f"measured in {time.perf_counter() - began:.0f} s")
-    ideal = ideal_gradients(learner, by_method[""])
-    rows = {}
-    for name, method in methods.items():
-        if name not in groups:
-            continue
-        credits = realised_credits(learner, groups[name], method)
-        rows[name] = token_scores(credits, by_method[name], task, learner.policy.decode)
-        rows[name] |= gradient_scores(learner, method, groups[name], ideal)
-        says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
-    cost = sum(truth.cost for truth in chain.from_iterable(by_method.values()))
-    facts = {"tokens": cost, "seconds": time.perf_counter() - began}
-    return {**facts, **_facts(own, by_method[""]), "methods": rows}
+    return groups
 
 
 def while_learning(
@@ -135,14 +171,14 @@ def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, f
     return {
         "correct": float(np.mean([r.verdict.correct for g in groups for r in g.rollouts])),
         "error": float(np.sqrt(np.mean(errors**2))),
-        "decisive_tokens": float(np.mean(np.abs(advantage) > np.maximum(DECISIVE, 2 * errors))),
+        "decisive_tokens": float(np.mean(decisive(advantage, errors))),
     }
 
 
 def table(record: Mapping) -> str:
     """The record in words: best cosine first, 95 % intervals over problems."""
     best_first = sorted(record["methods"].items(), key=lambda row: -_or_least(row[1]["cosine"][0]))
-    rows = [[name, *(_shown(row[score]) for score in SCORES)] for name, row in best_first]
+    rows = [[name, *(shown(row[score]) for score in SCORES)] for name, row in best_first]
     head = (
         f"{record['groups']} problems x {record['k']} rollouts, {record['samples']} continuations "
         f"a prefix; {record['decisive_tokens']:.1%} of the tokens are decisive, mean error of A "
@@ -150,7 +186,8 @@ def table(record: Mapping) -> str:
     )
     feet = (
         f"cosine, sign, decisive, rank: of tokens (|A| > {DECISIVE}: decisive); gradient, gain: of "
-        f"parameters (a step of length {LENGTH}). Formulas: workbench/inspection/credit_scores.py"
+        f"parameters (a step of length {LENGTH}); none: nothing said, or too little truth to tell "
+        f"from its noise. Formulas: workbench/inspection/credit_scores.py"
     )
     return f"{head}\n\n{plain_table(['method', *SCORES], rows)}\n\n{feet}"
 
@@ -159,7 +196,8 @@ def _or_least(value: float) -> float:
     return value if np.isfinite(value) else -np.inf
 
 
-def _shown(score: Sequence[float]) -> str:
+def shown(score: Sequence[float]) -> str:
+    """A value with its interval; "none" where it is not defined."""
     value, low, high = score
     return f"{value:.2f} [{low:.2f}, {high:.2f}]" if np.isfinite(value) else "none"
 
@@ -168,9 +206,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods", nargs="+", metavar="NAME[:KEY=VALUE,...]", help="all, where none is named"
     )
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
+    parser.add_argument("--teacher-adapter", type=Path, help="a peft adapter to put on the teacher")
     parser.add_argument("--out", type=Path, default=Path("runs/credit.json"))
     parser.add_argument(
         "--after", nargs="+", type=int, default=[0], help="updates of GRPO before it is scored"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the tokens and their numbers in the record, too"
+    )
+    parser.add_argument(
+        "--tokens-only",
+        action="store_true",
+        help="leave the scores of gradients out, which cost a large model most",
     )
     parser.add_argument("--quick", action="store_true", help="three methods, 2 x 4 rollouts")
     add_flags(
@@ -183,6 +231,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         k=(8, "rollouts of each problem"),
         samples=(32, "continuations of each prefix"),
         error=(0.0, "where values differ, continue until A is known to this; 0: no more"),
+        certain=(CERTAIN, "no continuations before a token that is as likely as 1 less this"),
         seed=0,
         lora=(0, "rank of an adapter whose gradient is compared; 0: all weights"),
     )
@@ -191,22 +240,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.quick:
         args.groups, args.k, args.samples = 2, 4, 8
-    methods = parse(args.methods or (QUICK if args.quick else ALL))
-    expert = load_policy(args.teacher, frozen=True) if args.teacher else None
-    task = load_task(args.task)
-    learner = Learner(
-        load_policy(args.model, frozen=bool(args.lora)), lora=args.lora, expert=expert
-    )
+    methods = parse(args.methods or (QUICK if args.quick else ALL), args.k)
+    task, learner = load_task(args.task), _learner(args)
     problems = task.problems(args.split, args.groups, args.seed)
-    amounts = {"k": args.k, "samples": args.samples, "seed": args.seed}
-    how = {"problems": problems, **amounts, "error": args.error or None}
+    amounts = {"k": args.k, "samples": args.samples, "seed": args.seed, "certain": args.certain}
+    how = {"problems": problems, **amounts, "error": args.error or None, "keep": args.keep}
+    how["parameters"] = not args.tokens_only
     stages = while_learning(learner, task, sorted(args.after), methods, **how)
     what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
     more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
+    for name in ("adapter", "teacher_adapter"):
+        if getattr(args, name):
+            more[name] = getattr(args, name).name
     record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
     print(table(record))
+
+
+def _learner(args: argparse.Namespace) -> Learner:
+    refuse_if(
+        args.teacher_adapter and not args.teacher,
+        "--teacher-adapter wants a --teacher to put it on",
+    )
+    expert = None
+    if args.teacher:
+        expert = load_policy(args.teacher, adapter=args.teacher_adapter, frozen=True)
+    policy = load_policy(args.model, adapter=args.adapter, frozen=bool(args.lora))
+    return Learner(policy, lora=args.lora, expert=expert)
 
 
 def read(path: str | Path) -> dict:

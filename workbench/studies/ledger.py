@@ -34,7 +34,7 @@ from workbench.paths import RECORDS
 from workbench.viz.curves import evaluations
 
 
-def _records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
+def readread_records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
     """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed.
 
     Its metrics are a frame under "metrics"; "row" is its line of ``cells``, "curve" its
@@ -76,7 +76,7 @@ def _no_number(name: str) -> float:
 
 def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
     """The seeds of which every one of ``arms`` has a record."""
-    cells = _records(root).keys()
+    cells = readread_records(root).keys()
     seeds = {seed for _, _, seed in cells}
     for arm in arms:
         seeds &= {seed for name, size, seed in cells if (name, size) == (arm, model)}
@@ -94,7 +94,7 @@ def cells(root: Path = RECORDS) -> pd.DataFrame:
     tokens: what the policy generated in training; updates, seconds: what the whole cell took. Of
     the first study also distinct, harder, recovery and skills.
     """
-    return pd.DataFrame([record["row"] for record in _records(root).values()])
+    return pd.DataFrame([record["row"] for record in read_records(root).values()])
 
 
 def _row(record: Mapping) -> dict:
@@ -157,7 +157,7 @@ def curves(
     """
     rows = []
     for arm in dict.fromkeys(arms):
-        for (name, size, seed), record in _records(root).items():
+        for (name, size, seed), record in read_records(root).items():
             if (name, size) == (arm, model):
                 points = _curve(record["metrics"], watched) if watched else record["curve"]
                 rows += [(arm, seed, *point) for point in points]
@@ -196,7 +196,7 @@ def reaches(
 def averages(arm: str, metric: str, model: str = "3m", root: Path = RECORDS) -> dict[int, float]:
     """Each seed's mean of a metric over the updates that have it."""
     means = {}
-    for (name, size, seed), record in _records(root).items():
+    for (name, size, seed), record in read_records(root).items():
         if (name, size) == (arm, model) and metric in record["metrics"]:
             means[seed] = float(record["metrics"][metric].mean())
     return means
@@ -243,7 +243,7 @@ def differences(
 
     Raises WorkbenchError when they were measured on different problems.
     """
-    records = _records(root)
+    records = read_records(root)
     by_seed = []
     for seed in shared_seeds((a, b), model, root):
         of_a = measured(records[a, model, seed], measure)
@@ -280,7 +280,7 @@ def reflection_rates(
     Pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
     one of the arms solves sometimes and not always (the paper's DSR and ERR).
     """
-    records = _records(root)
+    records = readread_records(root)
     arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
     if seeds is None:
         seeds = shared_seeds(arms, model, root)
@@ -304,7 +304,7 @@ def counted(
     """Of each arm [seeds, 2]: what a rate of reflection.py counts, and out of how many, on the
     problems that both arms solve sometimes and not always.
     """
-    records = _records(root)
+    records = read_records(root)
     columns = [(*COUNTS, "samples").index(name) for name in RATES[rate]]
     by_arm = [], []
     for seed in seeds:

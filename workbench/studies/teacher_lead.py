@@ -119,6 +119,7 @@ def summary(record: dict) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     parser.add_argument("--out", type=Path, help="a file for the record, as JSON")
     add_flags(
         parser,
@@ -132,10 +133,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    policy, task = load_policy(args.model, frozen=True), load_task(args.task)
+    policy = load_policy(args.model, adapter=args.adapter, frozen=True)
+    task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
     what = {"model": Path(args.model).name, "task": args.task, "split": args.split}
     measured = measure(policy, task, problems, args.k, args.seed)
+    if args.adapter:
+        what["adapter"] = args.adapter.name
     record = {"schema_version": 1, **what, "k": args.k, "seed": args.seed, **measured}
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

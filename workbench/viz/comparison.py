@@ -143,6 +143,48 @@ def pass_curves(
     return figure
 
 
+def scatter(table: pd.DataFrame, scores: Mapping[str, str], y: str) -> Figure:
+    """A point an arm for each of ``scores``, a column's name and what it is called.
+
+    ``table``: gain, low, high and seeds by arm. Those that gained are above, on a scale of their
+    own, those that lost below. Hollow: one seed only, whose interval is over its problems.
+    """
+    figure = sheet(5.4 * len(scores), 6.4)
+    rows = figure.subplots(2, len(scores), sharey="row", height_ratios=(5, 1))
+    parts = table[table.gain > 0], table[table.gain <= 0]
+    for part, axes_row in zip(parts, rows.reshape(2, -1)):
+        for axes, (column, label) in zip(axes_row, scores.items()):
+            frame(axes, x=label, y=y if axes is rows.flat[0] else "", grid="y")
+            _points(axes, part, column)
+    return figure
+
+
+def _points(axes: Axes, table: pd.DataFrame, column: str) -> None:
+    """Each arm's point with its interval, and its name right of the axes at the end of a line."""
+    for arm, row in table.iterrows():
+        color = look(arm, table.index)["color"]
+        axes.plot([row[column]] * 2, [row.low, row.high], color=color, linewidth=1, alpha=0.5)
+        face = color if row.seeds > 1 else "white"
+        axes.plot(row[column], row.gain, "o", color=color, markerfacecolor=face)
+    names = axes.get_yaxis_transform()
+    leader = {"arrowstyle": "-", "alpha": 0.4, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 1}
+    low, high = axes.get_ylim()
+    ladder = np.linspace(low, high, len(table) + 2)[1:-1]
+    for height, (arm, row) in zip(ladder, table.sort_values("gain").iterrows()):
+        color = look(arm, table.index)["color"]
+        axes.annotate(
+            arm,
+            (row[column], row.gain),
+            (1.03, height),
+            textcoords=names,
+            va="center",
+            fontsize=8.5,
+            color=color,
+            annotation_clip=False,
+            arrowprops=leader | {"color": color},
+        )
+
+
 def _band(axes: Axes, arm: str, x: Sequence[float], seeds, style: dict) -> tuple:
     """The mean of the seeds and a band from the lowest to the highest; gives the line's end.
 
