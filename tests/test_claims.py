@@ -100,6 +100,7 @@ def test_the_families_are_those_of_the_plan():
 def test_every_claim_has_its_arms_its_seeds_and_its_margin():
     arms = {(arm.name, arm.model): arm for arm in GRID}
     blocks = [BLOCKS[name] for name in ("1a", "1b", "1c", "1d", "2", "3", "4", "5")]
+    assert claims.TUNING == STUDY / "tuning.json" and claims.FULL.lr == 1e-4
     in_plan = {(arm.name, arm.model) for block in blocks for arm in block}
     assert len({(c.paper, c.claim) for c in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
@@ -347,6 +348,23 @@ def test_equal_tokens_and_area_by_hand(tmp_path):
     areas = [effect.mean for effect in found.area]
     thrifty, lavish, silent = (0.2 + 0.8 + 0.5) / 4, (0.2 + 1.2 + 0.8) / 4, (0.2 + 0.2 + 0.3) / 4
     assert areas == pytest.approx([thrifty - lavish, lavish - silent])
+
+
+def test_a_rate_of_ones_own_that_is_the_common_one_is_not_run_again(known, tmp_path, monkeypatch):
+    for arm in ("scope", "opd-1", "opd-1-tuned"):
+        for folder in known.glob(f"{arm}-3m-seed*"):
+            shutil.copytree(folder, tmp_path / folder.name)
+    tuning = tmp_path / "tuning.json"
+    monkeypatch.setattr(claims, "TUNING", tuning)
+    own = (claims.SCOPE, "better than OPD with one rollout, each at its own rate")
+    for rate, words in ((3e-4, {"not measured"}), (1e-4, {"holds", "undecided", "the same"})):
+        tuning.write_text(json.dumps({"rates": {"scope-tuned": rate, "opd-1-tuned": 1e-4}}))
+        found = verdicts(tmp_path).set_index(["paper", "claim"])
+        assert found.verdict[own] in words
+        assert found.verdict.tolist() == RECOMPUTE(tmp_path, tuning=tuning).verdict.tolist()
+    # of opd-1, which has records of its own at its own rate, those count
+    better = found.ours[claims.SCOPE, "better than OPD with one rollout, at equal rollouts"]
+    assert found.ours[own] != better
 
 
 def test_without_a_curve_nothing_is_measured(tmp_path):

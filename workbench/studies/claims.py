@@ -31,6 +31,7 @@ a - b of the mean validation accuracy along the run, a description.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +44,7 @@ from workbench.evaluation.statistics import Effect, holm, paired
 from workbench.paths import RECORDS, ROOT, STUDY
 from workbench.records import write_atomic
 from workbench.studies import ledger
+from workbench.studies.cell import FULL, TUNING
 
 LEDGER = STUDY / "ledger.md"
 SDPO = "SDPO 2601.20802"
@@ -169,6 +171,7 @@ OUTCOME = ["ours", "equal tokens", "area", "p", "p same", "power", "power same",
 
 def _outcome(claim: Claim, root: Path) -> dict:
     """What there is of OUTCOME."""
+    claim = claim._replace(a=_run_as(claim.a, root), b=_run_as(claim.b, root))
     arms = [arm for arm in (claim.a, claim.b) if arm]
     runs = dict(list(ledger.curves(arms, claim.model, root=root).groupby(["arm", "seed"])))
     seeds = [s for s in range(claim.seeds) if arms and all((arm, s) in runs for arm in arms)]
@@ -187,6 +190,13 @@ def _outcome(claim: Claim, root: Path) -> dict:
         outcome["power"] = statistics.power(effect.seeds, spread, claim.margin, LEVEL)
         outcome["power same"] = statistics.power_of_same(effect.seeds, spread, claim.margin, LEVEL)
     return outcome
+
+
+def _run_as(arm: str, root: Path) -> str:
+    """The arm whose records stand for it: one whose own rate is the common one is not run again."""
+    rates = json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
+    again = rates.get(arm) != FULL.lr or ledger.shared_seeds([arm], root=root)
+    return arm if again else arm.removesuffix("-tuned")
 
 
 def verdict(effect: Effect | None, p: float, p_same: float = float("nan")) -> str:
