@@ -34,7 +34,7 @@ from workbench.paths import RECORDS
 from workbench.viz.curves import evaluations
 
 
-def readread_records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
+def read_records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
     """(arm, model, seed) -> evaluation.json, in the order of arm, model, seed.
 
     Its metrics are a frame under "metrics"; "row" is its line of ``cells``, "curve" its
@@ -76,7 +76,7 @@ def _no_number(name: str) -> float:
 
 def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
     """The seeds of which every one of ``arms`` has a record."""
-    cells = readread_records(root).keys()
+    cells = read_records(root).keys()
     seeds = {seed for _, _, seed in cells}
     for arm in arms:
         seeds &= {seed for name, size, seed in cells if (name, size) == (arm, model)}
@@ -280,7 +280,7 @@ def reflection_rates(
     Pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
     one of the arms solves sometimes and not always (the paper's DSR and ERR).
     """
-    records = readread_records(root)
+    records = read_records(root)
     arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
     if seeds is None:
         seeds = shared_seeds(arms, model, root)

@@ -23,7 +23,7 @@ import pandas as pd
 
 from workbench.core import refuse_if
 from workbench.evaluation.statistics import Effect, bootstrap_formula, paired
-from workbench.paths import DATA, RECORDS
+from workbench.paths import DATA, FIRST_STUDY
 from workbench.studies import ledger
 from workbench.studies.arms import TRUTH, Arm
 from workbench.studies.credit_table import read
@@ -62,7 +62,7 @@ def _scored_as(arm: Arm) -> str:
     return f"{stage.method}:{options}" if options else stage.method
 
 
-def outcome(folder: Path = HERE, base: Path = RECORDS) -> pd.DataFrame:
+def outcome(folder: Path = HERE, base: Path = FIRST_STUDY) -> pd.DataFrame:
     """``written`` with each arm's seeds, right (avg@32 after training), gain over the base on the
     same problems, low, high (95 %, paired) and early, the gain on the validation problems after
     EARLY updates. NaN where an arm has no run.
@@ -83,7 +83,7 @@ def outcome(folder: Path = HERE, base: Path = RECORDS) -> pd.DataFrame:
     return table.join(pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns))
 
 
-def gain(arm: str, folder: Path = HERE, base: Path = RECORDS) -> Effect | None:
+def gain(arm: str, folder: Path = HERE, base: Path = FIRST_STUDY) -> Effect | None:
     """Over the untrained model, on the test problems of each seed that has a run; of one seed the
     interval is over its problems.
     """
@@ -166,7 +166,7 @@ def gainers(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(index=[name for name in MEANT_TO_LOSE if name in table.index])
 
 
-def in_words(folder: Path = HERE, base: Path = RECORDS) -> str:
+def in_words(folder: Path = HERE, base: Path = FIRST_STUDY) -> str:
     """What came of each prediction, whatever it is."""
     table = outcome(folder, base)
     run = table.dropna(subset="gain")
