@@ -146,6 +146,7 @@ def test_white_space_and_direction_marks_are_made_visible():
 def test_joiners_are_marked_only_where_nothing_is_joined():
     for ordinary in ("👩\u200d👩\u200d👧", "می\u200cخواهم", "क्\u200dष"):
         assert texts.visible(ordinary) == texts.prose(ordinary) == ordinary
+        assert texts.Written.of([0, 1], ["so ", ordinary].__getitem__).shown() == ["so ", ordinary]
     assert texts.visible("a\u200db\u200c") == "a⟨U+200D⟩b⟨U+200C⟩"
     assert texts.prose("pass\u200cword 👩\u200d") == "pass⟨U+200C⟩word 👩⟨U+200D⟩"
     assert texts.visible("\u202e\u200d\u202c") == "⟨U+202E⟩⟨U+200D⟩⟨U+202C⟩"
