@@ -268,7 +268,7 @@ def test_labels_tell_every_number():
     made = html.group_html(
         group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str
     )
-    first, second = (s["aria-label"] for s in drawn_tokens(made))
+    first, second = (s["title"] for s in drawn_tokens(made))
     assert first == (
         "“7”, token 1 of 2, id 7, log-prob 0 (p = 1.000), borrowed: not written by the "
         "policy, realised credit +0.500"
@@ -297,7 +297,7 @@ def test_steps_end_with_line_breaks_and_sum_their_tokens():
 def test_rollouts_keep_their_order_and_missing_numbers_are_none():
     both = group(rollout([1], reward=0.0), rollout([2, 3]))
     made = html.group_html(both, [[], [None, 0.0]], str)
-    assert [s["aria-label"].rsplit(" ", 1)[1] for s in drawn_tokens(made)] == ["none", "none", "0"]
+    assert [s["title"].rsplit(" ", 1)[1] for s in drawn_tokens(made)] == ["none", "none", "0"]
     heads = [e["text"] for e in read(made).elements if e.get("class") == "wb-head"]
     assert heads == ["1 ✗ reward 0 · 1 tokens", "2 ✓ reward 1 · 2 tokens"]
 
