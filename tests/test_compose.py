@@ -266,55 +266,62 @@ def test_byte_level_tokens_are_kept_verbatim():
 # ---- written by the policy
 
 
-def test_the_policys_own_reconstruction(tiny_policy, group, monkeypatch):
+WRAP = "<analysis>borrowed wrongly</analysis><reconstruction>{}</reconstruction>".format
+OUTPUTS = [
+    "no tags",
+    WRAP("47+85=132\nReflect."),
+    WRAP("47+85=132\n132-29=113\nWait, 132-29=103\nAnswer 103"),
+    WRAP("Answer 103"),  # cut off
+]
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """``writes(outputs)``: what the policy will write, in turn; gives the seeds that it is asked
+    with.
+    """
+
+    def writes(outputs: list[str]) -> list[int]:
+        asked = []
+
+        def written(policy, prompts, seeds, **_):
+            texts = [policy.tokenizer.decode(ids) for ids in prompts]
+            assert all(RIGHT in text and WRONG in text for text in texts)
+            some = outputs[len(asked) :][: len(prompts)]
+            asked.extend(seed for row in seeds for seed in row)
+            ends = [text != OUTPUTS[3] for text in some]
+            return [[Sample(policy.completion_ids(text), (), end)] for text, end in zip(some, ends)]
+
+        monkeypatch.setattr(reconstructions, "generate", written)
+        return asked
+
+    return writes
+
+
+def test_the_policys_own_reconstruction(tiny_policy, group, writes):
     """What training would drop is not offered for editing either."""
-    wrap = "<analysis>borrowed wrongly</analysis><reconstruction>{}</reconstruction>".format
-    outputs = [
-        "no tags",
-        wrap("47+85=132\nReflect."),
-        wrap("47+85=132\n132-29=113\nWait, 132-29=103\nAnswer 103"),
-        wrap("Answer 103"),
-    ]
-
-    asked = []
-
-    def written(policy, prompts, seeds, **_):
-        assert all(
-            RIGHT in policy.tokenizer.decode(ids) and WRONG in policy.tokenizer.decode(ids)
-            for ids in prompts
-        )
-        some = outputs[len(asked) :][: len(prompts)]
-        asked.extend(seed for row in seeds for seed in row)
-        return [[Sample(policy.completion_ids(text), (), text != outputs[3])] for text in some]
-
-    monkeypatch.setattr(reconstructions, "generate", written)
+    asked = writes(OUTPUTS)
     made = reconstruct(tiny_policy, TASK, group, 0, reference=2)
     assert len(set(asked)) == 4
     assert (made.keep, made.diagnosis, made.reference) == (21, "borrowed wrongly", RIGHT)
-    assert made.authors == {
-        "prefix": "tiny",
-        "continuation": "tiny",
-    } and made.continuation.startswith("Wait, ")
+    assert made.authors == {"prefix": "tiny", "continuation": "tiny"}
+    assert made.continuation.startswith("Wait, ")
     rollout = to_rollout(tiny_policy, TASK, made)
-    assert (
-        rollout.verdict.correct
-        and rollout.origin == "correction"
-        and "borrowed" not in rollout.text
-    )
-    asked.clear()
-    outputs[0], outputs[2] = outputs[2], outputs[0]
+    assert rollout.verdict.correct and rollout.origin == "correction"
+    assert "borrowed" not in rollout.text
+    asked = writes(OUTPUTS[2:])
     assert reconstruct(tiny_policy, TASK, group, 0, reference=2) == made
     assert len(asked) == 1, "where the first is usable nobody waits for others"
-    asked.clear()
-    outputs[0] = outputs[2] = ""
+
+
+def test_why_no_reconstruction_of_the_policy_is_usable(tiny_policy, group, writes):
+    writes(["", *OUTPUTS[1:2], "", *OUTPUTS[3:]])
+    words = r"none of 4 outputs .*\(2 unparsed, 1 injected, 1 truncated\): try another seed"
+    with pytest.raises(WorkbenchError, match=words):
+        reconstruct(tiny_policy, TASK, group, 0)
+    writes([""])
     with pytest.raises(WorkbenchError, match=r"none of 1 outputs .*\(1 unparsed\)"):
         reconstruct(tiny_policy, TASK, group, 0, tries=1)
-    asked.clear()
-    with pytest.raises(
-        WorkbenchError,
-        match=r"none of 4 outputs .*\(2 unparsed, 1 injected, 1 truncated\): try another seed",
-    ):
-        reconstruct(tiny_policy, TASK, group, 0)
     with pytest.raises(WorkbenchError, match="has no synthesis prompt"):
         reconstruct(tiny_policy, toys.FirstCharacter(), group, 0)
 

@@ -132,18 +132,21 @@ def test_credit_is_shown_when_asked_for_and_goes_with_the_next_edit(desk):
 def test_work_shows_a_sign_and_disables_the_buttons(desk, monkeypatch):
     panel = Composer(desk)
     seen = []
-    buttons = panel._controls.buttons
+    buttons, shown = panel._controls.buttons, panel._controls.shown
     monkeypatch.setattr(
         panel.editor.__class__,
         "reconstruct",
         lambda *a, **k: (
             seen.append((panel._controls.busy.value, [b.disabled for b in buttons]))
+            or seen.append(shown._dom_classes)
             or panel.composition
         ),
     )
     control(panel, "Let the policy write").click()
     assert "working" in seen[0][0] and seen[0][1] == [True] * 4
+    assert "wb-stale" in seen[1], "what is shown meanwhile is of the correction before"
     assert panel._controls.busy.value == "" and not any(b.disabled for b in buttons)
+    assert "wb-stale" not in shown._dom_classes
 
 
 def test_typing_counts_when_it_pauses(desk):

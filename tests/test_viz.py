@@ -146,6 +146,7 @@ def test_white_space_and_direction_marks_are_made_visible():
 def test_joiners_are_marked_only_where_nothing_is_joined():
     for ordinary in ("👩\u200d👩\u200d👧", "می\u200cخواهم", "क्\u200dष"):
         assert texts.visible(ordinary) == texts.prose(ordinary) == ordinary
+        assert texts.Written.of([0, 1], ["so ", ordinary].__getitem__).shown() == ["so ", ordinary]
     assert texts.visible("a\u200db\u200c") == "a⟨U+200D⟩b⟨U+200C⟩"
     assert texts.prose("pass\u200cword 👩\u200d") == "pass⟨U+200C⟩word 👩⟨U+200D⟩"
     assert texts.visible("\u202e\u200d\u202c") == "⟨U+202E⟩⟨U+200D⟩⟨U+202C⟩"
@@ -267,7 +268,7 @@ def test_labels_tell_every_number():
     made = html.group_html(
         group(rollout([7, 8], origin="expert", borrowed=1, finished=False)), [[0.5, math.nan]], str
     )
-    first, second = (s["aria-label"] for s in drawn_tokens(made))
+    first, second = (s["title"] for s in drawn_tokens(made))
     assert first == (
         "“7”, token 1 of 2, id 7, log-prob 0 (p = 1.000), borrowed: not written by the "
         "policy, realised credit +0.500"
@@ -296,7 +297,7 @@ def test_steps_end_with_line_breaks_and_sum_their_tokens():
 def test_rollouts_keep_their_order_and_missing_numbers_are_none():
     both = group(rollout([1], reward=0.0), rollout([2, 3]))
     made = html.group_html(both, [[], [None, 0.0]], str)
-    assert [s["aria-label"].rsplit(" ", 1)[1] for s in drawn_tokens(made)] == ["none", "none", "0"]
+    assert [s["title"].rsplit(" ", 1)[1] for s in drawn_tokens(made)] == ["none", "none", "0"]
     heads = [e["text"] for e in read(made).elements if e.get("class") == "wb-head"]
     assert heads == ["1 ✗ reward 0 · 1 tokens", "2 ✓ reward 1 · 2 tokens"]
 

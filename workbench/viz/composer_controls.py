@@ -40,7 +40,7 @@ class Controls:
         transition, *texts = self.parts.values()
         self.box = w.VBox(
             [
-                w.HTML(f"<style>{hiding(composer.twin)}</style>"),
+                w.HTML(f"<style>{hiding(composer.twin)}.wb-stale{{opacity:.35}}</style>"),
                 w.HBox([source, reference]),
                 w.HBox([token]),
                 w.HBox([whole_step, transition]),
@@ -126,6 +126,8 @@ class Controls:
 
     def _busy(self, words: str) -> None:
         self.busy.value = f"<span class='wb-busy'>⏳ {words}</span>" if words else ""
+        mark = self.shown.add_class if words else self.shown.remove_class
+        mark("wb-stale")  # of what was composed before
 
     def refresh(self) -> None:
         """Show the composer's present state."""

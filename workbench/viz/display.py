@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from workbench.records import write_atomic
 
-BIG = 5  # MB, from which on a browser and a notebook's diff are slow
+BIG = 3  # MB, from which on a browser and a notebook's diff are slow
 FEWER = "a group of fewer rollouts"
 # JupyterLab's error message of a widget whose kernel is gone
 _DEAD = (

@@ -195,7 +195,8 @@ def _listed(words: Sequence[str], comma: str = ", ") -> str:
 def _token(by_layer: Sequence[Token], rollout: Rollout, layers: Sequence[Layer], words: str) -> str:
     """One token, with its number in each layer.
 
-    With several layers the numbers are its title (a screen reader's description).
+    Of one layer the title says all, and a screen reader takes it for the name; with several layers
+    it holds the numbers, which are a description.
     """
     token = by_layer[0]
     shown = token.shown
@@ -216,13 +217,13 @@ def _token(by_layer: Sequence[Token], rollout: Rollout, layers: Sequence[Layer],
         title.append(f"{layer.channel.name} {worded(value, layer.channel, 3)}")
         classes.append(shade_class(value, layer, f"w{j}" if len(layers) > 1 else "wb-"))
     classes += [kind for word, kind in MARKED.items() if word in words]
-    if len(layers) == 1:
-        name = title = name + title
+    label = f' aria-label="{escape(_listed(name))}"' if len(layers) > 1 else ""
+    title = title if label else name + title
     shade = level(token.value, layers[0].limit)
     style = f' style="{_inline_style(shade, layers[0].channel.signed)}"' if shade else ""
     return (
-        f'<span class="{_listed(classes, " ")}" role="img" title="{escape(_listed(title))}" '
-        f'aria-label="{escape(_listed(name))}"{style}>{escape(shown)}</span>'
+        f'<span class="{_listed(classes, " ")}" role="img" title="{escape(_listed(title))}"'
+        f"{label}{style}>{escape(shown)}</span>"
     )
 
 

@@ -64,16 +64,15 @@ class Written(NamedTuple):
                 inside = t and self.starts[t - 1] == start
                 visible_pieces.append(REST if inside else EMPTY)
                 continue
-            marks = [_mark_in(self.text, start + i, char) for i, char in enumerate(piece)]
+            marks = [_mark_in(self.text, start + i) for i in range(len(piece))]
             visible_pieces.append("".join(marks))
         return visible_pieces
 
 
-def _mark_in(text: str, place: int, char: str) -> str:
+def _mark_in(text: str, place: int) -> str:
     around = text[place - 1 : place + 2] if place else ""
-    if char == " " and len(around) == 3 and not (around[0].isspace() or around[2].isspace()):
-        return char
-    return _mark(char)
+    alone = len(around) == 3 and not (around[0].isspace() or around[2].isspace())
+    return " " if alone and text[place] == " " else _mark(text, place)
 
 
 def text_of(token: int, decode: Decode) -> str:
@@ -85,27 +84,23 @@ def visible(text: str) -> str:
     """Text with its white space, control and direction characters made visible (U+202E would turn
     the page around).
     """
-    return "".join(_marked(text)) or EMPTY
+    return "".join(_mark(text, i) for i in range(len(text))) or EMPTY
 
 
 def prose(text: str) -> str:
     """Text to be read: spaces and line breaks as they are, other characters that cannot be seen
     made visible.
     """
-    return "".join(char if char in " \n" else mark for char, mark in zip(text, _marked(text)))
+    return "".join(char if char in " \n" else _mark(text, i) for i, char in enumerate(text))
 
 
-def _marked(text: str) -> list[str]:
-    """Each character as it is shown. Joiners inside an emoji or a word of a script that has them
-    (Persian, Hindi) are a part of how it is written.
+def _mark(text: str, place: int) -> str:
+    """One character of a text as it is shown.
+
+    Joiners inside an emoji, or a word of a script that has them (Persian, Hindi), belong to it.
     """
-    joiners = {match.start() for match in _JOINERS.finditer(text)}
-    return [char if i in joiners else _mark(char) for i, char in enumerate(text)]
-
-
-def _mark(char: str) -> str:
+    char = text[place]
     if char in _WHITE_SPACE:
         return _WHITE_SPACE[char]
-    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return f"⟨U+{ord(char):04X}⟩"
-    return char
+    unseen = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return f"⟨U+{ord(char):04X}⟩" if unseen and not _JOINERS.match(text, place) else char
