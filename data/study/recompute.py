@@ -22,8 +22,9 @@ def read(root):
     for path in Path(root).glob("*/evaluation.json"):
         record = json.loads(path.read_text())
         lines = path.with_name("metrics.jsonl")
-        record["steps"] = pd.read_json(lines, lines=True) if lines.exists() else None
-        if record["steps"] is not None and "final_eval_avg" in record["steps"]:
+        steps = lines.read_text().splitlines() if lines.exists() else []
+        record["steps"] = pd.DataFrame(map(json.loads, steps))
+        if "final_eval_avg" in record["steps"]:
             steps = record["steps"].set_index("step")
             last = steps.final_eval_avg.rename(lambda step: step + 1)
             record["curve"] = last.combine_first(steps.eval_avg).dropna().sort_index()

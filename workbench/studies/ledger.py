@@ -55,8 +55,9 @@ def read_records(root: Path = RECORDS) -> dict[tuple[str, str, int], dict]:
 def _evaluation(path: Path, changed: int) -> dict:
     lines = path.with_name("metrics.jsonl")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-        record["metrics"] = pd.read_json(lines, lines=True) if lines.is_file() else pd.DataFrame()
+        record = _plain(path.read_text(encoding="utf-8"))
+        steps = lines.read_text(encoding="utf-8").splitlines() if lines.is_file() else []
+        record["metrics"] = pd.DataFrame(map(_plain, steps))
         record["row"] = _row(record)
         record["curve"] = _curve(record["metrics"])
         counts = np.array(list(record["counts"].values()), float)
@@ -70,7 +71,12 @@ def _evaluation(path: Path, changed: int) -> dict:
     return record
 
 
-def _no_number(name: str) -> float:
+def _plain(text: str) -> dict:
+    """JSON as the standard has it."""
+    return json.loads(text, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
