@@ -260,7 +260,7 @@ def test_every_method_has_the_answers_chosen_and_a_teacher_that_is_there(nothing
 def test_a_correction_needs_as_large_a_part_of_few_answers_as_of_many():
     eligible = {k: choose("cpu", k=k).by("tapo") for k in (4, 8, 16)}
     assert [(m.n_pos, m.n_neg) for m in eligible.values()] == [(1, 2), (2, 4), (4, 8)]
-    with pytest.raises(WorkbenchError, match="k=1 rollouts"):
+    with pytest.raises(WorkbenchError, match="k must be 2 or more, not 1"):
         choose("cpu", k=1).by("tapo")
 
 

@@ -13,14 +13,14 @@ from workbench.core import WorkbenchError
 from workbench.viz.display import hiding
 from workbench.viz.markup import escape
 
-STYLE = {"style": {"description_width": "11em"}, "layout": w.Layout(width="27em")}
+STYLE = {"style": {"description_width": "14em"}, "layout": w.Layout(width="34em")}
 # any other name may be typed
 SUGGESTED = {
     "model": ("smollm2", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B"),
     "data": ("math:gsm8k", "gym:chain_sum,min_digits=1,max_digits=1,think=false", "words"),
     "teacher": ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen3-1.7B"),
 }
-ACROSS = 3  # controls in a row
+ACROSS = 2  # controls in a row
 
 
 class Controls:
