@@ -51,6 +51,45 @@ def test_sooner_by_hand_and_who_never_gets_there():
     assert sooner([np.inf, 90], [50, 60], 0.5, 100).mean < 0
 
 
+def test_sooner_is_the_area_between_the_curves_of_those_who_are_not_there_yet():
+    """The restricted mean is the area under the share of runs that are still under way."""
+    rng = np.random.default_rng(3)
+    for share in (0.5, 1.0):
+        a, b = rng.exponential(60, 7), rng.exponential(90, 7)
+        moments = np.arange(0, 100, 0.01) + 0.005
+        under_way = [(times[:, None] > moments).mean() for times in (a, b)]
+        effect = sooner(a, b, share, 100)
+        assert effect.mean == pytest.approx(share * under_way[1] - under_way[0], abs=1e-3)
+
+
+def test_sooner_says_so_of_what_is_sooner_and_of_nothing_else():
+    rng = np.random.default_rng(4)
+    told = {"sooner": 0, "as asked": 0, "later": 0}
+    for _ in range(200):
+        b = rng.uniform(40, 90, 10)
+        for name, pace in (("sooner", 0.25), ("as asked", 0.5), ("later", 0.75)):
+            effect = sooner(pace * b * rng.uniform(0.8, 1.2, 10), b, 0.5, 100)
+            told[name] += effect.p < 0.05 and effect.mean > 0
+    assert told["sooner"] > 190 and told["as asked"] < 12 and told["later"] == 0
+
+
+def test_sooner_after_the_end_of_the_runs_nothing_is_seen():
+    """A run that would have got there later counts as one that never does, and makes the other no
+    more than the horizon sooner: the effect never says more than longer runs would.
+    """
+    for late in (100, 101, 500, np.inf):
+        effect = sooner([20, 30], [late, 80], 1.0, 100)
+        assert effect.mean == pytest.approx((0.8 + 0.5) / 2)
+    longer = [sooner([20, 30], [500, 80], 1.0, horizon) for horizon in (100, 200, 500)]
+    gained = [effect.mean * h for effect, h in zip(longer, (100, 200, 500))]
+    assert gained == sorted(gained) and gained[0] < gained[-1]
+    # swapped, with the whole of the other's time, it is the opposite
+    there, back = sooner([20, 30], [60, 80], 1.0, 100), sooner([60, 80], [20, 30], 1.0, 100)
+    assert there.mean == pytest.approx(-back.mean) and (there.low, back.high) == pytest.approx(
+        (-back.high, -there.low)
+    )
+
+
 def test_power_is_what_simulation_counts():
     rng = np.random.default_rng(1)
     draws = rng.normal(0.02, 0.02, (4000, 10))
