@@ -243,18 +243,3 @@ def test_records_name_the_committed_arms():
     for record in records:
         assert record.parent.name in cells
         assert json.loads(record.read_text())["test"]["problems"] == 200
-
-
-def test_the_committed_sample_is_of_validation_problems_and_graded_as_today():
-    from workbench.paths import DATA
-    from workbench.records import group_from_dict
-
-    lines = (DATA / "words" / "sample.jsonl").read_text(encoding="utf-8").splitlines()
-    groups = [group_from_dict(json.loads(line)) for line in lines]
-    problems = TASK.problems("validation", len(groups), 0)
-    assert groups and [group.problem for group in groups] == problems
-    for group in groups:
-        assert len(group.rollouts) == 8
-        for rollout in group.rollouts:
-            assert TASK.grade(group.problem, rollout.text) == rollout.verdict
-    assert sum(group.has_contrast for group in groups) >= 3
