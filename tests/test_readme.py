@@ -32,5 +32,7 @@ def test_no_measured_number_stands_outside_the_block():
 
 
 def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(targets) > 10
+    for target in targets:
         assert target.startswith("http") or (ROOT / target).exists(), target

@@ -321,6 +321,30 @@ def test_the_teacher_follows_by_its_rate(lora):
             assert (teacher.norm() / policy.norm()).item() == pytest.approx(0.25, rel=0.15)
 
 
+@KINDS
+def test_weight_decay_shrinks_matrices_by_its_rate_and_no_vectors(lora):
+    learner = new_learner(lora, lr=0.1, weight_decay=0.3)
+    for p in learner.parameters:
+        p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in learner.parameters]
+    learner.step()
+    for p, start in zip(learner.parameters, before, strict=True):
+        expected = start * (1 - 0.1 * 0.3) if start.ndim > 1 else start
+        torch.testing.assert_close(p.detach(), expected)
+    assert any(start.ndim > 1 and start.any() for start in before)
+
+
+def test_the_gradient_is_clipped_to_its_norm_before_the_step():
+    """AdamW's second moment after one step is (1 - .999) g^2: what it was given."""
+    learner = new_learner(clip=0.5)
+    for p in learner.parameters:
+        p.grad = torch.ones_like(p)
+    size = sum(p.numel() for p in learner.parameters) ** 0.5
+    assert learner.step() == pytest.approx(size, rel=1e-4)  # told before clipping
+    moments = [state["exp_avg_sq"].sum() for state in learner.optimizer.state.values()]
+    assert float(sum(moments)) == pytest.approx(0.001 * 0.5**2, rel=1e-3)
+
+
 def test_the_teacher_follows_by_hand():
     learner = new_learner(ema=0.1)
     name, weight = next(iter(learner._weights().items()))

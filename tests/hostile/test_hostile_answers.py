@@ -105,12 +105,13 @@ def test_a_task_gives_such_an_answer_nothing_and_asks_nobody(monkeypatch):
     task = load_task("gym:countdown,min_numbers=3,max_numbers=3")
     [problem] = task.problems("train", 1, 0)
     monkeypatch.setattr(gym, "_scorers", SimpleNamespace())
-    for parameters in ANSWERS:
-        dataset, answer = parameters.values
-        if dataset == "countdown":
-            verdict = task.grade(problem, f"<answer>{answer}</answer>")
-            assert (verdict.reward, verdict.correct) == (0.0, False)
-            assert verdict.feedback == "Your answer is not a plain expression or list."
+    values = [parameters.values for parameters in ANSWERS]
+    answers = [answer for dataset, answer in values if dataset == "countdown"]
+    assert answers
+    for answer in answers:
+        verdict = task.grade(problem, f"<answer>{answer}</answer>")
+        assert (verdict.reward, verdict.correct) == (0.0, False)
+        assert verdict.feedback == "Your answer is not a plain expression or list."
 
 
 @pytest.mark.parametrize("reply", [{}, {"id": 8, "score": 1.0}, {"id": 7}, {"id": 7, "score": "1"}])

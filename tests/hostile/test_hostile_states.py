@@ -718,10 +718,13 @@ def test_damaged_checksums_are_one_sentence(finished, tmp_path, text):
         load_policy(folder)
 
 
-def test_checksums_name_no_other_files(finished, tmp_path):
+def test_checksums_name_no_other_files(finished, tmp_path, monkeypatch):
     folder = shutil.copytree(finished / "model", tmp_path / "model")
     (folder / records.CHECKSUMS).write_text('{"../../../dev/zero": "crc32:0", "/dev/zero": 3}')
+    opened = []
+    monkeypatch.setattr(records, "_checksum", lambda path: opened.append(path) or "")
     load_policy(folder)
+    assert opened == []
 
 
 ASKED = "comes with program code of its own, which is never run here"

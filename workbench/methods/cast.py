@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ class CAST(RLSD):
     clip: float = 2.0  # largest |lam Delta|
     bound: float = 0.5  # largest A_t above 0 in a wrong rollout
     base: float = 0.1  # |A| of a group without contrast
+
+    unread: ClassVar[tuple[str, ...]] = ("eps",)
 
     def advantages(self, group: Group) -> list[float]:
         if group.has_contrast:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -30,6 +31,8 @@ from workbench.methods.sdpo import SDPO, WEIGHTS, teacher_prompt
 class CREDIT(RLSD):
     lam: float = 1.0  # weight of the baseline
     others: int = 2  # other problems in it
+
+    unread: ClassVar[tuple[str, ...]] = ("eps",)
 
     def shaped(self, advantage: float, delta: np.ndarray) -> np.ndarray:
         return delta

@@ -11,9 +11,9 @@ the same place of SDPO's prompt; a rollout that lacks either has Delta = 0. Real
 
 A summary of the paper has Delta_t of one wrong hint, "then as RLSD". The authors' description of
 their method adds a bounded step instead; the numbers are those of a port of their loss to another
-framework, and the paper's text was not read. RLSD's ``eps`` is not read here. Our choice:
-``wrong``, and one mean over all tokens in the loss, where theirs takes one over the tokens that r
-changes and one over the others.
+framework, and the paper's text was not read. RLSD's ``eps`` has no place here and is refused. Our
+choice: ``wrong``, and one mean over all tokens in the loss, where theirs takes one over the tokens
+that r changes and one over the others.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,6 +35,8 @@ class RLCSD(RLSD):
     tau: float = 0.02  # nats of Delta that count as much
     least: float = 0.02  # smallest |r| that changes a token
     wrong: int = 3  # wrong hints at most
+
+    unread: ClassVar[tuple[str, ...]] = ("eps",)
 
     def __post_init__(self):
         super().__post_init__()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -51,9 +52,15 @@ class RLSD(Method):
     demonstration: Demonstration = "sibling"
 
     teacher_prompt_growth = 1  # the demonstration
+    unread: ClassVar[tuple[str, ...]] = ()  # options that its formula has no place for
 
     def __post_init__(self):
         check_choices(self)
+        for name in self.unread:  # kept for recorded options, which hold the default
+            refuse_if(
+                getattr(self, name) != getattr(type(self), name),
+                f"{type(self).__name__} does not read {name}: leave it out",
+            )
         refuse_if(
             self.k < 2 or not (0 <= self.lam <= 1 and self.eps >= 0) or self.teacher == "mixed",
             f"{type(self).__name__} takes k of 2 or more, lam from 0 to 1, eps of 0 or more, "
