@@ -20,7 +20,7 @@ from workbench.model.learner import Learner, OptimConfig
 
 OTHERS = {  # values that matter on these groups; else a little more than half of the default
     "k": 12,
-    "n_pos": 1,
+    "n_pos": 4,
     "n_neg": 2,
     "m_max": 1,
     "top_k": 3,
