@@ -435,7 +435,7 @@ def test_the_set_up_lets_colab_show_widgets(output, monkeypatch, tmp_path, capsy
 def test_what_colab_gets_says_where_its_manager_is(output, monkeypatch, name):
     from IPython import display
 
-    from workbench.paths import RECORDS
+    from workbench.paths import FIRST_STUDY
     from workbench.viz import live
     from workbench.viz.run_view import RunView
     from workbench.viz.view import TokenView
@@ -446,7 +446,7 @@ def test_what_colab_gets_says_where_its_manager_is(output, monkeypatch, name):
         TokenView(group("a", "x"), str, layers={"credit": [[1.0]]})._ipython_display_()
         bundles = [(data, how["metadata"]) for data, how in sent if "metadata" in how]
     elif name == "RunView":
-        RunView(RECORDS / "grpo-3m-seed0")._ipython_display_()
+        RunView(FIRST_STUDY / "grpo-3m-seed0")._ipython_display_()
         bundles = [(data, how["metadata"]) for data, how in sent if "metadata" in how]
     else:
         bundles = [live._button()._repr_mimebundle_()]

@@ -23,7 +23,6 @@ from workbench.evaluation.reflection import (
     recover,
     recovery,
 )
-from workbench.rollouts.sampling import sample_groups
 from workbench.tasks.arithmetic import Arithmetic
 
 TASK = Arithmetic()
@@ -236,28 +235,6 @@ def test_every_model_recovers_from_the_first_ones_mistake_and_from_no_other(
     given.clear()
     compare(dict(reversed(policies.items())), TASK, [QUESTION], 2, 0)
     assert given == [["17+5=21\n"]] * 2
-
-
-def test_a_trained_policy_is_measured_on_the_mistakes_of_its_base(tiny_policy, monkeypatch):
-    """In the study as well: whose attempts are planted is whose they are said to be."""
-    from workbench.evaluation import reflection
-    from workbench.studies.measure import evaluate_checkpoint
-
-    base, authors, plant_those = toys.tiny_policy(1), [], reflection.plant
-
-    def watched(policy, task, groups):
-        authors.append((policy, [r.text for group in groups for r in group.rollouts]))
-        return plant_those(base, TASK, [Group(QUESTION, (made(ATTEMPTS["wrong"]),))])
-
-    monkeypatch.setattr(reflection, "plant", watched)
-    task = replace(TASK, steps=2)
-    evaluate_checkpoint(tiny_policy, base, task, 3, problems=2, samples=4)
-    first = task.problems("test", 2, 3)[:1]
-    [(reader, texts)] = authors
-    [own] = sample_groups(base, task, first, 4, (3, "plant"))
-    [trained] = sample_groups(tiny_policy, task, first, 4, (3, "plant"))
-    assert reader is base and texts == [r.text for r in own.rollouts]
-    assert texts != [r.text for r in trained.rollouts]
 
 
 def test_a_task_that_checks_no_steps_needs_a_judge():

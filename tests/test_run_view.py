@@ -17,7 +17,7 @@ import pytest
 from test_browser import MOUNT, browser, wait  # noqa: F401  (a fixture)
 
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
-from workbench.paths import RECORDS
+from workbench.paths import FIRST_STUDY
 from workbench.records import Run, read_run
 from workbench.viz import run_view
 from workbench.viz.run_view import HERE, NONE, RunView
@@ -93,12 +93,12 @@ class _Characters:
 @pytest.mark.parametrize("name", ["grpo-3m-seed0", "tapo-3m-seed0"])
 def test_nothing_but_the_folder_is_needed(name, tmp_path):
     """The tokenizer is that of the model that the run began with; without any, texts are whole."""
-    view = RunView(RECORDS / name)
-    recorded = read_run(RECORDS / name)
+    view = RunView(FIRST_STUDY / name)
+    recorded = read_run(FIRST_STUDY / name)
     assert len(view.data["items"]) == len(recorded.groups)
     assert all(len(text) < 20 for text in view.data["texts"])
     elsewhere = tmp_path / "run"
-    shutil.copytree(RECORDS / name, elsewhere)
+    shutil.copytree(FIRST_STUDY / name, elsewhere)
     config = json.loads((elsewhere / "config.json").read_text())
     (elsewhere / "config.json").write_text(json.dumps({**config, "model": "not/here"}))
     alone = RunView(elsewhere)
@@ -115,7 +115,7 @@ def test_a_run_without_groups_says_so(tmp_path):
 
 
 def test_a_run_that_goes_on_is_read_again(tmp_path):
-    shutil.copytree(RECORDS / "grpo-3m-seed0", tmp_path / "run")
+    shutil.copytree(FIRST_STUDY / "grpo-3m-seed0", tmp_path / "run")
     path = tmp_path / "run" / "groups.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0])
@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_is_read_again(tmp_path):
 def test_a_live_view_follows_its_folder_by_itself_until_it_is_closed(tmp_path, monkeypatch):
     pytest.importorskip("anywidget")
     monkeypatch.setattr(run_view, "PAUSE", 0.02)
-    shutil.copytree(RECORDS / "grpo-3m-seed0", tmp_path / "run")
+    shutil.copytree(FIRST_STUDY / "grpo-3m-seed0", tmp_path / "run")
     path = tmp_path / "run" / "groups.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0])

@@ -255,7 +255,7 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
         main(["study", "--blocks", "1b", "--only", "scope"]) == 2
         and "there is no arm scope; there are trapo" in capsys.readouterr().err
     )
-    assert main(["study", "--blocks", "9"]) == 2 and "no block 9" in capsys.readouterr().err
+    assert main(["study", "--blocks", "0"]) == 2 and "no block 0" in capsys.readouterr().err
     assert main(["study", "--quick"]) == 2 and "name a folder with --out" in capsys.readouterr().err
 
 
