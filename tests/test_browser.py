@@ -625,12 +625,9 @@ def run_in_lab(browser, folder: Path, notebook: Path, seconds: float = 120):
             )
             # JupyterLab goes to the last cell, and need not keep the others in the page
             last.wait_for(timeout=seconds * 1000)
-            assert (
-                page.locator(
-                    "[data-mime-type='application/vnd.jupyter.stderr']"
-                ).all_text_contents()
-                == []
-            )
+            errors = page.locator("[data-mime-type='application/vnd.jupyter.stderr']")
+            # a bar of a slow machine that is gone again leaves blanks
+            assert not "".join(errors.all_text_contents()).strip()
             yield page
         finally:
             page.screenshot(path=notebook.with_suffix(".png"))
