@@ -93,9 +93,11 @@ def gain(arm: str, folder: Path = HERE, base: Path = FIRST_STUDY) -> Effect | No
 
 def _right(arm: str, root: Path) -> dict[int, dict[str, float]]:
     """By seed, each test problem's share of right answers."""
-    records = ledger.read_records(root)
-    seeds = [seed for name, model, seed in records if (name, model) == (arm, "3m")]
-    return {seed: ledger.measured(records[arm, "3m", seed], "avg") for seed in seeds}
+    right = {}
+    for (name, model, seed), record in ledger.read_records(root).items():
+        if (name, model) == (arm, "3m"):
+            right[seed] = ledger.measured(record, "avg")
+    return right
 
 
 def _against(one: dict, other: dict) -> list[np.ndarray]:
