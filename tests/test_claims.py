@@ -13,14 +13,14 @@ import pytest
 from cells import rows, run, study, write
 
 from workbench.app.cli import main
-from workbench.paths import RECORDS, STUDY
+from workbench.paths import RECORDS, ROOT, STUDY
 from workbench.studies import claims
 from workbench.studies.arms import BLOCKS, GRID
 from workbench.studies.claims import CLAIMS, verdict, verdicts
 from workbench.studies.ledger import paired
 from workbench.viz import comparison
 
-METHODS_MD = Path("/work/shared/METHODS.md")  # not in the repository
+METHODS_MD = ROOT.parent / "shared" / "METHODS.md"  # not in the repository
 RECOMPUTE = runpy.run_path(str(STUDY / "recompute.py"))["verdicts"]
 PLANNED = [claim for claim in CLAIMS if claim.role != "beside"]
 
