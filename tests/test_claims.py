@@ -5,7 +5,6 @@ import re
 import runpy
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
