@@ -324,6 +324,21 @@ def test_masked_prefix_takes_the_copied_tokens_out_of_the_term_and_its_mean():
     assert full.weight == pytest.approx(1 / 6) and masked.weight == pytest.approx(1 / 2)
 
 
+def test_masked_prefix_is_measured_against_the_rollout_that_was_rewritten():
+    """Another wrong sibling that happens to begin alike for longer does not hide the mistake."""
+    g = group([1, 0, 0], [1], [6, 5, 6, 6])
+    near, own = g.rollouts[1].completion_ids, g.rollouts[2].completion_ids
+    ids = (*own[:2], 97, 98, 99, 96)
+    longer = replace(g.rollouts[1], completion_ids=(*ids[:5], *near[5:]))
+    rewritten = replace(g.rollouts[3], completion_ids=ids)
+    for source, tokens in ((2, 2), (1, 5), (None, 5)):
+        reconstruction = replace(rewritten, source=source)
+        whole = replace(g, rollouts=(g.rollouts[0], longer, g.rollouts[2], reconstruction))
+        assert copied(reconstruction, whole) == tokens
+        credit = TAPO(prefix="masked").credit([whole], None)[-1]
+        assert credit.pg.tolist() == [0] * tokens + [1] * (6 - tokens)
+
+
 def test_imitation_instead_of_policy_gradient():
     credits = TAPO(sft=True).credit([group([1, 1, 0, 0, 0, 0], [1, 1])], None)
     assert all(c.nll.all() and not c.pg.any() for c in credits[-2:]) and not any(
@@ -578,7 +593,10 @@ def test_copied_and_overlap_by_hand(tiny_policy, script):
     g, [made] = built(tiny_policy)
     n = len(tiny_policy.completion_ids("17+5=22\n22-9=12\n")) - 1
     assert copied(made.rollout, g) == n
-    found = reconstructions.measure([extend(g, [made])], 2, 4)
+    joined = extend(g, [made])
+    assert joined.rollouts[-1].source == made.pair.name
+    assert joined.rollouts[made.pair.name].text == made.pair.wrong.text
+    found = reconstructions.measure([joined], 2, 4)
     assert found["copied"] == n and found["copied_share"] == pytest.approx(
         n / len(made.rollout.completion_ids)
     )

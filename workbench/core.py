@@ -142,6 +142,7 @@ class Rollout:
     ``completion_ids`` ends with the end-of-turn token when ``finished``; ``logprobs`` are the
     sampler's log-probabilities of those tokens (nats, at the policy's temperature, NaN where they
     are not known and for the first ``borrowed`` tokens, which the policy did not write).
+    ``source``: of a reconstruction, the place in its group of the rollout that it rewrites.
     """
 
     prompt_ids: tuple[int, ...]
@@ -152,6 +153,7 @@ class Rollout:
     origin: Origin = "policy"
     borrowed: int = 0
     finished: bool = True
+    source: int | None = None
 
     def __post_init__(self):
         if not self.completion_ids or not self.prompt_ids:

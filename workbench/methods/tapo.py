@@ -32,7 +32,7 @@ Differs from the paper, or is not said there:
   y-; it is not masked (as in the paper);
 - w_t is that of the current weights; at the first update those are pi_old's. No KL term: beta must
   be 0;
-- ``prefix``: "masked" (no credit on the beginning shared with a wrong rollout), "spliced" (y-
+- ``prefix``: "masked" (no credit on the beginning shared with its y-), "spliced" (y-
   verbatim through the failure point), "none" (a whole new solution from y+);
 - ``reference`` False withholds y+; ``dae`` False is one merged advantage group, all else unchanged;
   ``ots`` as named; ``m_max`` 1 is |G_ref| = 1 everywhere;

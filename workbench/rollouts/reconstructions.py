@@ -258,7 +258,11 @@ def _head(task: Task, draft: Construction) -> str:
 
 def extend(group: Group, constructions: Sequence[Construction], wrong_too: bool = True) -> Group:
     """The group with its reconstructions, and notes of what was written and dropped."""
-    usable = [each.rollout for each in constructions if each.rollout is not None]
+    usable = [
+        replace(each.rollout, source=each.pair.name)
+        for each in constructions
+        if each.rollout is not None
+    ]
     reconstructions = [r for r in usable if wrong_too or r.verdict.correct]
     written = sum(each.written for each in constructions)
     notes = dict.fromkeys((f"dropped_{reason}" for reason in REASONS), 0)
@@ -292,13 +296,15 @@ def failure_point(task: Task, pair: Pair) -> int:
 
 
 def copied(reconstruction: Rollout, group: Group) -> int:
-    """Tokens of the longest beginning shared with a wrong rollout of the group.
+    """Tokens of the longest beginning shared with y-. Where it stops copying is the failure point.
 
-    Where it stops copying is the failure point. (With any of them, so it never falls short of what
-    is shared with the one that was rewritten.)
+    Where it is not known which one it rewrites (composed by hand, or an old record): shared with
+    any wrong rollout of the group.
     """
-    wrong = [r.completion_ids for r in split(group)[0] if not r.verdict.correct]
     ids = reconstruction.completion_ids
+    if reconstruction.source is not None:
+        return common_prefix(ids, group.rollouts[reconstruction.source].completion_ids)
+    wrong = [r.completion_ids for r in split(group)[0] if not r.verdict.correct]
     return max((common_prefix(ids, other) for other in wrong), default=0)
 
 
