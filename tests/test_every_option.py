@@ -15,8 +15,12 @@ from test_credit_is_gradient import disturbed, learner_of, some_groups
 
 from workbench.core import Group, Scores, WorkbenchError
 from workbench.methods import METHODS, find, from_record
+from workbench.methods.grpo import GRPO
 from workbench.model.batch import collate
 from workbench.model.learner import Learner, OptimConfig
+from workbench.records import read_metrics
+from workbench.training import run
+from workbench.training.plan import TrainConfig
 
 OTHERS = {  # values that matter on these groups; else a little more than half of the default
     "k": 12,
@@ -153,3 +157,59 @@ def test_every_option_of_the_optimiser_does_something(option):
     assert {field.name for field in fields(OptimConfig)} == {
         *("lr", "weight_decay", "clip", "ema", "eight_bit", "warmup", "schedule")
     }
+
+
+SMALL = TrainConfig(
+    steps=3, prompts=4, rows=8, eval_every=2, eval_problems=6, eval_samples=2, keep_groups=1
+)
+FILTER = {"filter_problems": 8, "filter_samples": 4, "accuracy_lower_bound": 0.0}
+PLANS = {  # another value, with what it needs beside it
+    "steps": {"steps": 2},
+    "seed": {"seed": 1},
+    "prompts": {"prompts": 3},
+    "rows": {"rows": 2},
+    "updates": {"updates": 2},
+    "minibatches": {"minibatches": 2},
+    "temperature": {"temperature": 0.5},
+    "dynamic_sampling": {"dynamic_sampling": 1},
+    "filter_problems": FILTER,
+    "filter_samples": FILTER | {"filter_samples": 2},
+    "accuracy_lower_bound": FILTER | {"accuracy_lower_bound": 0.5},
+    "accuracy_upper_bound": FILTER | {"accuracy_upper_bound": 0.5},
+    "eval_every": {"eval_every": 1},
+    "eval_problems": {"eval_problems": 3},
+    "eval_samples": {"eval_samples": 1},
+    "checkpoint_every": {"checkpoint_every": 1},
+    "keep_groups": {"keep_groups": 2},
+    "stop_after": {"eval_every": 1, "stop_after": 1},
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig)])
+def test_every_option_of_the_plan_does_something(name, tmp_path, monkeypatch):
+    def leaves(label: str, plan: TrainConfig) -> list:
+        """What a run leaves that can be compared, its checkpoints and its backward passes."""
+        events = []
+        monkeypatch.setattr(run, "_checkpoint", lambda out, learner, step, _: events.append(step))
+        # a rate that changes nothing: then the evaluation before is never surpassed
+        rate = 1e-12 if name == "stop_after" else 0.01
+        learner = Learner(toys.tiny_policy(), OptimConfig(lr=rate))
+        backward = learner.backward
+        monkeypatch.setattr(
+            learner, "backward", lambda *a: events.append("backward") or backward(*a)
+        )
+        task = toys.FirstCharacter(toys.HALF)
+        out = run.fit(GRPO(k=2), learner, task, plan, tmp_path / label, progress=False)
+        lines = [
+            {key: value for key, value in line.items() if "seconds" not in key}
+            for line in read_metrics(out)
+        ]
+        groups = (out / "groups.jsonl").read_text().count("\n")
+        return [repr(lines), groups, events]
+
+    changed = PLANS[name]
+    beside = {key: value for key, value in changed.items() if key != name}
+    before, after = replace(SMALL, **beside), replace(SMALL, **changed)
+    one = leaves("before", before)
+    assert leaves("again", before) == one
+    assert leaves("after", after) != one
