@@ -674,6 +674,55 @@ def test_in_jupyterlab_a_click_changes_the_failure_point_in_the_kernel(browser, 
         assert colors(view) == [(style.DARK.ink, style.DARK.paper)]
 
 
+def test_in_jupyterlab_the_panel_of_choices_sets_what_the_next_cell_asks(browser, tmp_path):
+    """Notebook 20's panel: a method by its menu, a model by typing, and what cannot be."""
+    pytest.importorskip("jupyterlab")
+    heard = tmp_path / "heard.json"
+    code = (
+        "import json, threading, time\nfrom dataclasses import asdict\nfrom pathlib import Path\n"
+        "from workbench import choose\nchosen = choose('cpu')\n"
+        "def write():\n"
+        f"    while time.sleep(0.3) is None: Path({str(heard)!r}).write_text("
+        "json.dumps(asdict(chosen)))\n"
+        "threading.Thread(target=write, daemon=True).start()\nchosen"
+    )
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(code)],
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+    nbformat.write(notebook, tmp_path / "choices.ipynb")
+
+    def chosen(name):
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # it is just being written
+            return json.loads(heard.read_text())[name]
+
+    with run_in_lab(browser, tmp_path, tmp_path / "choices.ipynb") as page:
+        method = page.get_by_label("method", exact=True)
+        method.wait_for(timeout=30_000)
+        assert page.get_by_role("cell", name="method").count() == 0, "the table makes way"
+        method.select_option("sdpo")
+        wait(lambda: chosen("method") == "sdpo", 20)
+        for label, name, value in (
+            ("model", "model", "Qwen/Qwen3-0.6B"),
+            ("updates", "steps", 7),
+            ("learning rate (0: usual)", "lr", 0.0003),
+        ):
+            control = page.get_by_label(label, exact=True)
+            control.fill(str(value))
+            control.press("Enter")
+            wait(lambda name=name, value=value: chosen(name) == value, 20)
+        page.get_by_label("data", exact=True).fill(" ")
+        page.get_by_label("data", exact=True).press("Enter")
+        page.get_by_text("It is still gym:chain_sum").wait_for(timeout=20_000)
+        assert chosen("data").startswith("gym:chain_sum")
+        method.select_option("opd")  # without a teacher
+        page.locator(".jp-OutputArea b", has_text="teacher").wait_for(timeout=20_000)
+        for label in page.locator(".widget-label:visible").all():
+            assert label.evaluate("e => e.scrollWidth <= e.clientWidth"), label.text_content()
+
+
 # ---- JupyterLab without the kernel that ran the notebook -------------------------------------
 
 

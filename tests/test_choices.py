@@ -253,8 +253,9 @@ def test_every_method_has_the_answers_chosen_and_a_teacher_that_is_there(nothing
         assert not method.samples or getattr(method, "k", 5) == 5
     taught = choose("cpu", teacher="a/teacher")
     assert {name for name in METHODS if taught.by(name).needs_expert} == {"opd", "scope", "kd"}
-    with pytest.raises(WorkbenchError, match="kd learns"):
-        choose("cpu", method="kd").learner()
+    for name in ("kd", "opd"):
+        with pytest.raises(WorkbenchError, match=f"{name} learns from a stronger model"):
+            choose("cpu", method=name).learner()
 
 
 def test_a_correction_needs_as_large_a_part_of_few_answers_as_of_many():
@@ -269,7 +270,7 @@ def test_a_correction_needs_as_large_a_part_of_few_answers_as_of_many():
 def test_the_command_makes_the_same_run(method, mode, monkeypatch):
     chosen = choose("cpu", method=method, memory=mode, k=3, new=9, seed=4, rank=2, rows=5)
     chosen.checkpointing = mode == "lora"
-    chosen.teacher = "a/teacher" if method in ("kd", "scope") else ""
+    chosen.teacher = "a/teacher" if method in ("kd", "opd", "scope") else ""
     words = shlex.split(chosen.command("runs/it is mine"))
     args = cli.parser(words[1:]).parse_args(words[1:])
     by, optimizer, plan = train._settings(args)

@@ -124,7 +124,9 @@ class Choices:
         options: dict[str, Any] = {"k": self.k} if kind.samples and "k" in hints else {}
         if "n_neg" in hints:  # as many of k as are of 8 by default
             options |= {"n_pos": max(1, self.k // 4), "n_neg": max(1, self.k // 2)}
-        if not self.teacher and set(get_args(hints.get("teacher"))) == {"expert", "reference"}:
+        # in a picture OPD may say that nothing has moved; trained on itself it would learn nothing
+        may_read_itself = set(get_args(hints.get("teacher"))) == {"expert", "reference"}
+        if may_read_itself and not self.teacher and (name or self.method != "opd"):
             options["teacher"] = "reference"
         method = kind(**options)
         refuse_if(

@@ -13,7 +13,7 @@ from workbench.core import WorkbenchError
 from workbench.viz.display import hiding
 from workbench.viz.markup import escape
 
-STYLE = {"style": {"description_width": "14em"}, "layout": w.Layout(width="34em")}
+STYLE = {"style": {"description_width": "17em"}, "layout": w.Layout(width="36em")}
 # any other name may be typed
 SUGGESTED = {
     "model": ("smollm2", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B"),
