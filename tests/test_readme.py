@@ -10,7 +10,7 @@ TOOL = runpy.run_path(str(ROOT / "tools" / "readme.py"))
 
 
 def test_the_numbers_are_those_of_the_records():
-    assert TOOL["block"]() in README, "python tools/readme.py"
+    assert TOOL["block"]() in README, "python -m tools.readme"
 
 
 def decimals(text: str) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from data.words import run as runs
+from data.words import table as words
 from workbench.studies.grid import missing
 
 SMALL = runs.Scale(problems=3, samples=2, held=2, held_samples=1, examples=1)
@@ -83,3 +84,31 @@ def test_the_plan_names_every_arm_and_its_seeds():
     for _, names, _, seeds, _ in table:
         planned |= {name.strip(): seeds.split() for name in names.split(",")}
     assert planned == {arm.name: [str(seed) for seed in range(arm.seeds)] for arm in runs.ARMS}
+
+
+def test_the_table_pairs_each_problem_with_itself_before(tmp_path):
+    def leave(arm, seed, right):
+        folder = tmp_path / f"{arm}-warm-seed{seed}"
+        folder.mkdir()
+        test = {"avg": sum(right) / len(right), "per_problem": right, "length": 50.0 + seed}
+        record = {"arm": {"name": arm}, "test": test, "held": {"avg": 0.25}, "answers": 0.5}
+        (folder / "evaluation.json").write_text(json.dumps(record | {"seconds": 60.0}))
+
+    assert words.table(tmp_path).empty
+    leave("grpo", 0, [0.5, 1.0, 0.5, 1.0])
+    assert words.table(tmp_path)["over before"].isna().all()
+    leave("base", 0, [0.0, 0.5, 0.0, 0.5])
+    leave("base", 1, [0.0, 0.5, 0.5, 0.0])
+    leave("grpo", 1, [0.5, 1.0, 0.0, 1.0])
+    lines = words.table(tmp_path)
+    assert list(lines.index) == ["base", "grpo"] and list(lines.seeds) == [2, 2]
+    row = lines.loc["grpo"]
+    assert (row.avg, row.worst, row.best, row.length) == (0.6875, 0.625, 0.75, 50.5)
+    # by problem: 0.5, 0.5, 0, 0.75
+    assert row["over before"] == pytest.approx(0.4375)
+    assert 0.0 <= row.low < 0.4375 < row.high <= 0.75
+
+
+def test_the_committed_records_are_of_one_set_of_problems():
+    lengths = {len(e["test"]["per_problem"]) for arm in words.read().values() for e in arm}
+    assert lengths == {200}
