@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, first_line, refuse_if
 from workbench.model import adapters, decoder, distributed, families, gguf, templates
 from workbench.model.policy import Policy
 from workbench.records import check_seal
@@ -189,14 +189,14 @@ def source_of(model: str | Path) -> str | Path:
 
     Raises WorkbenchError for no name, and for a local folder or file that is not there.
     """
-    if not str(model).strip():
-        raise WorkbenchError("no model is named: a folder, a GGUF file or a hub id is needed")
+    refuse_if(
+        not str(model).strip(), "no model is named: a folder, a GGUF file or a hub id is needed"
+    )
     path = Path(model).expanduser()
     if str(model) == gguf.SMOLLM2 and not path.exists():
         return gguf.folder(gguf.smollm2())
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise WorkbenchError(f"there is no file {model}")
+        refuse_if(not path.is_file(), f"there is no file {model}")
         return gguf.folder(path)
     named_as_path = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",)
     looks_local = named_as_path or path.exists()
@@ -242,11 +242,11 @@ def import_unsloth():
     is loaded.
     """
     # the variable is its own, for tests: tools/engines.sh
-    if not torch.cuda.is_available() and os.environ.get("UNSLOTH_ALLOW_CPU") != "1":
-        raise WorkbenchError(
-            "Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes "
-            "through transformers and peft"
-        )
+    refuse_if(
+        not torch.cuda.is_available() and os.environ.get("UNSLOTH_ALLOW_CPU") != "1",
+        "Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes "
+        "through transformers and peft",
+    )
     try:
         from unsloth import FastLanguageModel
     except Exception as error:

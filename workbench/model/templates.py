@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from workbench.core import Message, WorkbenchError, first_line
+from workbench.core import Message, WorkbenchError, first_line, refuse_if
 from workbench.thoughts import MARKS
 
 # What a tokenizer must give back as it was.
@@ -57,13 +57,15 @@ class Template:
         self.options = dict(options or {})
         self.moment = datetime.now()
         self.stops: Sequence[int] = ()  # tokens that end a turn whatever the template says
-        if tokenizer.chat_template and not isinstance(tokenizer.chat_template, str | dict):
-            raise WorkbenchError(f"the chat template of {name} is no text")
-        if not tokenizer.chat_template:
-            raise WorkbenchError(
-                f"{name or 'the model'} has no chat template: take an instruction-tuned "
-                "model, or set tokenizer.chat_template"
-            )
+        refuse_if(
+            tokenizer.chat_template and not isinstance(tokenizer.chat_template, str | dict),
+            f"the chat template of {name} is no text",
+        )
+        refuse_if(
+            not tokenizer.chat_template,
+            f"{name or 'the model'} has no chat template: take an instruction-tuned "
+            "model, or set tokenizer.chat_template",
+        )
         unknown = sorted(self.options.keys() - self.reads) if self.options else ()
         if unknown:
             known = ", ".join(sorted(self.reads)) or "no options"
@@ -251,11 +253,11 @@ class Template:
         """The tokenizer with other names for its control tokens, and the same ids."""
         from tokenizers import Tokenizer
 
-        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
-            raise WorkbenchError(
-                f"a text spells a control token, which the tokenizer of {self.name} cannot write "
-                "as text"
-            )
+        refuse_if(
+            getattr(self.tokenizer, "backend_tokenizer", None) is None,
+            f"a text spells a control token, which the tokenizer of {self.name} cannot write "
+            "as text",
+        )
         alias = self._alias
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         model = content["model"]
@@ -350,10 +352,10 @@ def settle(policy, *folders: str | Path | None) -> None:
     for text in (*PLAIN, *BEYOND_ASCII):
         ids = template.text_ids(text)
         said = policy.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if said != text and not (text in BEYOND_ASCII and unknown in ids):
-            raise WorkbenchError(
-                f"the tokenizer of {policy.name} loses text: {text!r} comes back as {said!r}"
-            )
+        refuse_if(
+            said != text and not (text in BEYOND_ASCII and unknown in ids),
+            f"the tokenizer of {policy.name} loses text: {text!r} comes back as {said!r}",
+        )
     _ = template._takes_parts, policy.end
 
 

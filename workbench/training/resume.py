@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import torch
 from filelock import FileLock, Timeout
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.methods import without_retired
 from workbench.model import distributed
 from workbench.model.learner import Learner
@@ -104,10 +104,10 @@ def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
     if not resume:
         metrics = out / "metrics.jsonl"
         # A run that failed within its first step left no line: it may be begun again.
-        if checkpoint.exists() or (metrics.exists() and metrics.stat().st_size):
-            raise WorkbenchError(
-                f"{out} already holds a run: go on with it (--resume), or name another folder"
-            )
+        refuse_if(
+            checkpoint.exists() or (metrics.exists() and metrics.stat().st_size),
+            f"{out} already holds a run: go on with it (--resume), or name another folder",
+        )
         return 0
     if checkpoint.exists():
         return _load(checkpoint, learner, config)
@@ -139,20 +139,19 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
         _identity(recorded)
     except Exception as error:
         raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
-    if not possible:
-        raise WorkbenchError(f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
-    if not finite:
-        raise WorkbenchError(
-            f"the weights in {checkpoint} are no numbers any more (NaN): begin again in another "
-            "folder, with a lower lr"
-        )
+    refuse_if(not possible, f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
+    refuse_if(
+        not finite,
+        f"the weights in {checkpoint} are no numbers any more (NaN): begin again in another "
+        "folder, with a lower lr",
+    )
     out = checkpoint.parent
     _refuse_changes(out, recorded, config)
-    if step > config["plan"]["steps"]:
-        raise WorkbenchError(
-            f"the run in {out} has made {step} steps already, {config['plan']['steps']} are asked "
-            "for: ask for as many or more"
-        )
+    refuse_if(
+        step > config["plan"]["steps"],
+        f"the run in {out} has made {step} steps already, {config['plan']['steps']} are asked "
+        "for: ask for as many or more",
+    )
     _refuse_gap(out, step)
     try:
         learner.load_state(state)
@@ -166,11 +165,11 @@ def _refuse_gap(out: Path, step: int) -> None:
     steps = [line["step"] for line in read_metrics(out)]
     # without its file of groups, or one step twice, it is no whole run either
     whole = (out / "groups.jsonl").exists() or step == 0
-    if not whole or [n for n in steps if n < step] != list(range(step)):
-        raise WorkbenchError(
-            f"metrics.jsonl and groups.jsonl in {out} do not hold each of the {step} steps that "
-            "its checkpoint goes on from: put them back as they were, or name another folder"
-        )
+    refuse_if(
+        not whole or [n for n in steps if n < step] != list(range(step)),
+        f"metrics.jsonl and groups.jsonl in {out} do not hold each of the {step} steps that "
+        "its checkpoint goes on from: put them back as they were, or name another folder",
+    )
 
 
 def _config(path: Path) -> dict:
@@ -188,11 +187,11 @@ def _refuse_changes(out: Path, recorded: dict, config: dict) -> None:
     for key in now:
         if key in before:
             changes += _changes(key, before[key], now[key])
-    if changes:
-        raise WorkbenchError(
-            f"the run in {out} was started with other settings ({', '.join(changes)}): "
-            "resume with the same ones, or name another folder"
-        )
+    refuse_if(
+        changes,
+        f"the run in {out} was started with other settings ({', '.join(changes)}): "
+        "resume with the same ones, or name another folder",
+    )
 
 
 def _identity(config: dict) -> dict:

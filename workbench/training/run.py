@@ -25,6 +25,7 @@ from workbench.core import (
     Task,
     WorkbenchError,
     coordinates,
+    refuse_if,
 )
 from workbench.evaluation.metrics import evaluate
 from workbench.model import distributed
@@ -409,11 +410,11 @@ def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
     distributed.agree(lambda: {"weights": learner.fingerprint()})
     state = learner.state()
     finite = [bool(p.isfinite().all()) for p in state["trainable"].values() if p is not None]
-    if not all(distributed.gather(all(finite))):
-        raise WorkbenchError(
-            f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
-            "again in another folder, with a lower lr"
-        )
+    refuse_if(
+        not all(distributed.gather(all(finite))),
+        f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
+        "again in another folder, with a lower lr",
+    )
     if distributed.main():
         buffer = io.BytesIO()
         torch.save({"step": step, "config": config, "learner": state}, buffer)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates
+from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates, refuse_if
 from workbench.model.learner import Learner
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
@@ -97,12 +97,12 @@ def keep(
     accuracy, generated = measured
     low, high = bounds
     rows = tuple(p for p in problems if low <= accuracy.get(p.id, -1.0) <= high)
-    if len(rows) < least:
-        raise WorkbenchError(
-            f"the policy solves {len(rows)} of {len(problems)} problems between {low:g} and "
-            f"{high:g} of the time, and a step takes {least}: raise filter_problems, or take "
-            "problems of another difficulty"
-        )
+    refuse_if(
+        len(rows) < least,
+        f"the policy solves {len(rows)} of {len(problems)} problems between {low:g} and "
+        f"{high:g} of the time, and a step takes {least}: raise filter_problems, or take "
+        "problems of another difficulty",
+    )
     return Filtered(task, rows, accuracy, generated)
 
 

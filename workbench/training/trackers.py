@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
 
-from workbench.core import StepRecord, WorkbenchError
+from workbench.core import StepRecord, WorkbenchError, refuse_if
 from workbench.records import write_atomic
 
 MODULES = {
@@ -31,8 +31,9 @@ class Tracker:
     """A writer for ``fit``. Raises WorkbenchError where the package is not installed."""
 
     def __init__(self, name: str, out: str | Path):
-        if name not in MODULES:
-            raise WorkbenchError(f"there is no tracker {name!r}; there are {', '.join(MODULES)}")
+        refuse_if(
+            name not in MODULES, f"there is no tracker {name!r}; there are {', '.join(MODULES)}"
+        )
         try:
             self._module = import_module(MODULES[name])
         except ImportError as error:
