@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError, first_line, refuse_if
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 from workbench.model import families
 from workbench.model.policy import Policy
 from workbench.records import check_seal
@@ -66,14 +66,11 @@ def read_config(folder: Path, model: str | Path, unsloth: bool = False) -> dict:
     present = any((folder / name).is_file() for name in _WEIGHTS)
     if not (folder / "adapter_config.json").is_file() or not present:
         raise WorkbenchError(_no_adapter(folder))
-    try:
+    damaged = f"the adapter in {folder} is damaged: its adapter_config.json cannot be read"
+    with refuse_on((OSError, ValueError, TypeError, KeyError, AttributeError), damaged):
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = str(config["peft_type"])
         base = Path(config.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WorkbenchError(
-            f"the adapter in {folder} is damaged: its adapter_config.json cannot be read"
-        ) from error
     unknown = [name for name in _UNKNOWN if config.get(name)]
     refuse_if(
         unknown or "PROMPT" in kind or kind in ("PREFIX_TUNING", "P_TUNING", "XLORA", "CPT"),
@@ -127,14 +124,12 @@ def load_adapter(net: nn.Module, folder: Path, model: str | Path) -> nn.Module:
 
     does_not_fit = f"the adapter in {folder} does not fit the model {model}"
     check_seal(folder)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is refused below, or harmless
-            adapted = PeftModel.from_pretrained(net, str(folder))
-            # once more: only this says what had no place
-            report = adapted.load_adapter(str(folder), "default")
-    except Exception as error:  # in as many ways as there are files in it
-        raise WorkbenchError(f"{does_not_fit}, or is damaged: {first_line(error)}") from error
+    damaged = f"{does_not_fit}, or is damaged"  # in as many ways as there are files in it
+    with refuse_on(Exception, damaged, why=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is refused below, or harmless
+        adapted = PeftModel.from_pretrained(net, str(folder))
+        # once more: only this says what had no place
+        report = adapted.load_adapter(str(folder), "default")
     strangers = [*report.unexpected_keys, *report.missing_keys]
     if strangers:
         raise WorkbenchError(
@@ -234,18 +229,15 @@ def merge(policy: Policy) -> None:
     )
     before = _logits(policy)
     _untie(policy.base)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that embeddings are no longer tied
-            policy.model = policy.model.merge_and_unload(safe_merge=True)
-    except Exception as error:  # each kind of adapter has its own
-        raise WorkbenchError(
-            f"the adapter of {policy.name} cannot be merged: {first_line(error)}"
-        ) from error
+    stays = f"the adapter of {policy.name} cannot be merged"
+    # each kind of adapter has errors of its own
+    with refuse_on(Exception, stays, why=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that embeddings are no longer tied
+        policy.model = policy.model.merge_and_unload(safe_merge=True)
     gap = (before - _logits(policy)).abs().max() / before.abs().max().clamp(min=1)
     refuse_if(
         not gap < _TOLERANCE,
-        f"the adapter of {policy.name} cannot be merged: the logits would move by {gap:.2g}",
+        f"{stays}: the logits would move by {gap:.2g}",
     )
 
 

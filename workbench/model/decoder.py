@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workbench.core import WorkbenchError, first_line, refuse_if
+from workbench.core import WorkbenchError, first_line, refuse_if, refuse_on
 from workbench.model import families, llama
 from workbench.model.llama_states import completion_states
 from workbench.model.policy import Policy
@@ -103,12 +103,9 @@ def check(policy: Policy) -> None:
 
     Raises WorkbenchError, saying in a sentence what is wrong.
     """
-    try:
+    # a foreign forward pass fails in its own ways
+    with refuse_on(Exception, f"{policy.name} cannot be run here", why=True):
         _check(policy)
-    except WorkbenchError:
-        raise
-    except Exception as error:  # a foreign forward pass fails in its own ways
-        raise WorkbenchError(f"{policy.name} cannot be run here: {first_line(error)}") from error
 
 
 def _check(policy: Policy) -> None:

@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workbench.core import WorkbenchError, first_line, refuse_if
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 JOIN = timedelta(minutes=5)  # how long to wait for the others at the start
@@ -88,14 +88,11 @@ def start() -> None:
             f"{torch.cuda.device_count()}, start no more processes on it",
         )
         torch.cuda.set_device(place)  # from now on "cuda" is this one
-    try:
+    asked = os.environ["WORLD_SIZE"]
+    alone = f"the {asked} processes that were asked for did not find each other"
+    with refuse_on((RuntimeError, ValueError), alone, why=True):
         _store, number, n = next(dist.rendezvous("env://", timeout=JOIN))
         dist.init_process_group(backend, store=_store, rank=number, world_size=n, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise WorkbenchError(
-            f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find "
-            f"each other: {first_line(error)}"
-        ) from error
     # accelerate's: transformers would load the weights on the first rank alone
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     atexit.register(_leave)
@@ -179,15 +176,13 @@ def fsdp(environment: Mapping[str, str]) -> bool:
 # ---- what ranks tell each other
 
 
+@refuse_on(RuntimeError, LOST)
 def gather(value: Any) -> list:
     """Every rank's ``value``, in order of rank. Raises WorkbenchError when a rank is gone."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
-    try:
-        dist.all_gather_object(values, value)
-    except RuntimeError as error:
-        raise WorkbenchError(LOST) from error
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -253,6 +248,7 @@ def spread(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) ->
     return [parts[i % size()][i // size()] for i in range(len(items))]
 
 
+@refuse_on(RuntimeError, LOST)
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """The sum over all ranks in every ``grad``.
 
@@ -260,26 +256,21 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """
     if size() == 1:
         return
-    try:
-        present = [p.grad is not None for p in parameters]
-        device = parameters[0].device
-        counts = total(torch.tensor(present, dtype=torch.int32, device=device))
-        shared = [p for p, ranks in zip(parameters, counts.tolist()) if ranks]
-        for p in shared:
-            if p.grad is None:  # this rank had no micro-batch that touches it
-                p.grad = torch.zeros_like(p)
-        for handle in [dist.all_reduce(p.grad, async_op=True) for p in shared]:
-            handle.wait()
-    except RuntimeError as error:
-        raise WorkbenchError(LOST) from error
+    present = [p.grad is not None for p in parameters]
+    device = parameters[0].device
+    counts = total(torch.tensor(present, dtype=torch.int32, device=device))
+    shared = [p for p, ranks in zip(parameters, counts.tolist()) if ranks]
+    for p in shared:
+        if p.grad is None:  # this rank had no micro-batch that touches it
+            p.grad = torch.zeros_like(p)
+    for handle in [dist.all_reduce(p.grad, async_op=True) for p in shared]:
+        handle.wait()
 
 
+@refuse_on(RuntimeError, LOST)
 def total(numbers: Tensor) -> Tensor:
     """``numbers``, which becomes the sum over all ranks."""
-    try:
-        dist.all_reduce(numbers)
-    except RuntimeError as error:
-        raise WorkbenchError(LOST) from error
+    dist.all_reduce(numbers)
     return numbers
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError, refuse_if
+from workbench.core import needed, refuse_if
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -33,10 +33,7 @@ def write_gguf(net: nn.Module, tokenizer, file: Path) -> None:
 
     Raises WorkbenchError where the model or its tokenizer cannot be written so.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise WorkbenchError("writing GGUF needs the package gguf: pip install gguf") from error
+    gguf = needed("gguf", "writing GGUF needs the package gguf: pip install gguf")
     config = net.config
     _refuse(config)
     pieces = json.loads(tokenizer.backend_tokenizer.to_str())

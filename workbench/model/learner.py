@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError, first_line, refuse_if
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 from workbench.model import distributed, templates
 from workbench.model.adapters import (
     has_adapter,
@@ -403,13 +403,9 @@ def _adamw(parameters: list[Tensor], settings: OptimConfig) -> torch.optim.Optim
         groups.append({"params": vectors, "weight_decay": 0.0})
     if not settings.eight_bit:
         return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-    try:
+    missing = "the 8-bit optimiser needs the package bitsandbytes, which cannot be imported here"
+    with refuse_on(Exception, missing, why=True):
         import bitsandbytes
-    except Exception as error:
-        raise WorkbenchError(
-            "the 8-bit optimiser needs the package bitsandbytes, which cannot be imported "
-            f"here: {first_line(error)}"
-        ) from error
     return bitsandbytes.optim.AdamW8bit(groups, lr=settings.lr)
 
 

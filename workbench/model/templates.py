@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from workbench.core import Message, WorkbenchError, first_line, refuse_if
+from workbench.core import Message, WorkbenchError, refuse_if, refuse_on
 from workbench.thoughts import MARKS
 
 # What a tokenizer must give back as it was.
@@ -75,25 +75,18 @@ class Template:
 
     @property
     def _source(self) -> str:
-        try:
+        # several, and none of them by default
+        with refuse_on(ValueError, f"the chat template of {self.name} cannot be chosen", why=True):
             return self.tokenizer.get_chat_template()
-        except ValueError as error:  # several, and none of them by default
-            raise WorkbenchError(
-                f"the chat template of {self.name} cannot be chosen: {first_line(error)}"
-            ) from error
 
     @property
     def _compiled(self):
         # the object that the tokenizer itself renders with, compiled once
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        source = self._source
-        try:
-            return _compile_jinja_template(source)
-        except Exception as error:  # it is a program, and may be none
-            raise WorkbenchError(
-                f"the chat template of {self.name} cannot be read: {first_line(error)}"
-            ) from error
+        # it is a program, and may be none
+        with refuse_on(Exception, f"the chat template of {self.name} cannot be read", why=True):
+            return _compile_jinja_template(self._source)
 
     @cached_property
     def reads(self) -> frozenset[str]:
@@ -134,17 +127,13 @@ class Template:
 
     def render(self, messages: Iterable[Message], header: bool = True) -> str:
         """The conversation as text, with the assistant's header behind it."""
-        try:
-            with self._fixed():
-                return self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=header, **self.options
-                )
+        refused = f"the chat template of {self.name} refuses this prompt"
         # the template's own: "System role not supported", "Conversation roles must alternate", ...
         # or any: it is a program
-        except Exception as error:
-            raise WorkbenchError(
-                f"the chat template of {self.name} refuses this prompt: {first_line(error)}"
-            ) from error
+        with refuse_on(Exception, refused, why=True), self._fixed():
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=header, **self.options
+            )
 
     @cached_property
     def _takes_parts(self) -> bool:

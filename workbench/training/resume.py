@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import torch
 from filelock import FileLock, Timeout
 
-from workbench.core import WorkbenchError, refuse_if
+from workbench.core import WorkbenchError, reason, refuse_if, refuse_on
 from workbench.methods import without_retired
 from workbench.model import distributed
 from workbench.model.learner import Learner
@@ -62,7 +62,7 @@ def sole_training(out: Path) -> Iterator[None]:
         except Timeout:
             problem = f"another training is writing to {out}: wait for it, or name another folder"
         except (OSError, NotImplementedError) as error:
-            problem = f"could not write to {out}: {getattr(error, 'strerror', None) or error}"
+            problem = f"could not write to {out}: {reason(error)}"
     problem = distributed.gather(problem)[0]
     try:
         if problem:
@@ -123,7 +123,7 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
     # of a sharded policy's checkpoint this rank only looks up its parts
     gathered = learner.policy.gathered
     device = learner.policy.device if gathered else "cpu"
-    try:
+    with refuse_on(Exception, _DAMAGED.format(checkpoint)):
         with ZipFile(checkpoint) as archive:  # torch itself does not look at the checksums
             if archive.testzip() is not None:
                 raise ValueError("a checksum does not fit")
@@ -137,8 +137,6 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
         last = recorded["plan"]["steps"]
         possible = type(step) is int and 0 <= step <= last
         _identity(recorded)
-    except Exception as error:
-        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
     refuse_if(not possible, f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
     refuse_if(
         not finite,
@@ -153,10 +151,9 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
         "for: ask for as many or more",
     )
     _refuse_gap(out, step)
-    try:
+    failures = (KeyError, TypeError, ValueError, AttributeError, RuntimeError)
+    with refuse_on(failures, _DAMAGED.format(checkpoint)):
         learner.load_state(state)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
     return step
 
 
@@ -173,12 +170,11 @@ def _refuse_gap(out: Path, step: int) -> None:
 
 
 def _config(path: Path) -> dict:
-    try:
+    damages = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with refuse_on(damages, f"{path} is damaged: name another folder"):
         config = json.loads(path.read_text(encoding="utf-8"))
         _identity(config)
         return config
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise WorkbenchError(f"{path} is damaged: name another folder") from error
 
 
 def _refuse_changes(out: Path, recorded: dict, config: dict) -> None:

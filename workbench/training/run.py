@@ -25,6 +25,7 @@ from workbench.core import (
     Task,
     WorkbenchError,
     coordinates,
+    reason,
     refuse_if,
 )
 from workbench.evaluation.metrics import evaluate
@@ -432,6 +433,5 @@ def _save_policy(out: Path, learner: Learner, name: str) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise WorkbenchError(
-            f"could not write the trained policy to {out / name}: "
-            f"{getattr(error, 'strerror', None) or error}"
+            f"could not write the trained policy to {out / name}: {reason(error)}"
         ) from error

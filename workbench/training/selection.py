@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates, refuse_if
+from workbench.core import Group, Method, Problem, Task, coordinates, refuse_if, refuse_on
 from workbench.model.learner import Learner
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
@@ -72,15 +72,14 @@ def measure_difficulty(
 
 def recorded_difficulty(out: Path) -> tuple[dict[str, float], float]:
     """What a run measured before it began. Raises WorkbenchError where that cannot be read."""
-    try:
+    damaged = (
+        f"{out / FILE}, which says which problems the run keeps to, is missing or damaged: put it "
+        "back as it was, or name another folder"
+    )
+    with refuse_on((OSError, ValueError, TypeError, KeyError, AttributeError), damaged):
         record = json.loads((out / FILE).read_text(encoding="utf-8"))
         accuracy = {str(name): float(share) for name, share in record["accuracy"].items()}
         return accuracy, float(record["generated"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WorkbenchError(
-            f"{out / FILE}, which says which problems the run keeps to, is missing or damaged: put "
-            "it back as it was, or name another folder"
-        ) from error
 
 
 def keep(
