@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-LEAST = -1e4  # nats
-STEEPEST = 30.0  # nats
+LEAST = -1e4  # nats that a log-probability counts at least: no sum over words meets -inf
+STEEPEST = 30.0  # nats: a ratio of probabilities counts up to exp(30)
 
 
 def _log_ratio(over: Tensor, under: Tensor) -> Tensor:

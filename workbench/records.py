@@ -130,12 +130,7 @@ def environment() -> dict[str, Any]:
     import torch
     from torch import distributed
 
-    versions = {}
-    for name in ("torch", "transformers", "peft", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = ""
+    packages = ("torch", "transformers", "peft", "numpy")
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -145,7 +140,7 @@ def environment() -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: metadata.version(name) for name in packages},
         "device": device,
         "threads": torch.get_num_threads(),
         "processes": distributed.get_world_size() if joined else 1,

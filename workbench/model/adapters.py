@@ -172,26 +172,33 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def why_not_trained(policy: Policy, shard: bool) -> str:
-    """Why the adapter that a policy was loaded with cannot be trained further; "" where it can."""
+def refuse_untrainable(policy: Policy, shard: bool) -> None:
+    """Raises WorkbenchError where the adapter that a policy was loaded with cannot be trained."""
+    why = f"{policy.name} cannot be trained with lora:"
     model = policy.model
     names = model.active_adapters
-    if len(names) != 1:
-        return f"{len(names)} adapters are active ({', '.join(names)}), and one can be trained"
+    refuse_if(
+        len(names) != 1,
+        f"{why} {len(names)} adapters are active ({', '.join(names)}), and one can be trained",
+    )
     kind = model.peft_config[names[0]].peft_type
-    if kind != "LORA":
-        return (
-            f"its adapter is of the kind {getattr(kind, 'value', kind)}, and LoRA is trained here"
-        )
+    refuse_if(
+        kind != "LORA",
+        f"{why} its adapter is of the kind {getattr(kind, 'value', kind)}, and LoRA is trained "
+        "here",
+    )
     weights = trained_weights(model)
-    if any(p.dtype not in (torch.float32, torch.float64) for p in weights.values()):
-        return "its adapter holds whole weights in 16 bits, and those are trained in fp32 only"
+    refuse_if(
+        any(p.dtype not in (torch.float32, torch.float64) for p in weights.values()),
+        f"{why} its adapter holds whole weights in 16 bits, and those are trained in fp32 only",
+    )
     ends = policy.base.get_input_embeddings(), policy.base.get_output_embeddings()
     in_layers = not any(hasattr(module, "base_layer") for module in ends)
     matrices = all(".lora_A." in name or ".lora_B." in name for name in weights)
-    if shard and not (in_layers and matrices):
-        return "its adapter holds more than LoRA's matrices on its layers: it cannot be sharded"
-    return ""
+    refuse_if(
+        shard and not (in_layers and matrices),
+        f"{why} its adapter holds more than LoRA's matrices on its layers: it cannot be sharded",
+    )
 
 
 def short(name: str, adapter: str) -> str:

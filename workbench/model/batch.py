@@ -31,6 +31,7 @@ from workbench.model.learner import Learner
 from workbench.model.policy import Policy
 from workbench.model.scores import divergence, token_scores
 
+READ = 64  # rollouts that are read together without gradient
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a prompt and of its completion
 
 
@@ -323,23 +324,19 @@ def _states_and_head(learner: Learner, packed: Packed, which: str) -> tuple[Tens
 
 
 @torch.no_grad()
-def rescore(
-    policy: Policy, rollouts: Sequence[Rollout], rows: int = 64
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def rescore(policy: Policy, rollouts: Sequence[Rollout]) -> list[tuple[np.ndarray, np.ndarray]]:
     """What any policy says of these completions under their own prompts, in the order asked.
 
     (log-probs [T], entropy [T]) in nats for each rollout, at the policy's temperature, no gradient.
     """
     policy.need_gathered()
-    return distributed.spread(rollouts, lambda share: _rescore(policy, share, rows))
+    return distributed.spread(rollouts, lambda share: _rescore(policy, share))
 
 
-def _rescore(
-    policy: Policy, rollouts: Sequence[Rollout], rows: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _rescore(policy: Policy, rollouts: Sequence[Rollout]) -> list[tuple[np.ndarray, np.ndarray]]:
     pairs = [(rollout.prompt_ids, rollout.completion_ids) for rollout in rollouts]
     results: list = [None] * len(rollouts)
-    for places in deal(pairs, rows):
+    for places in deal(pairs, READ):
         packed = pack([pairs[place] for place in places], policy.pad_id, policy.device)
         logp, entropy = (x.float().cpu().numpy() for x in logp_and_entropy(policy, packed))
         for i, place in enumerate(places):

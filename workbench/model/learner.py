@@ -32,10 +32,10 @@ from workbench.model.adapters import (
     has_adapter,
     merge,
     peft_adapter,
+    refuse_untrainable,
     save_adapter,
     short,
     trained_weights,
-    why_not_trained,
 )
 from workbench.model.loading import import_unsloth
 from workbench.model.loss_scale import LossScale
@@ -371,8 +371,8 @@ def _refuse(
         f"{policy.name} was loaded with weights that cannot be trained (4 or 16 "
         "bits): train an adapter with lora",
     )
-    why = why_not_trained(policy, shard) if lora and has_adapter(policy.model) else ""
-    refuse_if(why, f"{policy.name} cannot be trained with lora: {why}")
+    if lora and has_adapter(policy.model):
+        refuse_untrainable(policy, shard)
     if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise WorkbenchError(
             f"the teacher {expert.name} has another vocabulary than {policy.name}: it "

@@ -78,17 +78,13 @@ class TrainConfig:
         )
 
 
-def refuse_idle_ranks(plan: TrainConfig) -> None:
+def refuse_unused(plan: TrainConfig, method: Method, learner: Learner) -> None:
+    """Raises WorkbenchError for a setting that would do nothing, or not what it says."""
     refuse_if(
         plan.prompts < distributed.size(),
         f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
         "step: start fewer, or set prompts higher",
     )
-
-
-def refuse_unused(plan: TrainConfig, method: Method, learner: Learner) -> None:
-    """Raises WorkbenchError for a setting that would do nothing, or not what it says."""
-    refuse_idle_ranks(plan)
     warmup = learner.settings.warmup
     refuse_if(
         warmup >= plan.steps,

@@ -361,9 +361,10 @@ def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequ
 
 
 _EVALUATIONS = ("eval_avg", "final_eval_avg")
+WINDOW = 5  # steps
 
 
-def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int = 5) -> str:
+def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     """In words, whether a run seems to collapse; "" if not.
 
     The last evaluation under half of the best (of .05 or more). Means over 5 steps: ``correct``
@@ -377,16 +378,16 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
             f"right answers to the validation problems fell from {max(evaluated):.3g} to "
             f"{evaluated[-1]:.3g}"
         )
-    if len(history) <= window:
+    if len(history) <= WINDOW:
         return ""
     from_itself = method.distil is not None and method.distil.teacher != "expert"
     floors = {"correct": 0.5} | ({"entropy": 0.1, "length": 0.2} if from_itself else {})
     for name, floor in floors.items():
         values = [line.get(name, np.nan) for line in history]
-        means = np.convolve(values, np.full(window, 1 / window), "valid")
+        means = np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid")
         was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
         if means[-1] < floor * was:
-            return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {window} steps)"
+            return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {WINDOW} steps)"
     return ""
 
 
