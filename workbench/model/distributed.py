@@ -161,11 +161,12 @@ def _refuse_single_process(environment: Mapping[str, str]) -> None:
         f"GPUs): {_INSTEAD}",
     )
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):  # mpirun and srun
-        if _count(environment, name) > 1:
-            raise WorkbenchError(
-                f"{name} says that there are {environment[name]} processes, but not how they find "
-                f"each other: {_INSTEAD}"
-            )
+        count = _count(environment, name)
+        refuse_if(
+            count > 1,
+            f"{name} says that there are {count} processes, but not how they find each other: "
+            f"{_INSTEAD}",
+        )
 
 
 def fsdp(environment: Mapping[str, str]) -> bool:

@@ -136,11 +136,11 @@ def _from_pretrained(
     tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source, **own)
     loader = auto_class(AutoConfig.from_pretrained(source, **own))
     net, report = loader.from_pretrained(source, output_loading_info=True, **own, **how)
-    if getattr(net, "_hf_peft_config_loaded", False):  # transformers' own way to apply one
-        raise WorkbenchError(
-            f"{model} is an adapter, or holds one: name the model that it is for, and it with "
-            "--adapter"
-        )
+    refuse_if(
+        getattr(net, "_hf_peft_config_loaded", False),  # transformers' own way to apply one
+        f"{model} is an adapter, or holds one: name the model that it is for, and it with "
+        "--adapter",
+    )
     missing = report["missing_keys"]
     if missing:  # transformers fills them with random numbers
         raise WorkbenchError(

@@ -148,12 +148,12 @@ class Template:
                 continue
             if CONTENT in text.upper():
                 return as_parts
-        if refused:
-            return False
-        raise WorkbenchError(
+        refuse_if(
+            not refused,
             f"the chat template of {self.name} leaves out what the user says, as text and as a "
-            "list of parts"
+            "list of parts",
         )
+        return False
 
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Raises WorkbenchError where the template refuses the conversation."""
