@@ -43,13 +43,13 @@ def k3(logp: Tensor, reference: Tensor) -> Tensor:
     return _with_slope(slope - log_ratio.clamp(max=STEEPEST), slope, log_ratio)
 
 
-def standardize(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
+def standardize(rewards: Tensor, scale: str = "std") -> Tensor:
     """[K] group-relative advantages of [K] rewards.
 
     Minus the mean, over the population standard deviation (``scale="std"``) or not (``"none"``).
     """
     centered = rewards - rewards.mean()
-    return centered / (rewards.std(correction=0) + eps) if scale == "std" else centered
+    return centered / (rewards.std(correction=0) + 1e-6) if scale == "std" else centered
 
 
 def clipped(

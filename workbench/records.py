@@ -289,21 +289,21 @@ def read_run(folder: str | Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         version = config["schema_version"]
-        if version == SCHEMA_VERSION:
-            env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-            groups = tuple(
-                (line["step"], group_from_dict(line), line["credit"])
-                for line in _lines(folder / "groups.jsonl")
-            )
-            metrics = pd.DataFrame(read_metrics(folder))
+        refuse_if(
+            version != SCHEMA_VERSION,
+            f"the run in {folder} has schema version {version}, this package reads "
+            f"{SCHEMA_VERSION}",
+        )
+        env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        groups = tuple(
+            (line["step"], group_from_dict(line), line["credit"])
+            for line in _lines(folder / "groups.jsonl")
+        )
+        metrics = pd.DataFrame(read_metrics(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkbenchError(
             f"the run in {folder} is damaged: {type(error).__name__}: {error}"
         ) from error
-    refuse_if(
-        version != SCHEMA_VERSION,
-        f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}",
-    )
     return Run(folder, config, env, metrics, groups)
 
 

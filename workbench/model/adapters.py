@@ -77,19 +77,14 @@ def read_config(folder: Path, model: str | Path, unsloth: bool = False) -> dict:
         f"the adapter in {folder} is of a kind that is not supported ({kind}"
         f"{''.join(f', {name}' for name in unknown)}): LoRA and its variants are",
     )
+    of_run = Path(model).name in ("model", "best", "adapter") and is_run(Path(model).parent)
     # (only the last two names: run folders are moved)
     refuse_if(
-        run_of(Path(model)) and base.parts[-2:] != Path(model).resolve().parts[-2:],
+        of_run and base.parts[-2:] != Path(model).resolve().parts[-2:],
         f"the adapter in {folder} was made for {base}, and {model} is what a run made of it or "
         "of another model: name one of the two",
     )
     return config
-
-
-def run_of(folder: Path) -> Path | None:
-    """The run that left this ``model``, ``best`` or ``adapter``."""
-    named = folder.name in ("model", "best", "adapter")
-    return folder.parent if named and is_run(folder.parent) else None
 
 
 def is_run(folder: Path) -> bool:

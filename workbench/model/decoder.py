@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from workbench.core import WorkbenchError, first_line, refuse_if, refuse_on
 from workbench.model import families, llama
@@ -41,13 +42,11 @@ class Decoder:
         from transformers import DynamicCache
 
         device = policy.device
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), policy.pad_id, device=device)
-        real = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
         # padded on the left, so that every row's next token is at the same place
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-            real[row, width - len(prompt) :] = 1
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids = pad(rows, padding_value=policy.pad_id)
+        real = pad(list(map(torch.ones_like, rows)))
         self.policy, self.padded, self.cache = (
             policy,
             not bool(real.all()),
@@ -171,7 +170,7 @@ def _same(policy: Policy, logp: Tensor, plain: Tensor, close: float = CLOSE) -> 
 
 def _side_by_side(policy: Policy, rows: Sequence[Tensor]) -> Tensor:
     """As ``batch.states`` reads them: padded on the right, without a mask."""
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=policy.pad_id)
+    padded = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id)
     hidden = policy.hidden(padded)
     return _logp(policy, [states[: len(row)] for states, row in zip(hidden, rows)])
 
