@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-LEAST = -1e4  # nats
-STEEPEST = 30.0  # nats
+LEAST = -1e4  # nats that a log-probability counts at least: no sum over words meets -inf
+STEEPEST = 30.0  # nats: a ratio of probabilities counts up to exp(30)
 
 
 def _log_ratio(over: Tensor, under: Tensor) -> Tensor:
@@ -43,13 +43,13 @@ def k3(logp: Tensor, reference: Tensor) -> Tensor:
     return _with_slope(slope - log_ratio.clamp(max=STEEPEST), slope, log_ratio)
 
 
-def standardize(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
+def standardize(rewards: Tensor, scale: str = "std") -> Tensor:
     """[K] group-relative advantages of [K] rewards.
 
     Minus the mean, over the population standard deviation (``scale="std"``) or not (``"none"``).
     """
     centered = rewards - rewards.mean()
-    return centered / (rewards.std(correction=0) + eps) if scale == "std" else centered
+    return centered / (rewards.std(correction=0) + 1e-6) if scale == "std" else centered
 
 
 def clipped(

@@ -38,8 +38,9 @@ from workbench.core import (
     StepRecord,
     Verdict,
     WorkbenchError,
-    first_line,
+    reason,
     refuse_if,
+    refuse_on,
 )
 
 SCHEMA_VERSION = 1
@@ -60,7 +61,7 @@ def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise WorkbenchError(f"could not write {path}: {error.strerror or error}") from error
+        raise WorkbenchError(f"could not write {path}: {reason(error)}") from error
     with suppress(OSError):  # not every system can
         _sync(path.parent)
 
@@ -89,10 +90,9 @@ def check_seal(folder: Path) -> None:
     """
     if not (folder / CHECKSUMS).is_file():
         return
-    try:
+    damages = (OSError, ValueError, TypeError, RecursionError)
+    with refuse_on(damages, f"{folder / CHECKSUMS} is damaged", why=True):
         sums = dict(json.loads((folder / CHECKSUMS).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise WorkbenchError(f"{folder / CHECKSUMS} is damaged: {first_line(error)}") from error
     for path in folder.glob("*.safetensors"):
         refuse_if(
             path.name in sums and sums[path.name] != _checksum(path),
@@ -130,12 +130,7 @@ def environment() -> dict[str, Any]:
     import torch
     from torch import distributed
 
-    versions = {}
-    for name in ("torch", "transformers", "peft", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = ""
+    packages = ("torch", "transformers", "peft", "numpy")
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -145,7 +140,7 @@ def environment() -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: metadata.version(name) for name in packages},
         "device": device,
         "threads": torch.get_num_threads(),
         "processes": distributed.get_world_size() if joined else 1,
@@ -196,15 +191,8 @@ class RunWriter:
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], start_step: int = 0):
         self.folder = Path(folder)
-        try:
+        with refuse_on(OSError, f"could not write to {self.folder}", why=True):
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".probe"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise WorkbenchError(
-                f"could not write to {self.folder}: {error.strerror or error}"
-            ) from error
         # first what makes it a run: one that is killed here can be resumed
         write_atomic(
             self.folder / "config.json",
@@ -227,15 +215,12 @@ class RunWriter:
     def _append(self, name: str, lines: Sequence[Mapping]) -> None:
         if not lines:
             return
-        try:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.writelines(dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise WorkbenchError(
-                f"could not write {self.folder / name}: {error.strerror or error}"
-            ) from error
+        path = self.folder / name
+        unwritten = f"could not write {path}"
+        with refuse_on(OSError, unwritten, why=True), path.open("a", encoding="utf-8") as file:
+            file.writelines(dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _lines(path: Path) -> list[dict]:
@@ -304,21 +289,21 @@ def read_run(folder: str | Path) -> Run:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         version = config["schema_version"]
-        if version == SCHEMA_VERSION:
-            env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
-            groups = tuple(
-                (line["step"], group_from_dict(line), line["credit"])
-                for line in _lines(folder / "groups.jsonl")
-            )
-            metrics = pd.DataFrame(read_metrics(folder))
+        refuse_if(
+            version != SCHEMA_VERSION,
+            f"the run in {folder} has schema version {version}, this package reads "
+            f"{SCHEMA_VERSION}",
+        )
+        env = json.loads((folder / "env.json").read_text(encoding="utf-8"))
+        groups = tuple(
+            (line["step"], group_from_dict(line), line["credit"])
+            for line in _lines(folder / "groups.jsonl")
+        )
+        metrics = pd.DataFrame(read_metrics(folder))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WorkbenchError(
             f"the run in {folder} is damaged: {type(error).__name__}: {error}"
         ) from error
-    refuse_if(
-        version != SCHEMA_VERSION,
-        f"the run in {folder} has schema version {version}, this package reads {SCHEMA_VERSION}",
-    )
     return Run(folder, config, env, metrics, groups)
 
 

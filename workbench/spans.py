@@ -92,7 +92,7 @@ def _whole(decode: Decode, ids: list[int], before: int, begin: int, end: int) ->
     return len(new.rstrip(_PART))
 
 
-def common_prefix(left: str, right: str) -> int:
+def common_prefix(left: Sequence, right: Sequence) -> int:
     """Length of the longest common beginning, in characters (or items)."""
     size = min(len(left), len(right))
     if left[:size] == right[:size]:
@@ -175,10 +175,7 @@ class Spans:
 
 def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:
     """How many leading steps two completions have in common."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(own, other)) if says(a) != says(b)),
-        min(len(own), len(other)),
-    )
+    return common_prefix(list(map(says, own)), list(map(says, other)))
 
 
 def says(step: str) -> tuple[str, ...]:

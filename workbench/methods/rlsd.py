@@ -121,10 +121,7 @@ def rescored(
     learner, weights: str, rollouts: Sequence[Rollout], prompts: Sequence[tuple[int, ...]]
 ) -> list[np.ndarray]:
     """[T] log-probs (nats) of each completion under another prompt, by one set of weights."""
-    moved = [_after(rollout, prompt) for rollout, prompt in zip(rollouts, prompts, strict=True)]
+    pairs = zip(rollouts, prompts, strict=True)
+    moved = [replace(rollout, prompt_ids=prompt) for rollout, prompt in pairs]
     with learner.weights(weights) as policy:
         return [logp for logp, _ in rescore(policy, moved)]
-
-
-def _after(rollout: Rollout, prompt: tuple[int, ...]) -> Rollout:
-    return rollout if prompt == rollout.prompt_ids else replace(rollout, prompt_ids=prompt)

@@ -89,11 +89,8 @@ from workbench.spans import Spans, shared_steps, step_texts
 from workbench.tasks.prompts import reprompt
 from workbench.thoughts import spoken
 
-Form = Literal["logit", "token", "sequence"]
 Teacher = Literal["ema", "mixed", "frozen", "live"]
 Demonstration = Literal["sibling", "any", "reference", "none"]
-Feedback = Literal["fallback", "always", "never"]
-Aggregate = Literal["token", "sequence"]
 WEIGHTS = {"ema": "teacher", "mixed": "mixed", "frozen": "reference", "live": "policy"}
 BASELINE = GRPO(scale="none", eps_lo=0.2, eps_hi=0.28)  # the paper's GRPO
 
@@ -103,18 +100,19 @@ class SDPO(Method):
     k: int = 8  # rollouts per problem
     a: float = 0.5  # the divergence, in logit form
     top_k: int = 100  # tokens compared one by one, in logit form; 0: all
-    form: Form = "logit"
+    form: Literal["logit", "token", "sequence"] = "logit"
     # its rate u is the learner's option ema; "live" is the policy itself, and diverges (Table 4)
     teacher: Teacher = "ema"
     trust: float = 0.01  # share of the policy in the mixed teacher
     # "any": a success may be shown itself (Table 2); "reference": the problem's own solution
     demonstration: Demonstration = "sibling"
-    feedback: Feedback = "fallback"  # "always": also beside a demonstration
+    # "always": also beside a demonstration
+    feedback: Literal["fallback", "always", "never"] = "fallback"
     mix: float = 0.0  # lambda, the share of GRPO
     srpo: bool = False  # distil wrong rollouts only, confident teachers more; GRPO for all others
     cap: float = 2.0  # largest importance weight
     advantage_clip: float = math.inf  # largest credit of any token of the vocabulary
-    aggregate: Aggregate = "token"
+    aggregate: Literal["token", "sequence"] = "token"
     by_pass_rate: bool = False  # SC-SDPO: problems that are right half of the time count most
     ascend: bool = False  # AntiSD: away from the teacher
     gate: float = 0.0  # where it ascends: nats of the teacher's entropy that a token needs

@@ -24,13 +24,14 @@ from workbench.core import (
     Packed,
     Rollout,
     Scores,
-    WorkbenchError,
+    refuse_if,
 )
 from workbench.model import distributed, llama, llama_states
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
 from workbench.model.scores import divergence, token_scores
 
+READ = 64  # rollouts that are read together without gradient
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # token ids of a prompt and of its completion
 
 
@@ -180,11 +181,11 @@ def _states(policy: Policy, packed: Packed) -> Tensor:
         hidden = llama_states.completion_states(policy, *zip(*distinct))
         by_row = dict(zip(distinct, hidden.split([len(completion) for _, completion in distinct])))
         return torch.cat([by_row[row] for row in packed.rows])
-    if longest > policy.context:
-        raise WorkbenchError(
-            f"a prompt and its completion have {longest} tokens, more than the model's context of "
-            f"{policy.context}"
-        )
+    refuse_if(
+        longest > policy.context,
+        f"a prompt and its completion have {longest} tokens, more than the model's context of "
+        f"{policy.context}",
+    )
     # right padding after a causal model's real tokens: no mask needed
     hidden = policy.hidden(packed.input_ids)
     index = packed.gather[..., None].expand(-1, -1, hidden.shape[-1])
@@ -323,23 +324,19 @@ def _states_and_head(learner: Learner, packed: Packed, which: str) -> tuple[Tens
 
 
 @torch.no_grad()
-def rescore(
-    policy: Policy, rollouts: Sequence[Rollout], rows: int = 64
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def rescore(policy: Policy, rollouts: Sequence[Rollout]) -> list[tuple[np.ndarray, np.ndarray]]:
     """What any policy says of these completions under their own prompts, in the order asked.
 
     (log-probs [T], entropy [T]) in nats for each rollout, at the policy's temperature, no gradient.
     """
     policy.need_gathered()
-    return distributed.spread(rollouts, lambda share: _rescore(policy, share, rows))
+    return distributed.spread(rollouts, lambda share: _rescore(policy, share))
 
 
-def _rescore(
-    policy: Policy, rollouts: Sequence[Rollout], rows: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _rescore(policy: Policy, rollouts: Sequence[Rollout]) -> list[tuple[np.ndarray, np.ndarray]]:
     pairs = [(rollout.prompt_ids, rollout.completion_ids) for rollout in rollouts]
     results: list = [None] * len(rollouts)
-    for places in deal(pairs, rows):
+    for places in deal(pairs, READ):
         packed = pack([pairs[place] for place in places], policy.pad_id, policy.device)
         logp, entropy = (x.float().cpu().numpy() for x in logp_and_entropy(policy, packed))
         for i, place in enumerate(places):

@@ -11,8 +11,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, first_line, refuse_if, refuse_on
 from workbench.model import families, llama
 from workbench.model.llama_states import completion_states
 from workbench.model.policy import Policy
@@ -41,13 +42,11 @@ class Decoder:
         from transformers import DynamicCache
 
         device = policy.device
-        width = max(map(len, prompts))
-        ids = torch.full((len(prompts), width), policy.pad_id, device=device)
-        real = torch.zeros(len(prompts), width, dtype=torch.long, device=device)
+        rows = [torch.tensor(prompt, device=device) for prompt in prompts]
         # padded on the left, so that every row's next token is at the same place
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-            real[row, width - len(prompt) :] = 1
+        pad = partial(pad_sequence, batch_first=True, padding_side="left")
+        ids = pad(rows, padding_value=policy.pad_id)
+        real = pad(list(map(torch.ones_like, rows)))
         self.policy, self.padded, self.cache = (
             policy,
             not bool(real.all()),
@@ -103,31 +102,28 @@ def check(policy: Policy) -> None:
 
     Raises WorkbenchError, saying in a sentence what is wrong.
     """
-    try:
+    # a foreign forward pass fails in its own ways
+    with refuse_on(Exception, f"{policy.name} cannot be run here", why=True):
         _check(policy)
-    except WorkbenchError:
-        raise
-    except Exception as error:  # a foreign forward pass fails in its own ways
-        raise WorkbenchError(f"{policy.name} cannot be run here: {first_line(error)}") from error
 
 
 def _check(policy: Policy) -> None:
     policy.logits = policy.find_logits(families.logit_forms(policy.base.config))
-    if policy.logits.cap and len(policy.holes):
-        raise WorkbenchError(
-            f"{policy.name} caps its logits, and {len(policy.holes)} ids of its tokenizer have no "
-            "token: they cannot be kept from being sampled"
-        )
+    refuse_if(
+        policy.logits.cap and len(policy.holes),
+        f"{policy.name} caps its logits, and {len(policy.holes)} ids of its tokenizer have no "
+        "token: they cannot be kept from being sampled",
+    )
     rows = [policy.probe, policy.probe[4:]]
     plain = _logp(policy, [policy.hidden(row[None])[0] for row in rows])
     policy.fast = llama.supported(policy, len(policy.probe)) and _fast(policy, rows, plain)
     if policy.fast:
         return
-    if not _same(policy, _side_by_side(policy, rows), plain):
-        raise WorkbenchError(
-            f"{policy.name} reads a row otherwise when a longer one is beside it, so it cannot be "
-            "trained in batches"
-        )
+    refuse_if(
+        not _same(policy, _side_by_side(policy, rows), plain),
+        f"{policy.name} reads a row otherwise when a longer one is beside it, so it cannot be "
+        "trained in batches",
+    )
     for pads_left in sorted({policy.pads_left, False}, reverse=True):
         policy.pads_left = pads_left
         try:
@@ -174,7 +170,7 @@ def _same(policy: Policy, logp: Tensor, plain: Tensor, close: float = CLOSE) -> 
 
 def _side_by_side(policy: Policy, rows: Sequence[Tensor]) -> Tensor:
     """As ``batch.states`` reads them: padded on the right, without a mask."""
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=policy.pad_id)
+    padded = pad_sequence(rows, batch_first=True, padding_value=policy.pad_id)
     hidden = policy.hidden(padded)
     return _logp(policy, [states[: len(row)] for states, row in zip(hidden, rows)])
 

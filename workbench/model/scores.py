@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.losses import LEAST, STEEPEST
+
 CHUNK_ELEMENTS = 2**23  # logits alive at once: 32 MB in fp32
-LEAST = -1e4  # nats that a log-probability counts at least, so that no sum over words meets -inf
-STEEPEST = 30.0  # nats: a credit q/p - 1 is shown up to exp(30)
 
 
 def _chunks(n: int, vocabulary: int) -> list[slice]:

@@ -249,22 +249,21 @@ def _check_ids(policy: Policy, where: str, ids: Sequence[int]) -> None:
 
 def _prompt(policy: Policy, entry: Entry) -> tuple[tuple[Message, ...], tuple[int, ...]]:
     """The messages, and the ids that the model read: as they are where the record has them."""
-    ids = entry.prompt_ids
+    question, ids = entry.question, entry.prompt_ids
     if ids is not None:
         _check_ids(policy, entry.where, ids)
-        text = policy.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
-        given = entry.question if isinstance(entry.question, tuple) else ()
-        plain = entry.question or text
-        return given or (chat(plain) if entry.question else _messages(policy, text)), ids
-    if isinstance(entry.question, tuple):
-        return entry.question, policy.prompt_ids(entry.question)
-    if entry.written == "question":
-        messages = chat(entry.question)
-        return messages, policy.prompt_ids(messages)
-    messages = _messages(policy, entry.question)
-    if entry.written == "verbatim":
-        return messages, tuple(policy.tokenizer(entry.question)["input_ids"])
-    return messages, policy.prompt_ids(messages)
+    if isinstance(question, tuple):
+        messages = question
+    elif not question:
+        written = policy.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        messages = _messages(policy, written)
+    elif entry.written == "question":
+        messages = chat(question)
+    else:
+        messages = _messages(policy, question)
+        if entry.written == "verbatim":
+            ids = tuple(policy.tokenizer(question)["input_ids"])
+    return messages, policy.prompt_ids(messages) if ids is None else ids
 
 
 def _messages(policy: Policy, text: str) -> tuple[Message, ...]:

@@ -4,16 +4,16 @@ go on from a given prefix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from workbench.core import Problem, Rollout, Task, refuse_if
 from workbench.model import distributed
 from workbench.model.policy import Policy
-from workbench.rollouts.sampling import Sample, generate
+from workbench.rollouts.sampling import Sample, generate, graded
 from workbench.spans import Spans
-
-NAN = float("nan")
 
 
 def expert_rollout(
@@ -36,7 +36,7 @@ def expert_rollout(
     )
     complete = ids == solution
     text = text if complete else policy.decode(ids)
-    verdict, unscored = task.grade(problem, policy.opening(prompt) + text), (NAN,) * len(ids)
+    verdict, unscored = task.grade(problem, policy.opening(prompt) + text), (math.nan,) * len(ids)
     return Rollout(prompt, ids, unscored, text, verdict, "expert", len(ids), finished=complete)
 
 
@@ -85,26 +85,6 @@ def _continue_from(policy: Policy, task: Task, starts: Sequence[Prefix]) -> list
     rollouts = []
     for start, prompt, prefix, samples in zip(starts, prompts, prefixes, written):
         tails = samples or [Sample((), (), False)] * len(start.seeds)
-        rollouts.append([_graded(policy, task, start, prompt, prefix, tail) for tail in tails])
+        finish = partial(graded, policy, task, start.problem, prompt, prefix=prefix)
+        rollouts.append(list(map(finish, tails)))
     return rollouts
-
-
-def _graded(
-    policy: Policy,
-    task: Task,
-    start: Prefix,
-    prompt: tuple[int, ...],
-    prefix: tuple[int, ...],
-    tail: Sample,
-) -> Rollout:
-    text = policy.decode(prefix + tail.ids)
-    return Rollout(
-        prompt,
-        prefix + tail.ids,
-        (NAN,) * len(prefix) + tail.logprobs,
-        text,
-        task.grade(start.problem, policy.opening(prompt) + text),
-        "guided" if prefix else "policy",
-        len(prefix),
-        tail.finished,
-    )

@@ -45,7 +45,6 @@ from workbench.tasks.prompts import LEAKS, TAGS, parse_synthesis
 from workbench.thoughts import said_aloud, spoken
 
 REASONS = ("truncated", "unparsed", "injected", "long")
-PREFIXES = ("free", "masked", "spliced", "none")
 TRANSITION = "Wait, "
 NGRAM = 5  # tokens
 

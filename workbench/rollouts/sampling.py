@@ -11,11 +11,12 @@ here at all: the call goes there.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from operator import add
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from workbench.core import (
     Problem,
     Rollout,
     Task,
-    Verdict,
     coordinates,
     refuse_if,
 )
@@ -246,21 +246,35 @@ def sample_groups(
         prompts = [policy.prompt_ids(problem.messages) for problem in share]
         seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in share]
         written = generate(policy, prompts, seeds, **how)
-        texts = [policy.decode(sample.ids) for samples in written for sample in samples]
-        asked = [problem for problem in share for _ in range(k)]
-        openings = [policy.opening(prompt) for prompt in prompts for _ in range(k)]
-        replies = map(add, openings, texts)
         # a grader that is slow waits for a process of its own: as many at a time as processors
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            graded = zip(texts, pool.map(task.grade, asked, replies))
-            groups = []
-            for problem, prompt, samples in zip(share, prompts, written):
-                rollouts = [_rollout(prompt, sample, *next(graded)) for sample in samples]
-                groups.append(Group(problem, tuple(rollouts)))
-        return groups
+            rows = [
+                pool.map(partial(graded, policy, task, problem, prompt), samples)
+                for problem, prompt, samples in zip(share, prompts, written)
+            ]
+            return [Group(problem, tuple(row)) for problem, row in zip(share, rows)]
 
     return distributed.spread(problems, sample)
 
 
-def _rollout(prompt: tuple[int, ...], sample: Sample, text: str, verdict: Verdict) -> Rollout:
-    return Rollout(prompt, sample.ids, sample.logprobs, text, verdict, finished=sample.finished)
+def graded(
+    policy: Policy,
+    task: Task,
+    problem: Problem,
+    prompt: tuple[int, ...],
+    sample: Sample,
+    prefix: tuple[int, ...] = (),
+) -> Rollout:
+    """What was written after a prompt, or after a ``prefix`` that somebody else wrote there."""
+    ids = prefix + sample.ids
+    text = policy.decode(ids)
+    return Rollout(
+        prompt,
+        ids,
+        (math.nan,) * len(prefix) + sample.logprobs,
+        text,
+        task.grade(problem, policy.opening(prompt) + text),
+        "guided" if prefix else "policy",
+        len(prefix),
+        sample.finished,
+    )

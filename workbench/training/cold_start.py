@@ -34,7 +34,7 @@ from math import ceil
 from pathlib import Path
 from random import Random
 
-from workbench.core import Message, Problem, Step, Task, Verdict, WorkbenchError, coordinates
+from workbench.core import Message, Problem, Task, Verdict, coordinates, refuse_if
 from workbench.methods.sft import SFT
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
@@ -45,6 +45,9 @@ from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
 from workbench.tasks.prompts import parse_synthesis
 from workbench.training.run import TrainConfig, fit
+
+K = 8  # rollouts of a problem
+MOST = 4  # of them that are rewritten
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,8 @@ class Lessons:
 
     name = "cold start"
 
-    @property
-    def max_new(self) -> int:
-        return self.task.max_new
+    def __getattr__(self, name: str):
+        return getattr(self.task, name)
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """Lessons at random, all different while there are enough; other splits are the task's."""
@@ -85,12 +87,6 @@ class Lessons:
             else Verdict(0.0, False, "It is not one analysis and one reconstruction.")
         )
 
-    def first_error(self, problem: Problem, text: str) -> Step | None:
-        return self.task.first_error(problem, text)
-
-    def reprompt(self, problem: Problem, **parts: str) -> tuple[Message, ...]:
-        return self.task.reprompt(problem, **parts)
-
 
 def lessons(
     policy: Policy,
@@ -98,54 +94,46 @@ def lessons(
     problems: Sequence[Problem],
     seed: int,
     *,
-    k: int = 8,
-    most: int = 4,
     share: float = 0.5,
     writer: Policy | None = None,
 ) -> Lessons:
-    """Sample ``k`` rollouts of each problem, rewrite up to ``most`` wrong ones where one is right,
-    and keep what ends right.
+    """Sample 8 rollouts of each problem, rewrite up to 4 wrong ones where one is right, and keep
+    what ends right.
 
     ``share``: how many synthesis lessons for each reflecting one; above 1, reflecting ones are left
     out. ``writer``: who rewrites them; None: the policy itself. Raises WorkbenchError when nothing
     usable was written.
     """
     where = (seed, "cold start")
-    groups = sample_groups(policy, task, problems, k, where)
+    groups = sample_groups(policy, task, problems, K, where)
     chosen = []
     for group in groups:
         if eligible(group, 1, 1):
-            chosen += pairs(group, most, where)
+            chosen += pairs(group, MOST, where)
     written = construct(writer or policy, task, chosen, where)
     usable = [m for m in written if m.rollout is not None and m.rollout.verdict.correct]
-    if not usable:
-        raise WorkbenchError(
-            f"none of {len(chosen)} outputs was a reconstruction that ends right: take more "
-            "or other problems, "
-            "or let a stronger model write them (--writer)"
-        )
+    refuse_if(
+        not usable,
+        f"none of {len(chosen)} outputs was a reconstruction that ends right: take more "
+        "or other problems, "
+        "or let a stronger model write them (--writer)",
+    )
     rng = Random(coordinates(seed, "lessons"))
     asked = rng.sample(usable, round(min(share, 1) * len(usable)))
     if share > 1:
         usable = rng.sample(usable, round(len(usable) / share))
-    rows = [_reflect(m) for m in usable] + [_synthesis(task, m) for m in asked]
+    rows = [_lesson(m, m.pair.problem.messages, m.rollout.text, "reflect") for m in usable]
+    for m in asked:
+        messages = task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text)
+        rows.append(_lesson(m, messages, m.output, "synthesis"))
     sampled = sum(len(r.completion_ids) for group in groups for r in group.rollouts)
     return Lessons(task, tuple(rows), sampled + sum(m.written for m in written))
 
 
-def _reflect(m: Construction) -> Problem:
-    return _lesson(m.pair.problem, m.pair.problem.messages, m.rollout.text, "reflect")
-
-
-def _synthesis(task: Task, m: Construction) -> Problem:
-    messages = task.synthesis(m.pair.problem, m.pair.wrong.text, m.pair.right.text)
-    return _lesson(m.pair.problem, messages, m.output, "synthesis")
-
-
-def _lesson(problem: Problem, messages: tuple[Message, ...], text: str, kind: str) -> Problem:
-    return replace(
-        problem, messages=messages, solutions=(text,), meta={**problem.meta, "lesson": kind}
-    )
+def _lesson(m: Construction, messages: tuple[Message, ...], text: str, kind: str) -> Problem:
+    problem = m.pair.problem
+    meta = {**problem.meta, "lesson": kind}
+    return replace(problem, messages=messages, solutions=(text,), meta=meta)
 
 
 @dataclass(frozen=True)
@@ -206,10 +194,10 @@ class ColdStartConfig:
     epochs: float = 1.0
 
     def __post_init__(self):
-        if self.problems < 1 or self.share < 0 or self.epochs <= 0:
-            raise WorkbenchError(
-                "a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0"
-            )
+        refuse_if(
+            self.problems < 1 or self.share < 0 or self.epochs <= 0,
+            "a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0",
+        )
 
     def follow(
         self,

@@ -25,6 +25,8 @@ from workbench.core import (
     Task,
     WorkbenchError,
     coordinates,
+    reason,
+    refuse_if,
 )
 from workbench.evaluation.metrics import evaluate
 from workbench.model import distributed
@@ -359,9 +361,10 @@ def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequ
 
 
 _EVALUATIONS = ("eval_avg", "final_eval_avg")
+WINDOW = 5  # steps
 
 
-def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int = 5) -> str:
+def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     """In words, whether a run seems to collapse; "" if not.
 
     The last evaluation under half of the best (of .05 or more). Means over 5 steps: ``correct``
@@ -375,16 +378,16 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method, window: int
             f"right answers to the validation problems fell from {max(evaluated):.3g} to "
             f"{evaluated[-1]:.3g}"
         )
-    if len(history) <= window:
+    if len(history) <= WINDOW:
         return ""
     from_itself = method.distil is not None and method.distil.teacher != "expert"
     floors = {"correct": 0.5} | ({"entropy": 0.1, "length": 0.2} if from_itself else {})
     for name, floor in floors.items():
         values = [line.get(name, np.nan) for line in history]
-        means = np.convolve(values, np.full(window, 1 / window), "valid")
+        means = np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid")
         was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
         if means[-1] < floor * was:
-            return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {window} steps)"
+            return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {WINDOW} steps)"
     return ""
 
 
@@ -409,11 +412,11 @@ def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
     distributed.agree(lambda: {"weights": learner.fingerprint()})
     state = learner.state()
     finite = [bool(p.isfinite().all()) for p in state["trainable"].values() if p is not None]
-    if not all(distributed.gather(all(finite))):
-        raise WorkbenchError(
-            f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
-            "again in another folder, with a lower lr"
-        )
+    refuse_if(
+        not all(distributed.gather(all(finite))),
+        f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
+        "again in another folder, with a lower lr",
+    )
     if distributed.main():
         buffer = io.BytesIO()
         torch.save({"step": step, "config": config, "learner": state}, buffer)
@@ -431,6 +434,5 @@ def _save_policy(out: Path, learner: Learner, name: str) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise WorkbenchError(
-            f"could not write the trained policy to {out / name}: "
-            f"{getattr(error, 'strerror', None) or error}"
+            f"could not write the trained policy to {out / name}: {reason(error)}"
         ) from error

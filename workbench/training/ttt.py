@@ -36,12 +36,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from workbench.core import Method, Problem, Task, Verdict, coordinates
 from workbench.methods.sdpo import SDPO
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
-from workbench.rollouts.sampling import generate
+from workbench.rollouts.sampling import generate, graded
 from workbench.training.update import update
 
 K = 16  # attempts in a step
@@ -104,8 +105,8 @@ def independent(
     seeds = [[coordinates(*seed, step, problem.id, j) for j in range(K)] for step in range(steps)]
     prompts = [policy.prompt_ids(problem.messages)] * steps
     batches = generate(policy, prompts, seeds, max_new=task.max_new)
-    texts = [policy.decode(sample.ids) for batch in batches for sample in batch]
-    return [task.grade(problem, policy.opening(prompts[0]) + text) for text in texts]
+    samples = chain.from_iterable(batches)
+    return [graded(policy, task, problem, prompts[0], sample).verdict for sample in samples]
 
 
 def converse(
@@ -122,7 +123,7 @@ def converse(
         places = [[coordinates(*seeds[i], "turn", turn, problem.id)] for i in going]
         attempts = generate(policy, prompts, places, max_new=task.max_new)
         for i, prompt, [sample] in zip(going, prompts, attempts):
-            verdict = task.grade(problem, policy.opening(prompt) + policy.decode(sample.ids))
+            verdict = graded(policy, task, problem, prompt, sample).verdict
             talks[i].append(verdict)
             heard[i].append(verdict.feedback)
     return talks
