@@ -112,7 +112,8 @@ def test_points_and_steps(tiny_policy, group):
         25,
     ]
     for token in (-1, 26):
-        with pytest.raises(WorkbenchError, match=f"the point {token} is outside the rollout"):
+        sentence = f"there is no token {token}: the rollout has 0 to 25"
+        with pytest.raises(WorkbenchError, match=sentence):
             keep_through(tiny_policy, rollout, token)
     for keep in (-1, 26):  # the end of the turn cannot be kept
         with pytest.raises(

@@ -68,8 +68,7 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
     layout = Spans(rollout, policy.decode)
     refuse_if(
         not 0 <= token < len(rollout.completion_ids),
-        f"the point {token} is outside the rollout, whose tokens are 0 to "
-        f"{len(rollout.completion_ids) - 1}",
+        f"there is no token {token}: the rollout has 0 to {len(rollout.completion_ids) - 1}",
     )
     step = layout.step_of(token)
     return layout.tokens_through(step) if step < len(layout.steps) else layout.written

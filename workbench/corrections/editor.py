@@ -85,11 +85,6 @@ class CorrectionEditor:
         taken back) or cut before the token.
         """
         rollout = wrong_rollout(self.group, source)
-        refuse_if(
-            not 0 <= token < len(rollout.completion_ids),
-            f"there is no token {token}: rollout {source} has 0 to "
-            f"{len(rollout.completion_ids) - 1}",
-        )
         keep = keep_through(self.policy, rollout, token) if whole_step else token
         return compose(self.policy, self.group, source, keep, **options)
 

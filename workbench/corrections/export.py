@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core import Group, Problem, Rollout, WorkbenchError
+from workbench.core import Group, Problem, Rollout, WorkbenchError, needed
 from workbench.corrections import buffer
 from workbench.corrections.buffer import Correction
 from workbench.records import dumps, group_to_dict, write_atomic
-from workbench.spans import shared_steps, step_texts
+from workbench.spans import common_prefix, shared_steps, step_texts
 from workbench.tasks.loading import INSTALL
 
 if TYPE_CHECKING:
@@ -84,11 +84,8 @@ def as_dataset(
     source: Iterable[Group | Correction], form: str, policy: Policy | None = None
 ) -> Dataset:
     """The rows as a ``datasets.Dataset``, for a trainer in the same process."""
-    try:
-        from datasets import Dataset
-    except ImportError as error:
-        raise WorkbenchError(f"as_dataset needs datasets, {INSTALL}") from error
-    return Dataset.from_list(rows(source, form, policy))
+    datasets = needed("datasets", f"as_dataset needs datasets, {INSTALL}")
+    return datasets.Dataset.from_list(rows(source, form, policy))
 
 
 def rows(
@@ -162,7 +159,7 @@ def _dpo(example: Example) -> dict:
 
 def _dpo_texts(policy: Policy, example: Example) -> dict:
     chosen, rejected = example.rollout.completion_ids, example.rejected.completion_ids
-    shared = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    shared = min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     prompt_ids = list(example.rollout.prompt_ids)
     tokenizer = policy.tokenizer
     if tokenizer("").input_ids == prompt_ids[:1]:  # the trainer's tokenizer adds it again
@@ -177,11 +174,6 @@ def _dpo_texts(policy: Policy, example: Example) -> dict:
     prompt = text(chosen[:shared])
     right, wrong = (whole[len(prompt) :] for whole in both)
     return {"prompt": prompt, "chosen": right, "rejected": wrong}
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids they begin with together."""
-    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), len(first))
 
 
 def _tokens(example: Example) -> dict:
@@ -225,11 +217,8 @@ def _write(records: list[dict], path: Path, form: str) -> int:
 
 
 def _parquet(records: list[dict]) -> bytes:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise WorkbenchError(f"a .parquet file is written by pyarrow, {INSTALL}") from error
+    missing = f"a .parquet file is written by pyarrow, {INSTALL}"
+    pyarrow, parquet = needed("pyarrow", missing), needed("pyarrow.parquet", missing)
     data = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(records), data)
     return data.getvalue()
