@@ -148,22 +148,20 @@ class Draft:
         """
         import pandas as pd
 
-        rollout, policy = self._legal, self.desk.policy
+        rollout, policy, reading = self._legal, self.desk.policy, self.reading
         [batch] = collate([Credit.of(rollout)], policy.pad_id)
-        numbers = {
-            "log-prob": self.reading.logprobs,
-            "entropy": self.reading.entropy,
-            "w": ood_weights(self.reading),
-        }
-        numbers = pd.DataFrame(numbers, dtype=float)
-        labels = pd.DataFrame({"part": self.parts, "trained": batch.mask[0]})
-        completion = pd.concat([labels, numbers], axis=1)
-        prompt = pd.DataFrame({"part": ["prompt"] * len(rollout.prompt_ids), "trained": False})
-        table = pd.concat([prompt, completion], ignore_index=True)
         ids = batch.input_ids[0].tolist()
-        table.insert(0, "token", [policy.tokenizer.decode([i]) for i in ids])
-        table.insert(1, "id", ids)
-        return table
+        before = np.full(len(rollout.prompt_ids), np.nan)
+        columns = {
+            "token": [policy.tokenizer.decode([i]) for i in ids],
+            "id": ids,
+            "part": ["prompt"] * len(before) + self.parts,
+            "trained": [False] * len(before) + batch.mask[0].tolist(),
+            "log-prob": np.append(before, reading.logprobs),
+            "entropy": np.append(before, reading.entropy),
+            "w": np.append(before, ood_weights(reading)),
+        }
+        return pd.DataFrame(columns)
 
     @cached_property
     def parts(self) -> list[str]:
