@@ -22,9 +22,9 @@ import difflib
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from workbench.core import Problem, Verdict, WorkbenchError, coordinates, needed, refuse_if
@@ -163,7 +163,7 @@ class Gym(FreeText):
             "id": number,
             "dataset": self.dataset,
             "options": _packed(dict(self.options)),
-            "entry": self._entry(*(problem.meta[key] for key in ("seed", "size", "index"))),
+            "entry": _entry(self, *(problem.meta[key] for key in ("seed", "size", "index"))),
             "answer": answer,
         }
         reply = _scorers.ask(job)
@@ -177,15 +177,14 @@ class Gym(FreeText):
         shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
         return Verdict(score, False, f"Your answer {shown} is not right.")
 
-    @cached_property
-    def _entry(self) -> Callable[[int, int, int], str]:
-        """(seed, size, index) -> the generated record, pickled for the scorer.
 
-        Made again, as a problem is its coordinates; once for the attempts at it.
-        """
-        return lru_cache(4096)(
-            lambda seed, size, index: _packed(dict(self._make(seed, size)[index]))
-        )
+@lru_cache(4096)
+def _entry(task: Gym, seed: int, size: int, index: int) -> str:
+    """The generated record, pickled for the scorer.
+
+    Made again, as a problem is its coordinates; once for the attempts at it.
+    """
+    return _packed(dict(task._make(seed, size)[index]))
 
 
 def _config_type(dataset: str) -> type:

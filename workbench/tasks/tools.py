@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError, refuse_if
-from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.base import Listed, chat, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
 from workbench.thoughts import spoken
 
@@ -100,23 +100,10 @@ def written_out(answer: Calls) -> str:
 
 
 @dataclass(frozen=True)
-class Tools(FreeText):
-    """``source``: a file, or a hub id with these columns.
-
-    A tenth each is held out for validation and test, by the prompt's hash, unless ``split`` puts
-    all into one.
-    """
-
-    source: str = ""
-    split: str = ""
-    max_new: int = 1024  # longest completion, in tokens
+class Tools(Listed):
+    """Records with these columns."""
 
     name = "tools"
-
-    def __post_init__(self):
-        refuse_if(not self.source, "the task tools needs a file of problems: tools:FILE")
-        check_dials(self.name, self.split, self.max_new)
-        _ = self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
@@ -124,10 +111,6 @@ class Tools(FreeText):
             _problem(f"{self.source}:{number}", row, self.split)
             for number, row in enumerate(read(self.source), 1)
         )
-
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """``n`` different problems of ``split``, drawn with ``seed``."""
-        return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """``parts``: whether the actions and the arguments are right, each for itself."""

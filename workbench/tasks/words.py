@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -117,7 +118,7 @@ class Words(base.Reprompts):
         rng = Random(coordinates("words", self.stories, split, seed))
         too_few = f"words with stories={self.stories} has too few {split} problems"
         return base.draw_generated(
-            self.name, split, n, self._candidates(rng, n), too_few, question_of=_key
+            self.name, split, n, self._candidates(rng, n), too_few, question_of=attrgetter("key")
         )
 
     def _candidates(self, rng: Random, n: int) -> Iterator[Told]:
@@ -155,10 +156,6 @@ class Words(base.Reprompts):
 
     def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
         return prompts.synthesis(problem, wrong, right)
-
-
-def _key(told: Told) -> str:
-    return told.key
 
 
 # ---- the checker

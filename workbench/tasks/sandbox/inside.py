@@ -203,10 +203,8 @@ def lock(job: dict, folder: str, present: list[str], prepared: Prepared) -> list
     """
     without = job["without"]
     holding = list(present)
-    if layers.libc is not None:
-        layers.set_process(layers.PR_SET_NO_NEW_PRIVS, 1)
-        if "landlock" not in without:
-            holding += layers.landlock(prepared.paths, folder)
+    if layers.libc is not None and "landlock" not in without:
+        holding += layers.landlock(prepared.paths, folder)
     os.closerange(OUTPUT + 1, 1 << 16)
     if "limits" not in without and layers.limits(
         job["memory"], job["cpu"], "namespaces" in present

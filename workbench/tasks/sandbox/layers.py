@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
+from itertools import starmap
 
 try:
     import resource
@@ -126,6 +127,7 @@ def landlock(paths: Sequence[tuple[int, int]], folder: str) -> list[str]:
         attributes += struct.pack("Q", TCP)
     if version > 5:
         attributes += struct.pack("Q", SCOPES)
+    set_process(PR_SET_NO_NEW_PRIVS, 1)
     ruleset = libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
     own = READ | READ_FOLDER | WRITE | REMOVE | MAKE | TRUNCATE & handled
     for handle, rights in (*paths, (os.open(folder, os.O_PATH), own)):
@@ -276,22 +278,20 @@ def limits(memory: int, cpu: int, own_users: bool) -> bool:
     values = {"AS": memory, "CPU": cpu, "FSIZE": FILE, "NOFILE": DESCRIPTORS, "CORE": 0}
     if own_users:
         values["NPROC"] = THREADS
-    holds = True
-    for name, value in values.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        lowest = _at_most(value, kind)
-        try:
-            resource.setrlimit(kind, (lowest, lowest))
-        except (OSError, ValueError):  # macOS does not limit the address space
-            holds = False
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    resource.setrlimit(resource.RLIMIT_STACK, (_at_most(STACK, resource.RLIMIT_STACK), hard))
-    return holds
+    holds = list(starmap(limit, values.items()))
+    return limit("STACK", STACK, for_good=False) and all(holds)
 
 
-def _at_most(value: int, kind: int) -> int:
+def limit(name: str, value: int, for_good: bool = True) -> bool:
+    """At most ``value`` of one resource. ``for_good``: the process cannot have more again."""
+    kind = getattr(resource, f"RLIMIT_{name}")
     hard = resource.getrlimit(kind)[1]
-    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+    lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    try:
+        resource.setrlimit(kind, (lowest, lowest if for_good else hard))
+    except (OSError, ValueError):  # macOS does not limit the address space
+        return False
+    return True
 
 
 def crowded(pid: int) -> bool:

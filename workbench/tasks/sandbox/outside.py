@@ -244,14 +244,15 @@ class Program:
             return Result(timed_out=True)
         if self._channel is None:
             self.start()
-        error = None
         try:
             return self._converse(message, answer, time.monotonic() + self.seconds)
         except TimeoutError:
             self.close()
             self._over = True
+            return Result(timed_out=True)
         except (OSError, EOFError):
-            error = Fault("ProcessDied", f"the program's process ended{self.close()}")
+            ended = f"the program's process ended{self.close()}"
+            return Result(error=Fault("ProcessDied", ended))
         # it wrote something else into the channel
         except (
             ValueError,
@@ -262,8 +263,8 @@ class Program:
             RecursionError,
         ):
             self.close()
-            error = Fault("BadReply", "the program's process sent something that is no result")
-        return Result(error=error, timed_out=error is None)
+            nonsense = "the program's process sent something that is no result"
+            return Result(error=Fault("BadReply", nonsense))
 
     def _converse(
         self, message: dict, answer: Callable[[tuple], Result] | None, deadline: float
