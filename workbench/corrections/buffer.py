@@ -127,8 +127,10 @@ def _parsed(where: str, line: bytes) -> Correction:
     source, rollout = group.rollouts
     parts = {name: row[name] for name in PARTS}
     composition = Composition(group.problem, source, **parts)
-    if composition.text != rollout.text or not 0 <= composition.keep <= len(source.completion_ids):
-        raise ValueError("its parts do not make up its text")
+    refuse_if(
+        composition.text != rollout.text or not 0 <= composition.keep <= len(source.completion_ids),
+        f"{where} is not a correction: its parts do not make up its text",
+    )
     return Correction(composition, rollout, row["policy"])
 
 

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core import Group, Problem, Rollout, WorkbenchError, needed
+from workbench.core import Group, Problem, Rollout, WorkbenchError, needed, refuse_if
 from workbench.corrections import buffer
 from workbench.corrections.buffer import Correction
 from workbench.records import dumps, group_to_dict, write_atomic
@@ -104,9 +104,8 @@ def rows(
     else:
         forms = ", ".join((*FORMS, "verl", "groups"))
         raise WorkbenchError(f"there is no form {form!r} to export; there are {forms}")
-    if not records:
-        what = "no wrong attempt with a right one beside it" if form == "dpo" else "nothing right"
-        raise WorkbenchError(f"there is nothing to export as {form}: {what}")
+    what = "no wrong attempt with a right one beside it" if form == "dpo" else "nothing right"
+    refuse_if(not records, f"there is nothing to export as {form}: {what}")
     return records
 
 
@@ -184,8 +183,7 @@ def _tokens(example: Example) -> dict:
 
 
 def _verl(index: int, problem: Problem) -> dict:
-    if not problem.answer:
-        raise WorkbenchError(f"verl needs a ground truth, and {problem.id!r} has no answer")
+    refuse_if(not problem.answer, f"verl needs a ground truth, and {problem.id!r} has no answer")
     messages = [dict(message) for message in problem.messages]
     return {
         "data_source": "workbench",

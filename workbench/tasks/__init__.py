@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Task, WorkbenchError, refuse_if
+from workbench.core import Task, refuse_if
 from workbench.options import with_options
 
 # module -> class, imported when it is asked for
@@ -46,8 +46,7 @@ def load_task(name: Any, *, reward: Callable[..., Any] | None = None, **dials: A
     name = str(name) if isinstance(name, Path) else name
     if reward is not None or not isinstance(name, str):
         return _of_rows(name, reward, dials)
-    if dials:
-        raise WorkbenchError(f"write dials into the name: {name}:{next(iter(dials))}=...")
+    refuse_if(dials, f"write dials into the name: {name}:{next(iter(dials), '')}=...")
     task, _, dials = name.partition(":")
     if task in TASKS:
         return _with_dials(task, dials)
@@ -63,9 +62,8 @@ def _of_rows(source: Any, reward: Callable[..., Any] | None, dials: dict[str, An
     from workbench.tasks.rows import Rows, rows_of
 
     fields = {field.name for field in dataclasses.fields(Rows)} - {"rows", "reward", "source"}
-    unknown = set(dials) - fields
-    if unknown:
-        raise WorkbenchError(f"rows have no dial {min(unknown)}; there are {', '.join(fields)}")
+    unknown = min(set(dials) - fields, default="")
+    refuse_if(unknown, f"rows have no dial {unknown}; there are {', '.join(fields)}")
     name = source if isinstance(source, str) else "rows"
     return Rows(source=name, rows=rows_of(source), reward=reward, **dials)
 

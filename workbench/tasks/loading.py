@@ -21,7 +21,7 @@ import json
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -57,6 +57,19 @@ class Row(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """The record by column; no columns where it is something else than an object."""
         return self.record if isinstance(self.record, dict) else {}
+
+    def first(self, names: Sequence[str]) -> tuple[str, Any]:
+        """(name, value) of the first of the columns that is there; ``a.b`` is b inside a.
+
+        ("", None) where none is.
+        """
+        for name in names:
+            value: Any = self.columns
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                return name, value
+        return "", None
 
     @property
     def column_names(self) -> str:

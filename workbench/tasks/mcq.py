@@ -138,11 +138,13 @@ def _prepared(row: Row) -> dict:
         whole = all(map(has_text, (question, answer, *labels, *texts))) and labels != "".join(
             labels
         )
-        if not whole or len(set(labels)) < max(len(labels), 2) or answer.strip() not in labels:
-            raise ValueError("an empty question or choice, a label twice, or another answer")
+        refuse_if(
+            not whole or len(set(labels)) < max(len(labels), 2) or answer.strip() not in labels,
+            "an empty question or choice, a label twice, or another answer",
+        )
         choices = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
         return {"prompt": f"{question}\n\n{choices}\n{ASK}", "system": SYSTEM, "answer": answer}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, WorkbenchError) as error:
         raise WorkbenchError(
             f"{row.where} needs a question, choices with text and label, and an answerKey that is "
             "one of the labels"

@@ -65,20 +65,20 @@ def calls(text: str) -> Calls:
 
 
 def expected(answer: str) -> Calls:
-    """The calls of a record's answer. Raises KeyError, TypeError or ValueError for another form."""
+    """The calls of a record's answer.
+
+    Raises KeyError, TypeError, ValueError or WorkbenchError for another form.
+    """
     actions: Counter[str] = Counter()
     inputs: dict[str, Any] = {}
     for call in _DECODER.decode(answer):
         written = call["Action_Input"]
         arguments = _DECODER.decode(written) if isinstance(written, str) else written
-        if not isinstance(arguments, dict):
-            raise TypeError("an Action_Input that is no object")
-        if not has_text(call["Action"]):
-            raise TypeError("an Action that is no name")
+        refuse_if(not isinstance(arguments, dict), "an Action_Input that is no object")
+        refuse_if(not has_text(call["Action"]), "an Action that is no name")
         actions[call["Action"]] += 1
         inputs.update(arguments)
-    if not actions:
-        raise ValueError("there are no calls")
+    refuse_if(not actions, "there are no calls")
     return Calls(actions, inputs)
 
 
@@ -141,7 +141,7 @@ def _problem(name: str, row: Row, split: str) -> Problem:
     answer = answer if isinstance(answer, str) else json.dumps(answer)
     try:
         gold = expected(answer)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, WorkbenchError) as error:
         raise WorkbenchError(
             f"{row.where} has an answer that is no JSON list of Action and Action_Input: {error}"
         ) from error

@@ -42,7 +42,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.tasks.sandbox.inside import REPLY, oversized, pack, unpack
 from workbench.tasks.sandbox.layers import FILE
 
@@ -150,10 +150,10 @@ def in_parallel(job: Callable, *arguments: Sequence) -> list:
 
 def check_execution(what: str) -> None:
     """Raises WorkbenchError where running programs is switched off."""
-    if os.environ.get(NO_EXECUTE, "0") not in ("", "0"):
-        raise WorkbenchError(
-            f"{what} runs programs that a model wrote, which --no-execute ({NO_EXECUTE}) forbids"
-        )
+    refuse_if(
+        os.environ.get(NO_EXECUTE, "0") not in ("", "0"),
+        f"{what} runs programs that a model wrote, which --no-execute ({NO_EXECUTE}) forbids",
+    )
 
 
 def report() -> str:
@@ -337,8 +337,9 @@ class _Zygote:
     def fork(self) -> tuple[socket.socket, socket.socket]:
         """A new program's (leash, channel)."""
         check_execution("the sandbox")
-        if not hasattr(os, "fork"):
-            raise WorkbenchError("the sandbox needs Linux or macOS: this system cannot fork")
+        refuse_if(
+            not hasattr(os, "fork"), "the sandbox needs Linux or macOS: this system cannot fork"
+        )
         with self._lock:
             for last in (False, True):
                 # a warden may hold the dead server's socket open for a moment
