@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from workbench.core import (
@@ -49,9 +49,6 @@ from workbench.model.learner import FrozenLearner, Learner
 from workbench.model.policy import Policy
 from workbench.spans import Spans
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def ood_weights(reading: TokenStats) -> np.ndarray:
     """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the
@@ -69,6 +66,8 @@ class CorrectionEditor:
     task: Task
     group: Group
     methods: Mapping[str, Method] = field(default_factory=dict)
+
+    edit = staticmethod(edit)
 
     @property
     def policy(self) -> Policy:
@@ -91,9 +90,6 @@ class CorrectionEditor:
     def reconstruct(self, source: int, **options) -> Composition:
         """The policy writes it: ``compose.reconstruct``."""
         return reconstruct(self.policy, self.task, self.group, source, **options)
-
-    def edit(self, composition: Composition, **parts: str) -> Composition:
-        return edit(composition, **parts)
 
     def draft(self, composition: Composition) -> Draft:
         try:
@@ -146,8 +142,6 @@ class Draft:
         ``trained`` is its mask. Log-prob (nats), entropy and the OOD weight ``w`` are the policy's
         under the plain prompt.
         """
-        import pandas as pd
-
         rollout, policy, reading = self._legal, self.desk.policy, self.reading
         [batch] = collate([Credit.of(rollout)], policy.pad_id)
         ids = batch.input_ids[0].tolist()

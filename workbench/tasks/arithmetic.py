@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
+from workbench.core import Problem, Step, Verdict, coordinates, refuse_if
 from workbench.options import check_choices
 from workbench.tasks import base, prompts
 from workbench.tasks.base import line_span, lines
@@ -169,6 +169,7 @@ class Arithmetic(base.Reprompts):
     shown: Literal["nothing", "solution"] = "nothing"
 
     name = "arithmetic"
+    synthesis = staticmethod(prompts.synthesis)
 
     def __post_init__(self):
         refuse_if(
@@ -231,6 +232,3 @@ class Arithmetic(base.Reprompts):
             feedback,
             {"right_steps": result.right_steps, "reflections": result.reflections},
         )
-
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return prompts.synthesis(problem, wrong, right)

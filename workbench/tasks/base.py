@@ -139,22 +139,18 @@ def chat(question: str, system: str = "") -> tuple[Message, ...]:
 class Reprompts:
     """A task that shows solutions, attempts and feedback as SDPO does."""
 
-    def reprompt(
-        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]:
-        return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
+    reprompt = staticmethod(prompts.reprompt)
 
 
 class FreeText(Reprompts):
     """A task whose attempts are any text, with TAPO's prompt for real models."""
 
+    synthesis = staticmethod(prompts.audit)
+
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """Where somebody labelled the steps of this text; else it is not known."""
         label = problem.meta.get("first_errors", {}).get(text)
         return None if label is None else Step(*label)
-
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return prompts.audit(problem, wrong, right)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from workbench.core import Problem, Verdict, WorkbenchError, coordinates, needed
 from workbench.options import with_options
 from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
-from workbench.tasks.verify import final_answer
+from workbench.tasks.verify import final_answer, shown
 from workbench.tasks.verify.answers import is_number
 from workbench.tasks.verify.expressions import check_scorer, inert
 from workbench.tasks.verify.pool import SECONDS, Pool
@@ -173,9 +173,7 @@ class Gym(FreeText):
         score = _score(reply, number)
         if score == 1.0:
             return Verdict(1.0, True)
-        shown = answer if len(answer) <= 200 else answer[:200] + "..."
-        shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
-        return Verdict(score, False, f"Your answer {shown} is not right.")
+        return Verdict(score, False, f"Your answer {shown(answer)} is not right.")
 
 
 @lru_cache(4096)

@@ -27,7 +27,7 @@ from operator import attrgetter
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
+from workbench.core import Problem, Step, Verdict, coordinates, refuse_if
 from workbench.spans import thought_steps
 from workbench.tasks import base, prompts
 from workbench.tasks.stories import Told, stories, tell
@@ -88,6 +88,7 @@ class Words(base.Reprompts):
     max_new: int = 96  # longest completion, in tokens
 
     name = "words"
+    synthesis = staticmethod(prompts.synthesis)
 
     def __post_init__(self):
         base.check_dials(self.name, "", self.max_new)
@@ -153,9 +154,6 @@ class Words(base.Reprompts):
             "reflections": result.reflections,
         }
         return Verdict(float(result.correct), result.correct, result.unmended, parts)
-
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return prompts.synthesis(problem, wrong, right)
 
 
 # ---- the checker
