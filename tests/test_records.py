@@ -164,8 +164,8 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
     def refused(self, *args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "touch", refused)
-    with pytest.raises(WorkbenchError, match=r"could not write to .*: Read-only file system"):
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    with pytest.raises(WorkbenchError, match=r"could not write .*: Read-only file system"):
         RunWriter(tmp_path / "new", {})
 
 

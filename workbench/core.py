@@ -23,7 +23,8 @@ import math
 import re
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -54,12 +55,26 @@ def refuse_if(problem: object, sentence: str) -> None:
         raise WorkbenchError(sentence)
 
 
+@contextmanager
+def refuse_on(
+    kinds: type[Exception] | tuple[type[Exception], ...], sentence: str, why: bool = False
+) -> Iterator[None]:
+    """Raises WorkbenchError with the sentence for an error of these kinds in its with block.
+
+    ``why``: with what the error says, too.
+    """
+    try:
+        yield
+    except WorkbenchError:
+        raise
+    except kinds as error:
+        raise WorkbenchError(f"{sentence}: {reason(error)}" if why else sentence) from error
+
+
 def needed(module: str, sentence: str) -> Any:
     """A module that may be missing. Raises WorkbenchError with the sentence where it is."""
-    try:
+    with refuse_on(ImportError, sentence):
         return import_module(module)
-    except ImportError as error:
-        raise WorkbenchError(sentence) from error
 
 
 class Interrupted(KeyboardInterrupt):
@@ -73,6 +88,11 @@ class Interrupted(KeyboardInterrupt):
 def first_line(error: Exception) -> str:
     """What an error says first, or its name where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def reason(error: Exception) -> str:
+    """What the system says of a file, or the first line."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 # what a terminal obeys or cannot show: control characters, overrides of the writing direction,

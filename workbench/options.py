@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 
 
 def with_options(kind: type, options: Sequence[str], of: str) -> Any:
@@ -21,10 +21,10 @@ def with_options(kind: type, options: Sequence[str], of: str) -> Any:
     values = {}
     for option in options:
         key, equals, text = option.partition("=")
-        if not equals or key not in defaults:
-            raise WorkbenchError(
-                f"{of} has no option {key!r}; it has {', '.join(defaults)} (written key=value)"
-            )
+        refuse_if(
+            not equals or key not in defaults,
+            f"{of} has no option {key!r}; it has {', '.join(defaults)} (written key=value)",
+        )
         try:
             values[key] = _parse(text, defaults[key])
         except (ValueError, KeyError) as error:
@@ -63,11 +63,11 @@ def split_options(
     parts: list[list[str]] = [[] for _ in kinds]
     for option in options:
         key, equals, _ = option.partition("=")
-        if not equals or key not in owners:
-            raise WorkbenchError(
-                f"--set {option}: {kinds[0].__name__} has no such option; write KEY=VALUE "
-                f"with one of {', '.join(sorted(owners))}"
-            )
+        refuse_if(
+            not equals or key not in owners,
+            f"--set {option}: {kinds[0].__name__} has no such option; write KEY=VALUE "
+            f"with one of {', '.join(sorted(owners))}",
+        )
         parts[owners[key]].append(option)
     return parts
 

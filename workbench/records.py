@@ -38,8 +38,9 @@ from workbench.core import (
     StepRecord,
     Verdict,
     WorkbenchError,
-    first_line,
+    reason,
     refuse_if,
+    refuse_on,
 )
 
 SCHEMA_VERSION = 1
@@ -60,7 +61,7 @@ def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise WorkbenchError(f"could not write {path}: {error.strerror or error}") from error
+        raise WorkbenchError(f"could not write {path}: {reason(error)}") from error
     with suppress(OSError):  # not every system can
         _sync(path.parent)
 
@@ -89,10 +90,9 @@ def check_seal(folder: Path) -> None:
     """
     if not (folder / CHECKSUMS).is_file():
         return
-    try:
+    damages = (OSError, ValueError, TypeError, RecursionError)
+    with refuse_on(damages, f"{folder / CHECKSUMS} is damaged", why=True):
         sums = dict(json.loads((folder / CHECKSUMS).read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise WorkbenchError(f"{folder / CHECKSUMS} is damaged: {first_line(error)}") from error
     for path in folder.glob("*.safetensors"):
         refuse_if(
             path.name in sums and sums[path.name] != _checksum(path),
@@ -196,15 +196,8 @@ class RunWriter:
 
     def __init__(self, folder: str | Path, config: Mapping[str, Any], start_step: int = 0):
         self.folder = Path(folder)
-        try:
+        with refuse_on(OSError, f"could not write to {self.folder}", why=True):
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / ".probe"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise WorkbenchError(
-                f"could not write to {self.folder}: {error.strerror or error}"
-            ) from error
         # first what makes it a run: one that is killed here can be resumed
         write_atomic(
             self.folder / "config.json",
@@ -227,15 +220,12 @@ class RunWriter:
     def _append(self, name: str, lines: Sequence[Mapping]) -> None:
         if not lines:
             return
-        try:
-            with open(self.folder / name, "a", encoding="utf-8") as file:
-                file.writelines(dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise WorkbenchError(
-                f"could not write {self.folder / name}: {error.strerror or error}"
-            ) from error
+        path = self.folder / name
+        unwritten = f"could not write {path}"
+        with refuse_on(OSError, unwritten, why=True), path.open("a", encoding="utf-8") as file:
+            file.writelines(dumps(line) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _lines(path: Path) -> list[dict]:

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from workbench.core import Group, WorkbenchError, coordinates
+from workbench.core import Group, coordinates, refuse_if
 from workbench.methods.rlsd import RLSD
 from workbench.methods.sdpo import teacher_prompt
 
@@ -40,10 +40,10 @@ class RLCSD(RLSD):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (self.tau > 0 and self.least >= 0 and self.wrong >= 1):
-            raise WorkbenchError(
-                "RLCSD takes tau above 0, least of 0 or more, and one wrong hint or more"
-            )
+        refuse_if(
+            not (self.tau > 0 and self.least >= 0 and self.wrong >= 1),
+            "RLCSD takes tau above 0, least of 0 or more, and one wrong hint or more",
+        )
 
     def shaped(self, advantage: float, delta: np.ndarray) -> np.ndarray:
         residual = self.lam * np.tanh(delta / self.tau)

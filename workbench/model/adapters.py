@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 from workbench.model import families
 from workbench.model.policy import Policy
 from workbench.records import check_seal
@@ -59,33 +59,30 @@ def read_config(folder: Path, model: str | Path, unsloth: bool = False) -> dict:
     Raises WorkbenchError where ``folder`` holds no adapter, a damaged one, one of a kind that
     cannot be used here, or one that was made for another model than the run's own ``model``.
     """
-    if unsloth:
-        raise WorkbenchError(
-            "Unsloth's kernels take only adapters that it made: leave --unsloth or --adapter out"
-        )
+    refuse_if(
+        unsloth,
+        "Unsloth's kernels take only adapters that it made: leave --unsloth or --adapter out",
+    )
     present = any((folder / name).is_file() for name in _WEIGHTS)
     if not (folder / "adapter_config.json").is_file() or not present:
         raise WorkbenchError(_no_adapter(folder))
-    try:
+    damaged = f"the adapter in {folder} is damaged: its adapter_config.json cannot be read"
+    with refuse_on((OSError, ValueError, TypeError, KeyError, AttributeError), damaged):
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         kind = str(config["peft_type"])
         base = Path(config.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WorkbenchError(
-            f"the adapter in {folder} is damaged: its adapter_config.json cannot be read"
-        ) from error
     unknown = [name for name in _UNKNOWN if config.get(name)]
-    if unknown or "PROMPT" in kind or kind in ("PREFIX_TUNING", "P_TUNING", "XLORA", "CPT"):
-        raise WorkbenchError(
-            f"the adapter in {folder} is of a kind that is not supported ({kind}"
-            f"{''.join(f', {name}' for name in unknown)}): LoRA and its variants are"
-        )
+    refuse_if(
+        unknown or "PROMPT" in kind or kind in ("PREFIX_TUNING", "P_TUNING", "XLORA", "CPT"),
+        f"the adapter in {folder} is of a kind that is not supported ({kind}"
+        f"{''.join(f', {name}' for name in unknown)}): LoRA and its variants are",
+    )
     # (only the last two names: run folders are moved)
-    if run_of(Path(model)) and base.parts[-2:] != Path(model).resolve().parts[-2:]:
-        raise WorkbenchError(
-            f"the adapter in {folder} was made for {base}, and {model} is what a run made of it or "
-            "of another model: name one of the two"
-        )
+    refuse_if(
+        run_of(Path(model)) and base.parts[-2:] != Path(model).resolve().parts[-2:],
+        f"the adapter in {folder} was made for {base}, and {model} is what a run made of it or "
+        "of another model: name one of the two",
+    )
     return config
 
 
@@ -127,14 +124,12 @@ def load_adapter(net: nn.Module, folder: Path, model: str | Path) -> nn.Module:
 
     does_not_fit = f"the adapter in {folder} does not fit the model {model}"
     check_seal(folder)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is refused below, or harmless
-            adapted = PeftModel.from_pretrained(net, str(folder))
-            # once more: only this says what had no place
-            report = adapted.load_adapter(str(folder), "default")
-    except Exception as error:  # in as many ways as there are files in it
-        raise WorkbenchError(f"{does_not_fit}, or is damaged: {first_line(error)}") from error
+    damaged = f"{does_not_fit}, or is damaged"  # in as many ways as there are files in it
+    with refuse_on(Exception, damaged, why=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what they say is refused below, or harmless
+        adapted = PeftModel.from_pretrained(net, str(folder))
+        # once more: only this says what had no place
+        report = adapted.load_adapter(str(folder), "default")
     strangers = [*report.unexpected_keys, *report.missing_keys]
     if strangers:
         raise WorkbenchError(
@@ -142,15 +137,17 @@ def load_adapter(net: nn.Module, folder: Path, model: str | Path) -> nn.Module:
             f"such as {min(strangers)}"
         )
     weights = trained_weights(adapted)
-    if not all(bool(p.isfinite().all()) for p in weights.values()):
-        raise WorkbenchError(f"the adapter in {folder} is damaged: its weights are not all finite")
+    refuse_if(
+        not all(bool(p.isfinite().all()) for p in weights.values()),
+        f"the adapter in {folder} is damaged: its weights are not all finite",
+    )
     head = adapted.get_base_model().get_output_embeddings()
     lora = hasattr(head, "lora_A") and not head.lora_variant and not any(head.lora_bias.values())
-    if hasattr(head, "base_layer") and not lora:
-        raise WorkbenchError(
-            f"the adapter in {folder} has more than plain LoRA on the output embedding, which is "
-            "not supported: merge it with workbench export"
-        )
+    refuse_if(
+        hasattr(head, "base_layer") and not lora,
+        f"the adapter in {folder} has more than plain LoRA on the output embedding, which is "
+        "not supported: merge it with workbench export",
+    )
     return adapted
 
 
@@ -225,26 +222,23 @@ def merge(policy: Policy) -> None:
     """
     if not has_adapter(policy.model):
         return
-    if getattr(policy.base, "is_quantized", False):
-        raise WorkbenchError(
-            f"{policy.name} is in 4 bits, where its adapter cannot be merged exactly: load it "
-            "without, or train the adapter further with lora"
-        )
+    refuse_if(
+        getattr(policy.base, "is_quantized", False),
+        f"{policy.name} is in 4 bits, where its adapter cannot be merged exactly: load it "
+        "without, or train the adapter further with lora",
+    )
     before = _logits(policy)
     _untie(policy.base)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that embeddings are no longer tied
-            policy.model = policy.model.merge_and_unload(safe_merge=True)
-    except Exception as error:  # each kind of adapter has its own
-        raise WorkbenchError(
-            f"the adapter of {policy.name} cannot be merged: {first_line(error)}"
-        ) from error
+    stays = f"the adapter of {policy.name} cannot be merged"
+    # each kind of adapter has errors of its own
+    with refuse_on(Exception, stays, why=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that embeddings are no longer tied
+        policy.model = policy.model.merge_and_unload(safe_merge=True)
     gap = (before - _logits(policy)).abs().max() / before.abs().max().clamp(min=1)
-    if not gap < _TOLERANCE:
-        raise WorkbenchError(
-            f"the adapter of {policy.name} cannot be merged: the logits would move by {gap:.2g}"
-        )
+    refuse_if(
+        not gap < _TOLERANCE,
+        f"{stays}: the logits would move by {gap:.2g}",
+    )
 
 
 @torch.no_grad()

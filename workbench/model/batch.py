@@ -24,7 +24,7 @@ from workbench.core import (
     Packed,
     Rollout,
     Scores,
-    WorkbenchError,
+    refuse_if,
 )
 from workbench.model import distributed, llama, llama_states
 from workbench.model.learner import Learner
@@ -180,11 +180,11 @@ def _states(policy: Policy, packed: Packed) -> Tensor:
         hidden = llama_states.completion_states(policy, *zip(*distinct))
         by_row = dict(zip(distinct, hidden.split([len(completion) for _, completion in distinct])))
         return torch.cat([by_row[row] for row in packed.rows])
-    if longest > policy.context:
-        raise WorkbenchError(
-            f"a prompt and its completion have {longest} tokens, more than the model's context of "
-            f"{policy.context}"
-        )
+    refuse_if(
+        longest > policy.context,
+        f"a prompt and its completion have {longest} tokens, more than the model's context of "
+        f"{policy.context}",
+    )
     # right padding after a causal model's real tokens: no mask needed
     hidden = policy.hidden(packed.input_ids)
     index = packed.gather[..., None].expand(-1, -1, hidden.shape[-1])

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, first_line, refuse_if, refuse_on
 from workbench.model import families, llama
 from workbench.model.llama_states import completion_states
 from workbench.model.policy import Policy
@@ -103,31 +103,28 @@ def check(policy: Policy) -> None:
 
     Raises WorkbenchError, saying in a sentence what is wrong.
     """
-    try:
+    # a foreign forward pass fails in its own ways
+    with refuse_on(Exception, f"{policy.name} cannot be run here", why=True):
         _check(policy)
-    except WorkbenchError:
-        raise
-    except Exception as error:  # a foreign forward pass fails in its own ways
-        raise WorkbenchError(f"{policy.name} cannot be run here: {first_line(error)}") from error
 
 
 def _check(policy: Policy) -> None:
     policy.logits = policy.find_logits(families.logit_forms(policy.base.config))
-    if policy.logits.cap and len(policy.holes):
-        raise WorkbenchError(
-            f"{policy.name} caps its logits, and {len(policy.holes)} ids of its tokenizer have no "
-            "token: they cannot be kept from being sampled"
-        )
+    refuse_if(
+        policy.logits.cap and len(policy.holes),
+        f"{policy.name} caps its logits, and {len(policy.holes)} ids of its tokenizer have no "
+        "token: they cannot be kept from being sampled",
+    )
     rows = [policy.probe, policy.probe[4:]]
     plain = _logp(policy, [policy.hidden(row[None])[0] for row in rows])
     policy.fast = llama.supported(policy, len(policy.probe)) and _fast(policy, rows, plain)
     if policy.fast:
         return
-    if not _same(policy, _side_by_side(policy, rows), plain):
-        raise WorkbenchError(
-            f"{policy.name} reads a row otherwise when a longer one is beside it, so it cannot be "
-            "trained in batches"
-        )
+    refuse_if(
+        not _same(policy, _side_by_side(policy, rows), plain),
+        f"{policy.name} reads a row otherwise when a longer one is beside it, so it cannot be "
+        "trained in batches",
+    )
     for pads_left in sorted({policy.pads_left, False}, reverse=True):
         policy.pads_left = pads_left
         try:

@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 JOIN = timedelta(minutes=5)  # how long to wait for the others at the start
@@ -82,20 +82,17 @@ def start() -> None:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         place = int(os.environ["LOCAL_RANK"])
-        if place >= torch.cuda.device_count():
-            raise WorkbenchError(
-                f"process {place} (counted from 0) has no GPU of its own: this machine has "
-                f"{torch.cuda.device_count()}, start no more processes on it"
-            )
+        refuse_if(
+            place >= torch.cuda.device_count(),
+            f"process {place} (counted from 0) has no GPU of its own: this machine has "
+            f"{torch.cuda.device_count()}, start no more processes on it",
+        )
         torch.cuda.set_device(place)  # from now on "cuda" is this one
-    try:
+    asked = os.environ["WORLD_SIZE"]
+    alone = f"the {asked} processes that were asked for did not find each other"
+    with refuse_on((RuntimeError, ValueError), alone, why=True):
         _store, number, n = next(dist.rendezvous("env://", timeout=JOIN))
         dist.init_process_group(backend, store=_store, rank=number, world_size=n, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        raise WorkbenchError(
-            f"the {os.environ['WORLD_SIZE']} processes that were asked for did not find "
-            f"each other: {first_line(error)}"
-        ) from error
     # accelerate's: transformers would load the weights on the first rank alone
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     atexit.register(_leave)
@@ -114,8 +111,9 @@ def _leave() -> None:
 
 def _count(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "1")
-    if not text.isdecimal():
-        raise WorkbenchError(f"{name}={text} in the environment is not a number of processes")
+    refuse_if(
+        not text.isdecimal(), f"{name}={text} in the environment is not a number of processes"
+    )
     return int(text)
 
 
@@ -126,19 +124,19 @@ def refuse_fallbacks(environment: Mapping[str, str]) -> None:
     """
     if _count(environment, "WORLD_SIZE") > 1:
         for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            if name not in environment:
-                raise WorkbenchError(
-                    f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but {name} is "
-                    f"not set: {_INSTEAD}"
-                )
+            refuse_if(
+                name not in environment,
+                f"WORLD_SIZE asks for {environment['WORLD_SIZE']} processes, but {name} is "
+                f"not set: {_INSTEAD}",
+            )
     elif "WORLD_SIZE" not in environment:
         _refuse_single_process(environment)
     for name in ("DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
-        if environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
-            raise WorkbenchError(
-                f"accelerate launch was asked for {name}: here every process holds the whole "
-                "policy, or by FSDP a part of it, so take --multi_gpu, --use_fsdp or torchrun"
-            )
+        refuse_if(
+            environment.get(f"ACCELERATE_USE_{name}", "false").lower() == "true",
+            f"accelerate launch was asked for {name}: here every process holds the whole "
+            "policy, or by FSDP a part of it, so take --multi_gpu, --use_fsdp or torchrun",
+        )
     for name, allowed in _FSDP.items():
         if fsdp(environment) and environment.get(name, allowed[0]).lower() not in allowed:
             raise WorkbenchError(
@@ -146,22 +144,22 @@ def refuse_fallbacks(environment: Mapping[str, str]) -> None:
                 f"here with {name}={allowed[0]} only"
             )
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision != "no":
-        raise WorkbenchError(
-            f"accelerate launch was asked for mixed precision ({precision}): the policy is trained "
-            "in the precision that it was loaded in, so take --mixed_precision no"
-        )
+    refuse_if(
+        precision != "no",
+        f"accelerate launch was asked for mixed precision ({precision}): the policy is trained "
+        "in the precision that it was loaded in, so take --mixed_precision no",
+    )
 
 
 def _refuse_single_process(environment: Mapping[str, str]) -> None:
     """Raises WorkbenchError where this process believes that it is the only one, and is not."""
     # accelerate launch --num_processes N without GPUs starts one process and gives it an address
     # but no rank
-    if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
-        raise WorkbenchError(
-            "accelerate launch was asked for several processes and started one (it does so without "
-            f"GPUs): {_INSTEAD}"
-        )
+    refuse_if(
+        "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment,
+        "accelerate launch was asked for several processes and started one (it does so without "
+        f"GPUs): {_INSTEAD}",
+    )
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):  # mpirun and srun
         if _count(environment, name) > 1:
             raise WorkbenchError(
@@ -178,15 +176,13 @@ def fsdp(environment: Mapping[str, str]) -> bool:
 # ---- what ranks tell each other
 
 
+@refuse_on(RuntimeError, LOST)
 def gather(value: Any) -> list:
     """Every rank's ``value``, in order of rank. Raises WorkbenchError when a rank is gone."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
-    try:
-        dist.all_gather_object(values, value)
-    except RuntimeError as error:
-        raise WorkbenchError(LOST) from error
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -197,11 +193,11 @@ def agree(facts: Callable[[], dict[str, Any]]) -> None:
     """
     first, *others = gather(facts() if size() > 1 else {})
     different = [name for name in first if any(other.get(name) != first[name] for other in others)]
-    if different:
-        raise WorkbenchError(
-            f"the {size()} processes have different {' and '.join(different)}: they need "
-            "the same command, code and files"
-        )
+    refuse_if(
+        different,
+        f"the {size()} processes have different {' and '.join(different)}: they need "
+        "the same command, code and files",
+    )
 
 
 def first_to_fail() -> bool:
@@ -252,6 +248,7 @@ def spread(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) ->
     return [parts[i % size()][i // size()] for i in range(len(items))]
 
 
+@refuse_on(RuntimeError, LOST)
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """The sum over all ranks in every ``grad``.
 
@@ -259,26 +256,21 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """
     if size() == 1:
         return
-    try:
-        present = [p.grad is not None for p in parameters]
-        device = parameters[0].device
-        counts = total(torch.tensor(present, dtype=torch.int32, device=device))
-        shared = [p for p, ranks in zip(parameters, counts.tolist()) if ranks]
-        for p in shared:
-            if p.grad is None:  # this rank had no micro-batch that touches it
-                p.grad = torch.zeros_like(p)
-        for handle in [dist.all_reduce(p.grad, async_op=True) for p in shared]:
-            handle.wait()
-    except RuntimeError as error:
-        raise WorkbenchError(LOST) from error
+    present = [p.grad is not None for p in parameters]
+    device = parameters[0].device
+    counts = total(torch.tensor(present, dtype=torch.int32, device=device))
+    shared = [p for p, ranks in zip(parameters, counts.tolist()) if ranks]
+    for p in shared:
+        if p.grad is None:  # this rank had no micro-batch that touches it
+            p.grad = torch.zeros_like(p)
+    for handle in [dist.all_reduce(p.grad, async_op=True) for p in shared]:
+        handle.wait()
 
 
+@refuse_on(RuntimeError, LOST)
 def total(numbers: Tensor) -> Tensor:
     """``numbers``, which becomes the sum over all ranks."""
-    try:
-        dist.all_reduce(numbers)
-    except RuntimeError as error:
-        raise WorkbenchError(LOST) from error
+    dist.all_reduce(numbers)
     return numbers
 
 

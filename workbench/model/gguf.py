@@ -15,7 +15,7 @@ import shutil
 from importlib import util
 from pathlib import Path
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.model import gguf_metadata
 from workbench.records import seal
 
@@ -58,11 +58,12 @@ def folder(file: Path) -> Path:
 
 
 def _convert(file: Path, target: Path) -> None:
-    if util.find_spec("gguf") is None:
-        raise WorkbenchError(f"reading {file.name} needs the package gguf: pip install gguf")
+    refuse_if(
+        util.find_spec("gguf") is None,
+        f"reading {file.name} needs the package gguf: pip install gguf",
+    )
     with open(file, "rb") as start:
-        if start.read(4) != b"GGUF":
-            raise WorkbenchError(f"{file} is not a GGUF file")
+        refuse_if(start.read(4) != b"GGUF", f"{file} is not a GGUF file")
     fresh = target.with_name(f".{target.name}-{os.getpid()}.partial")
     try:
         _write(file, fresh)
@@ -108,7 +109,7 @@ def _write(file: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder)
-    if again(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"]:
-        raise WorkbenchError(
-            f"its tokenizer ({type(again).__name__}) is another one once it is saved"
-        )
+    refuse_if(
+        again(PROBE)["input_ids"] != tokenizer(PROBE)["input_ids"],
+        f"its tokenizer ({type(again).__name__}) is another one once it is saved",
+    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 
 # Told by the shapes of the tensors too, all of which must fit; or needed by nobody.
 _HARMLESS = [
@@ -95,16 +95,15 @@ _DIGITS = ["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", 
 def check_file(fields: dict[str, Any]) -> None:
     """Raises WorkbenchError for a file that is no whole model, or cuts text in an unknown way."""
     kind, parts = fields.get("general.type", "model"), fields.get("split.count", 1)
-    if kind != "model":
-        raise WorkbenchError(f"general.type is {kind!r}: it is no language model")
-    if parts > 1:
-        raise WorkbenchError(f"split.count is {parts}: its parts must be merged into one file")
+    refuse_if(kind != "model", f"general.type is {kind!r}: it is no language model")
+    refuse_if(parts > 1, f"split.count is {parts}: its parts must be merged into one file")
     other = next((key for key in fields if key.startswith(_OTHER_FILES)), None)
-    if other:
-        raise WorkbenchError(f"{other} changes the model, and is not applied")
+    refuse_if(other, f"{other} changes the model, and is not applied")
     cut = fields.get("tokenizer.ggml.pre")
-    if fields.get("tokenizer.ggml.model") == "gpt2" and cut not in _known_cuts():
-        raise WorkbenchError(f"tokenizer.ggml.pre is {cut!r}, a way to cut text that is not known")
+    refuse_if(
+        fields.get("tokenizer.ggml.model") == "gpt2" and cut not in _known_cuts(),
+        f"tokenizer.ggml.pre is {cut!r}, a way to cut text that is not known",
+    )
 
 
 def _known_cuts() -> set[str | None]:
@@ -134,12 +133,13 @@ def check_config(fields: dict[str, Any], config, tokenizer) -> None:
     for key, value in (said | _absent(arch, config, head) | said).items():
         if key not in _HARMLESS and not _follows(config, key, value, head):
             wrong.append(f"{arch}.{key} is {value!r}" if key in said else f"no {arch}.{key}")
-    if wrong:
-        raise WorkbenchError(f"{', '.join(wrong[:5])}: the model made of it would not follow that")
+    refuse_if(wrong, f"{', '.join(wrong[:5])}: the model made of it would not follow that")
     if fields.get("tokenizer.ggml.model") == "llama":
         prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
-        if tokenizer.tokenize("a")[0].startswith("\u2581") != prefix:
-            raise WorkbenchError(f"tokenizer.ggml.add_space_prefix is {prefix}, and is not applied")
+        refuse_if(
+            tokenizer.tokenize("a")[0].startswith("\u2581") != prefix,
+            f"tokenizer.ggml.add_space_prefix is {prefix}, and is not applied",
+        )
 
 
 def _head(said: dict[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError
+from workbench.core import needed, refuse_if
 
 _FAMILIES = ("llama", "qwen2", "qwen3")
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -33,10 +33,7 @@ def write_gguf(net: nn.Module, tokenizer, file: Path) -> None:
 
     Raises WorkbenchError where the model or its tokenizer cannot be written so.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise WorkbenchError("writing GGUF needs the package gguf: pip install gguf") from error
+    gguf = needed("gguf", "writing GGUF needs the package gguf: pip install gguf")
     config = net.config
     _refuse(config)
     pieces = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -51,8 +48,7 @@ def write_gguf(net: nn.Module, tokenizer, file: Path) -> None:
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         place = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if place is None:
-            raise WorkbenchError(f"GGUF has no place for the weight {name}")
+        refuse_if(place is None, f"GGUF has no place for the weight {name}")
         if config.model_type == "llama" and (".q_proj." in name or ".k_proj." in name):
             weight = _rotary_pairs(weight, config, ".k_proj." in name)
         by_token = name.endswith(("embed_tokens.weight", "lm_head.weight"))
@@ -74,11 +70,11 @@ def _refuse(config) -> None:
         f"the activation {getattr(config, 'hidden_act', '')}": config.hidden_act != "silu",
     }
     for what, is_refused in refused.items():
-        if is_refused:
-            raise WorkbenchError(
-                f"a GGUF file of a model with {what} is not written here: leave --gguf out, and "
-                "give the folder to llama.cpp's convert_hf_to_gguf.py"
-            )
+        refuse_if(
+            is_refused,
+            f"a GGUF file of a model with {what} is not written here: leave --gguf out, and "
+            "give the folder to llama.cpp's convert_hf_to_gguf.py",
+        )
 
 
 def _write_sizes(writer, config, dtype: torch.dtype, rows: int) -> None:
@@ -112,12 +108,12 @@ def _write_tokenizer(writer, tokenizer, pieces: dict, size: int) -> None:
     import gguf
 
     split = _SPLITS.get(_steps(pieces["pre_tokenizer"]))
-    if pieces["model"]["type"] != "BPE" or split is None:
-        raise WorkbenchError(
-            "a GGUF file with this tokenizer is not written here (byte-level BPE as Llama 3, "
-            "Qwen, SmolLM and GPT-2 have it is): leave --gguf out, and give the folder to "
-            "llama.cpp's convert_hf_to_gguf.py"
-        )
+    refuse_if(
+        pieces["model"]["type"] != "BPE" or split is None,
+        "a GGUF file with this tokenizer is not written here (byte-level BPE as Llama 3, "
+        "Qwen, SmolLM and GPT-2 have it is): leave --gguf out, and give the folder to "
+        "llama.cpp's convert_hf_to_gguf.py",
+    )
     tokens = [f"[PAD{number}]" for number in range(size)]
     kinds = [gguf.TokenType.UNUSED] * size
     for token, number in pieces["model"]["vocab"].items():

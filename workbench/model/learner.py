@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 from workbench.model import distributed, templates
 from workbench.model.adapters import (
     has_adapter,
@@ -62,11 +62,11 @@ class OptimConfig:
     def __post_init__(self):
         check_choices(self)
         finite = 0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf
-        if not (finite and self.clip > 0 and 0 <= self.ema <= 1 and self.warmup >= 0):
-            raise WorkbenchError(
-                "the optimiser takes lr and clip above 0, weight_decay and warmup of 0 or more, "
-                "and ema from 0 to 1"
-            )
+        refuse_if(
+            not (finite and self.clip > 0 and 0 <= self.ema <= 1 and self.warmup >= 0),
+            "the optimiser takes lr and clip above 0, weight_decay and warmup of 0 or more, "
+            "and ema from 0 to 1",
+        )
 
     @property
     def scheduled(self) -> bool:
@@ -297,17 +297,17 @@ class Learner:
         saved = state["trainable"]
         shapes = {name: p.shape for name, p in weights.items()}
         begun_alike = ("start" in state) == (bool(self.lora) and not self._fresh)
-        if not begun_alike or shapes != {name: p.shape for name, p in saved.items()}:
-            raise WorkbenchError(
-                "the checkpoint belongs to another model (or another LoRA rank, or one with "
-                "another adapter to start from): its weights do not fit"
-            )
+        refuse_if(
+            not begun_alike or shapes != {name: p.shape for name, p in saved.items()},
+            "the checkpoint belongs to another model (or another LoRA rank, or one with "
+            "another adapter to start from): its weights do not fit",
+        )
         # in fp16 they are rounded otherwise; older ones do not say
         comparable = ("loss_scale" in state) == (self.loss_scale is not None)
-        if comparable and state.get("origin", self._origin) != self._origin:
-            raise WorkbenchError(
-                "the checkpoint belongs to another model: it was trained from other weights"
-            )
+        refuse_if(
+            comparable and state.get("origin", self._origin) != self._origin,
+            "the checkpoint belongs to another model: it was trained from other weights",
+        )
         for name, p in weights.items():
             p.copy_(part(saved[name], p))
         for name, weight in state.get("start", {}).items():
@@ -366,24 +366,23 @@ def _refuse(
     policy: Policy, optimizer: OptimConfig, lora: int, expert: Policy | None, shard: bool
 ) -> None:
     """Raises WorkbenchError for what cannot be trained together."""
-    if not lora and not policy.trains_in_fp32:
-        raise WorkbenchError(
-            f"{policy.name} was loaded with weights that cannot be trained (4 or 16 "
-            "bits): train an adapter with lora"
-        )
+    refuse_if(
+        not lora and not policy.trains_in_fp32,
+        f"{policy.name} was loaded with weights that cannot be trained (4 or 16 "
+        "bits): train an adapter with lora",
+    )
     why = why_not_trained(policy, shard) if lora and has_adapter(policy.model) else ""
-    if why:
-        raise WorkbenchError(f"{policy.name} cannot be trained with lora: {why}")
+    refuse_if(why, f"{policy.name} cannot be trained with lora: {why}")
     if expert is not None and expert.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise WorkbenchError(
             f"the teacher {expert.name} has another vocabulary than {policy.name}: it "
             "cannot score its tokens"
         )
-    if shard and optimizer.eight_bit:
-        raise WorkbenchError(
-            "the 8-bit optimiser cannot be sharded: AdamW's moments are split over the "
-            "processes in fp32"
-        )
+    refuse_if(
+        shard and optimizer.eight_bit,
+        "the 8-bit optimiser cannot be sharded: AdamW's moments are split over the "
+        "processes in fp32",
+    )
 
 
 def _origin(model: nn.Module, frozen: bool) -> list[int]:
@@ -404,13 +403,9 @@ def _adamw(parameters: list[Tensor], settings: OptimConfig) -> torch.optim.Optim
         groups.append({"params": vectors, "weight_decay": 0.0})
     if not settings.eight_bit:
         return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
-    try:
+    missing = "the 8-bit optimiser needs the package bitsandbytes, which cannot be imported here"
+    with refuse_on(Exception, missing, why=True):
         import bitsandbytes
-    except Exception as error:
-        raise WorkbenchError(
-            "the 8-bit optimiser needs the package bitsandbytes, which cannot be imported "
-            f"here: {first_line(error)}"
-        ) from error
     return bitsandbytes.optim.AdamW8bit(groups, lr=settings.lr)
 
 

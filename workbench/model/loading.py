@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, first_line, refuse_if, refuse_on
 from workbench.model import adapters, decoder, distributed, families, gguf, templates
 from workbench.model.policy import Policy
 from workbench.records import check_seal
@@ -189,14 +189,14 @@ def source_of(model: str | Path) -> str | Path:
 
     Raises WorkbenchError for no name, and for a local folder or file that is not there.
     """
-    if not str(model).strip():
-        raise WorkbenchError("no model is named: a folder, a GGUF file or a hub id is needed")
+    refuse_if(
+        not str(model).strip(), "no model is named: a folder, a GGUF file or a hub id is needed"
+    )
     path = Path(model).expanduser()
     if str(model) == gguf.SMOLLM2 and not path.exists():
         return gguf.folder(gguf.smollm2())
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise WorkbenchError(f"there is no file {model}")
+        refuse_if(not path.is_file(), f"there is no file {model}")
         return gguf.folder(path)
     named_as_path = str(model).startswith((".", "/", "~")) or path.parts[:1] == ("data",)
     looks_local = named_as_path or path.exists()
@@ -218,10 +218,8 @@ def _refuse_without_hub(model: str) -> None:
             return
     except ValueError:  # no id of the hub: transformers says so
         return
-    try:
+    with refuse_on(OSError, _NO_HUB.format(model=model)):
         socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError as error:
-        raise WorkbenchError(_NO_HUB.format(model=model)) from error
 
 
 def _instead(folder: Path) -> str:
@@ -242,29 +240,23 @@ def import_unsloth():
     is loaded.
     """
     # the variable is its own, for tests: tools/engines.sh
-    if not torch.cuda.is_available() and os.environ.get("UNSLOTH_ALLOW_CPU") != "1":
-        raise WorkbenchError(
-            "Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes "
-            "through transformers and peft"
-        )
-    try:
+    refuse_if(
+        not torch.cuda.is_available() and os.environ.get("UNSLOTH_ALLOW_CPU") != "1",
+        "Unsloth needs an NVIDIA GPU: leave --unsloth out, and the same run goes "
+        "through transformers and peft",
+    )
+    missing = "Unsloth cannot be imported here (it wants constraints-gpu.txt)"
+    with refuse_on(Exception, missing, why=True):
         from unsloth import FastLanguageModel
-    except Exception as error:
-        raise WorkbenchError(
-            f"Unsloth cannot be imported here (it wants constraints-gpu.txt): {first_line(error)}"
-        ) from error
     return FastLanguageModel
 
 
 def _nf4(device: str):
     """4 bits a weight, computed with in ``half_type``, or in fp32 where the device has none."""
-    try:
+    missing = "4-bit weights need the package bitsandbytes, which cannot be imported here"
+    # not installed, or its library does not load on this machine
+    with refuse_on(Exception, missing, why=True):
         import bitsandbytes  # noqa: F401
-    except Exception as error:  # not installed, or its library does not load on this machine
-        raise WorkbenchError(
-            "4-bit weights need the package bitsandbytes, which cannot be imported here: "
-            f"{first_line(error)}"
-        ) from error
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

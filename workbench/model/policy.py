@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.core import Message, WorkbenchError
+from workbench.core import Message, WorkbenchError, refuse_if
 from workbench.model import families
 from workbench.model.scores import capped
 from workbench.model.templates import Template
@@ -173,11 +173,11 @@ class Policy:
             errors.append(float(gaps.abs().max()))
         least = min(errors) if len(self.head) <= logits.shape[-1] else math.inf
         exact = 1e-5 if self.head.dtype in (torch.float32, torch.float64) else 1e-2
-        if not least <= exact * float(logits.abs().max()):
-            raise WorkbenchError(
-                f"{self.name} does something to its logits after the output embedding that its "
-                "configuration does not name, so its tokens cannot be scored"
-            )
+        refuse_if(
+            not least <= exact * float(logits.abs().max()),
+            f"{self.name} does something to its logits after the output embedding that its "
+            "configuration does not name, so its tokens cannot be scored",
+        )
         return forms[errors.index(least)]
 
     @property
@@ -206,11 +206,11 @@ class Policy:
         Raises WorkbenchError where neither says how a turn ends.
         """
         end = self.template.end or tuple(self._listed_ends[:1])
-        if not end:
-            raise WorkbenchError(
-                f"nothing ends a turn of {self.name}: its chat template puts nothing behind a "
-                "reply, and its tokenizer has no EOS token"
-            )
+        refuse_if(
+            not end,
+            f"nothing ends a turn of {self.name}: its chat template puts nothing behind a "
+            "reply, and its tokenizer has no EOS token",
+        )
         return end
 
     @property
@@ -230,11 +230,11 @@ class Policy:
         """Raises WorkbenchError where the weights are split: ranks would wait for each other, and
         not all would come.
         """
-        if not self.gathered:
-            raise WorkbenchError(
-                f"{self.name} is sharded: sample from it, and read with it, inside `with "
-                "learner.gathered():`"
-            )
+        refuse_if(
+            not self.gathered,
+            f"{self.name} is sharded: sample from it, and read with it, inside `with "
+            "learner.gathered():`",
+        )
 
     def prompt_ids(self, messages: Iterable[Message]) -> tuple[int, ...]:
         """Token ids of the conversation with the assistant's header, ready to be continued.

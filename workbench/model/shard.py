@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.model import distributed
 from workbench.model.policy import Policy
 
@@ -121,11 +121,11 @@ class Sharded(Replicated):
             how = "Unsloth" if policy.unsloth else "4 bits"
             raise WorkbenchError(f"{policy.name} cannot be sharded in {how}: load it without")
         layers = _layers(policy)
-        if distributed.size() == 1:
-            raise WorkbenchError(
-                "sharding splits the policy over several processes, and there is one: "
-                "start them with torchrun --nproc-per-node N"
-            )
+        refuse_if(
+            distributed.size() == 1,
+            "sharding splits the policy over several processes, and there is one: "
+            "start them with torchrun --nproc-per-node N",
+        )
         # from now on each of them is there once
         distributed.agree(
             lambda: {"weights": distributed.fingerprint([*policy.model.parameters()])}
@@ -222,9 +222,9 @@ def _layers(policy: Policy) -> list[nn.Module]:
     root = policy.decoder
     layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
     covered = {*root.parameters(), *policy.base.get_output_embeddings().parameters()}
-    if not layers or set(policy.model.parameters()) - covered:
-        raise WorkbenchError(
-            f"{policy.name} cannot be sharded: it is not layers between embeddings and "
-            "an output embedding"
-        )
+    refuse_if(
+        not layers or set(policy.model.parameters()) - covered,
+        f"{policy.name} cannot be sharded: it is not layers between embeddings and "
+        "an output embedding",
+    )
     return layers

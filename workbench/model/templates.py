@@ -22,7 +22,7 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-from workbench.core import Message, WorkbenchError, first_line
+from workbench.core import Message, WorkbenchError, refuse_if, refuse_on
 from workbench.thoughts import MARKS
 
 # What a tokenizer must give back as it was.
@@ -57,13 +57,15 @@ class Template:
         self.options = dict(options or {})
         self.moment = datetime.now()
         self.stops: Sequence[int] = ()  # tokens that end a turn whatever the template says
-        if tokenizer.chat_template and not isinstance(tokenizer.chat_template, str | dict):
-            raise WorkbenchError(f"the chat template of {name} is no text")
-        if not tokenizer.chat_template:
-            raise WorkbenchError(
-                f"{name or 'the model'} has no chat template: take an instruction-tuned "
-                "model, or set tokenizer.chat_template"
-            )
+        refuse_if(
+            tokenizer.chat_template and not isinstance(tokenizer.chat_template, str | dict),
+            f"the chat template of {name} is no text",
+        )
+        refuse_if(
+            not tokenizer.chat_template,
+            f"{name or 'the model'} has no chat template: take an instruction-tuned "
+            "model, or set tokenizer.chat_template",
+        )
         unknown = sorted(self.options.keys() - self.reads) if self.options else ()
         if unknown:
             known = ", ".join(sorted(self.reads)) or "no options"
@@ -73,25 +75,18 @@ class Template:
 
     @property
     def _source(self) -> str:
-        try:
+        # several, and none of them by default
+        with refuse_on(ValueError, f"the chat template of {self.name} cannot be chosen", why=True):
             return self.tokenizer.get_chat_template()
-        except ValueError as error:  # several, and none of them by default
-            raise WorkbenchError(
-                f"the chat template of {self.name} cannot be chosen: {first_line(error)}"
-            ) from error
 
     @property
     def _compiled(self):
         # the object that the tokenizer itself renders with, compiled once
         from transformers.utils.chat_template_utils import _compile_jinja_template
 
-        source = self._source
-        try:
-            return _compile_jinja_template(source)
-        except Exception as error:  # it is a program, and may be none
-            raise WorkbenchError(
-                f"the chat template of {self.name} cannot be read: {first_line(error)}"
-            ) from error
+        # it is a program, and may be none
+        with refuse_on(Exception, f"the chat template of {self.name} cannot be read", why=True):
+            return _compile_jinja_template(self._source)
 
     @cached_property
     def reads(self) -> frozenset[str]:
@@ -132,17 +127,13 @@ class Template:
 
     def render(self, messages: Iterable[Message], header: bool = True) -> str:
         """The conversation as text, with the assistant's header behind it."""
-        try:
-            with self._fixed():
-                return self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=header, **self.options
-                )
+        refused = f"the chat template of {self.name} refuses this prompt"
         # the template's own: "System role not supported", "Conversation roles must alternate", ...
         # or any: it is a program
-        except Exception as error:
-            raise WorkbenchError(
-                f"the chat template of {self.name} refuses this prompt: {first_line(error)}"
-            ) from error
+        with refuse_on(Exception, refused, why=True), self._fixed():
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=header, **self.options
+            )
 
     @cached_property
     def _takes_parts(self) -> bool:
@@ -251,11 +242,11 @@ class Template:
         """The tokenizer with other names for its control tokens, and the same ids."""
         from tokenizers import Tokenizer
 
-        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
-            raise WorkbenchError(
-                f"a text spells a control token, which the tokenizer of {self.name} cannot write "
-                "as text"
-            )
+        refuse_if(
+            getattr(self.tokenizer, "backend_tokenizer", None) is None,
+            f"a text spells a control token, which the tokenizer of {self.name} cannot write "
+            "as text",
+        )
         alias = self._alias
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         model = content["model"]
@@ -350,10 +341,10 @@ def settle(policy, *folders: str | Path | None) -> None:
     for text in (*PLAIN, *BEYOND_ASCII):
         ids = template.text_ids(text)
         said = policy.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if said != text and not (text in BEYOND_ASCII and unknown in ids):
-            raise WorkbenchError(
-                f"the tokenizer of {policy.name} loses text: {text!r} comes back as {said!r}"
-            )
+        refuse_if(
+            said != text and not (text in BEYOND_ASCII and unknown in ids),
+            f"the tokenizer of {policy.name} loses text: {text!r} comes back as {said!r}",
+        )
     _ = template._takes_parts, policy.end
 
 

@@ -204,11 +204,11 @@ def text_of(row: Row, value: Any) -> str:
     """A completion: text, or one message of the assistant."""
     if isinstance(value, list) and len(value) == 1 and _is_message(value[0]):
         value = _content(value[0])
-    if not isinstance(value, str):
-        raise WorkbenchError(
-            f"{row.where} has a completion that is neither text, one message, nor a list of token "
-            f"ids: {str(value)[:60]!r}"
-        )
+    refuse_if(
+        not isinstance(value, str),
+        f"{row.where} has a completion that is neither text, one message, nor a list of token "
+        f"ids: {str(value)[:60]!r}",
+    )
     return value
 
 
@@ -269,11 +269,10 @@ def reward_of(row: Row, value: Any) -> float | bool | None:
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if not is_number(value) or not math.isfinite(value):
-        raise WorkbenchError(
-            f"{row.where} has the reward {str(value)[:60]!r}; rewards are numbers, or true and "
-            "false"
-        )
+    refuse_if(
+        not is_number(value) or not math.isfinite(value),
+        f"{row.where} has the reward {str(value)[:60]!r}; rewards are numbers, or true and false",
+    )
     return float(value)
 
 

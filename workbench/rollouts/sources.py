@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.core import WorkbenchError, first_line, needed, refuse_if
+from workbench.core import WorkbenchError, first_line, needed, refuse_if, refuse_on
 from workbench.tasks import loading
 from workbench.tasks.loading import INSTALL, Row
 
+_UNREADABLE = (OSError, ValueError)  # pyarrow's errors are ValueErrors
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
 
@@ -52,10 +53,8 @@ class Lines(NamedTuple):
 
 
 def _opened(path: Path):
-    try:
+    with refuse_on(OSError, f"could not read {path}", why=True):
         return open(path, "rb")
-    except OSError as error:
-        raise WorkbenchError(f"could not read {path}: {error.strerror or error}") from error
 
 
 class Table(NamedTuple):
@@ -81,18 +80,14 @@ class Table(NamedTuple):
 
 def _parquet(path: Path):
     parquet = needed("pyarrow.parquet", f"{path} is read by pyarrow, {INSTALL}")
-    try:
+    with refuse_on(_UNREADABLE, f"could not read {path}", why=True):
         return parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise WorkbenchError(f"could not read {path}: {first_line(error)}") from error
 
 
 @lru_cache(maxsize=2)
 def _row_group(path: Path, part: int) -> list[dict]:
-    try:
+    with refuse_on(_UNREADABLE, f"could not read {path}", why=True):
         return _parquet(path).read_row_group(part).to_pylist()
-    except (OSError, ValueError) as error:
-        raise WorkbenchError(f"could not read {path}: {first_line(error)}") from error
 
 
 class Held(NamedTuple):

@@ -38,7 +38,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.model import distributed
 from workbench.model.loading import source_of
 from workbench.model.policy import Policy
@@ -56,24 +56,23 @@ def names(*, lora: bool, four_bit: bool, unsloth: bool, sharded: bool):
     LLM, SamplingParams, LoRARequest. Raises WorkbenchError where it cannot run, or not for such a
     policy.
     """
-    if not lora:
-        raise WorkbenchError(
-            "vLLM is sent adapters, not all weights: add --lora R, the rank of the adapter to train"
-        )
-    if four_bit:
-        raise WorkbenchError(
-            "vLLM does not load bitsandbytes' 4-bit weights, and others are not those that "
-            "are trained: leave out --4bit or --vllm"
-        )
-    if unsloth:
-        raise WorkbenchError(
-            "Unsloth and vLLM want different versions of torch: leave out --unsloth or --vllm"
-        )
-    if sharded:
-        raise WorkbenchError(
-            "vLLM holds all weights on every GPU, which sharding is to avoid: leave out "
-            "--shard or --vllm"
-        )
+    refuse_if(
+        not lora,
+        "vLLM is sent adapters, not all weights: add --lora R, the rank of the adapter to train",
+    )
+    refuse_if(
+        four_bit,
+        "vLLM does not load bitsandbytes' 4-bit weights, and others are not those that "
+        "are trained: leave out --4bit or --vllm",
+    )
+    refuse_if(
+        unsloth, "Unsloth and vLLM want different versions of torch: leave out --unsloth or --vllm"
+    )
+    refuse_if(
+        sharded,
+        "vLLM holds all weights on every GPU, which sharding is to avoid: leave out "
+        "--shard or --vllm",
+    )
     # Else vLLM starts a process of its own, which runs a script without a __main__ guard once more,
     # and under torchrun would not know its GPU.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -88,8 +87,7 @@ def names(*, lora: bool, four_bit: bool, unsloth: bool, sharded: bool):
             "vLLM cannot be imported here (it wants an environment of its own: README.md): "
             f"{_line(error)}"
         ) from error
-    if not torch.cuda.is_available() and not current_platform.is_cpu():
-        raise WorkbenchError(_NO_GPU)
+    refuse_if(not torch.cuda.is_available() and not current_platform.is_cpu(), _NO_GPU)
     return LLM, SamplingParams, LoRARequest
 
 
@@ -127,11 +125,11 @@ def _refuse_unknown_experts(policy: Policy, llm) -> None:
     wrapped = [n for n, module in policy.model.named_modules() if hasattr(module, "parameter_name")]
     experts = {_place(name.removesuffix(".base_layer")) for name in wrapped}
     [places] = llm.apply_model(_places)
-    if experts - places:
-        raise WorkbenchError(
-            f"vLLM has the experts of {policy.name} under another name, and would sample without "
-            "their adapter: leave --vllm out"
-        )
+    refuse_if(
+        experts - places,
+        f"vLLM has the experts of {policy.name} under another name, and would sample without "
+        "their adapter: leave --vllm out",
+    )
 
 
 def _places(model: nn.Module) -> set[str]:
@@ -223,11 +221,11 @@ class VLLM:
         for prompt, prompt_seeds, budget in zip(prompts, seeds, budgets):
             self._refuse_too_long(prompt, budget)
             rows += [(list(prompt), seed, budget) for seed in prompt_seeds]
-        if self.policy.stop_sequence:
-            raise WorkbenchError(
-                f"turns of {self.policy.name} end with several tokens, which vLLM is not asked to "
-                "look for here: leave --vllm out"
-            )
+        refuse_if(
+            self.policy.stop_sequence,
+            f"turns of {self.policy.name} end with several tokens, which vLLM is not asked to "
+            "look for here: leave --vllm out",
+        )
         try:
             outputs = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt, _, _ in rows],
@@ -244,11 +242,11 @@ class VLLM:
 
     def _refuse_too_long(self, prompt: Sequence[int], budget: int) -> None:
         room = self._llm.model_config.max_model_len
-        if len(prompt) + budget > room:
-            raise WorkbenchError(
-                f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the "
-                f"{room} that vLLM has room for"
-            )
+        refuse_if(
+            len(prompt) + budget > room,
+            f"a prompt of {len(prompt)} tokens and {budget} new ones do not fit the "
+            f"{room} that vLLM has room for",
+        )
 
     def _settings(self, seed: int, budget: int, temperature: float, top_p: float):
         """A request for each sample, with its own seed.

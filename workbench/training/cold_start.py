@@ -34,7 +34,7 @@ from math import ceil
 from pathlib import Path
 from random import Random
 
-from workbench.core import Message, Problem, Step, Task, Verdict, WorkbenchError, coordinates
+from workbench.core import Message, Problem, Step, Task, Verdict, coordinates, refuse_if
 from workbench.methods.sft import SFT
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
@@ -118,12 +118,12 @@ def lessons(
             chosen += pairs(group, most, where)
     written = construct(writer or policy, task, chosen, where)
     usable = [m for m in written if m.rollout is not None and m.rollout.verdict.correct]
-    if not usable:
-        raise WorkbenchError(
-            f"none of {len(chosen)} outputs was a reconstruction that ends right: take more "
-            "or other problems, "
-            "or let a stronger model write them (--writer)"
-        )
+    refuse_if(
+        not usable,
+        f"none of {len(chosen)} outputs was a reconstruction that ends right: take more "
+        "or other problems, "
+        "or let a stronger model write them (--writer)",
+    )
     rng = Random(coordinates(seed, "lessons"))
     asked = rng.sample(usable, round(min(share, 1) * len(usable)))
     if share > 1:
@@ -206,10 +206,10 @@ class ColdStartConfig:
     epochs: float = 1.0
 
     def __post_init__(self):
-        if self.problems < 1 or self.share < 0 or self.epochs <= 0:
-            raise WorkbenchError(
-                "a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0"
-            )
+        refuse_if(
+            self.problems < 1 or self.share < 0 or self.epochs <= 0,
+            "a cold start takes problems of 1 or more, share of 0 or more, and epochs above 0",
+        )
 
     def follow(
         self,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.core import Method, Problem, Task, WorkbenchError
+from workbench.core import Method, Problem, Task, WorkbenchError, refuse_if
 from workbench.model import distributed
 from workbench.model.learner import Learner
 from workbench.model.policy import Policy
@@ -60,53 +60,57 @@ class TrainConfig:
             "stop_after": 0,
         }
         for name, value in least.items():
-            if getattr(self, name) < value:
-                raise WorkbenchError(f"{name} must be {value} or more, not {getattr(self, name)}")
-        if self.minibatches > self.prompts:
-            raise WorkbenchError(
-                f"{self.minibatches} minibatches cannot share the {self.prompts} problems of a step"
+            refuse_if(
+                getattr(self, name) < value,
+                f"{name} must be {value} or more, not {getattr(self, name)}",
             )
-        if not 0 < self.temperature < math.inf:
-            raise WorkbenchError(f"temperature must be above 0, not {self.temperature}")
-        if not 0 <= self.accuracy_lower_bound <= self.accuracy_upper_bound <= 1:
-            raise WorkbenchError(
-                "accuracy_lower_bound and accuracy_upper_bound lie between 0 and 1, in this order"
-            )
+        refuse_if(
+            self.minibatches > self.prompts,
+            f"{self.minibatches} minibatches cannot share the {self.prompts} problems of a step",
+        )
+        refuse_if(
+            not 0 < self.temperature < math.inf,
+            f"temperature must be above 0, not {self.temperature}",
+        )
+        refuse_if(
+            not 0 <= self.accuracy_lower_bound <= self.accuracy_upper_bound <= 1,
+            "accuracy_lower_bound and accuracy_upper_bound lie between 0 and 1, in this order",
+        )
 
 
 def refuse_idle_ranks(plan: TrainConfig) -> None:
-    if plan.prompts < distributed.size():
-        raise WorkbenchError(
-            f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
-            "step: start fewer, or set prompts higher"
-        )
+    refuse_if(
+        plan.prompts < distributed.size(),
+        f"{distributed.size()} processes cannot share the {plan.prompts} problems of a "
+        "step: start fewer, or set prompts higher",
+    )
 
 
 def refuse_unused(plan: TrainConfig, method: Method, learner: Learner) -> None:
     """Raises WorkbenchError for a setting that would do nothing, or not what it says."""
     refuse_idle_ranks(plan)
     warmup = learner.settings.warmup
-    if warmup >= plan.steps:
-        raise WorkbenchError(
-            f"a warm-up of {warmup} updates never ends in a run of {plan.steps}: lower warmup, or "
-            "raise steps"
-        )
-    if plan.dynamic_sampling and not (method.samples and getattr(method, "k", 2) > 1):
-        raise WorkbenchError(
-            "dynamic_sampling replaces groups whose rewards are all equal, and here all are: the "
-            "method samples none, or one rollout a group"
-        )
+    refuse_if(
+        warmup >= plan.steps,
+        f"a warm-up of {warmup} updates never ends in a run of {plan.steps}: lower warmup, or "
+        "raise steps",
+    )
+    refuse_if(
+        plan.dynamic_sampling and not (method.samples and getattr(method, "k", 2) > 1),
+        "dynamic_sampling replaces groups whose rewards are all equal, and here all are: the "
+        "method samples none, or one rollout a group",
+    )
 
 
 def refuse_too_long(policy: Policy, task: Task, problems: Sequence[Problem]) -> None:
     for problem in problems:
         length = len(policy.prompt_ids(problem.messages))
-        if length + task.max_new > policy.context:
-            raise WorkbenchError(
-                f"{problem.id}: its prompt of {length} tokens and {task.max_new} new ones do not "
-                f"fit the model's context of {policy.context}: lower the task's max_new "
-                "(problems.jsonl:max_new=64), or leave the problem out"
-            )
+        refuse_if(
+            length + task.max_new > policy.context,
+            f"{problem.id}: its prompt of {length} tokens and {task.max_new} new ones do not "
+            f"fit the model's context of {policy.context}: lower the task's max_new "
+            "(problems.jsonl:max_new=64), or leave the problem out",
+        )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import torch
 from filelock import FileLock, Timeout
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, reason, refuse_if, refuse_on
 from workbench.methods import without_retired
 from workbench.model import distributed
 from workbench.model.learner import Learner
@@ -62,7 +62,7 @@ def sole_training(out: Path) -> Iterator[None]:
         except Timeout:
             problem = f"another training is writing to {out}: wait for it, or name another folder"
         except (OSError, NotImplementedError) as error:
-            problem = f"could not write to {out}: {getattr(error, 'strerror', None) or error}"
+            problem = f"could not write to {out}: {reason(error)}"
     problem = distributed.gather(problem)[0]
     try:
         if problem:
@@ -104,10 +104,10 @@ def first_step(out: Path, learner: Learner, config: dict, resume: bool) -> int:
     if not resume:
         metrics = out / "metrics.jsonl"
         # A run that failed within its first step left no line: it may be begun again.
-        if checkpoint.exists() or (metrics.exists() and metrics.stat().st_size):
-            raise WorkbenchError(
-                f"{out} already holds a run: go on with it (--resume), or name another folder"
-            )
+        refuse_if(
+            checkpoint.exists() or (metrics.exists() and metrics.stat().st_size),
+            f"{out} already holds a run: go on with it (--resume), or name another folder",
+        )
         return 0
     if checkpoint.exists():
         return _load(checkpoint, learner, config)
@@ -123,7 +123,7 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
     # of a sharded policy's checkpoint this rank only looks up its parts
     gathered = learner.policy.gathered
     device = learner.policy.device if gathered else "cpu"
-    try:
+    with refuse_on(Exception, _DAMAGED.format(checkpoint)):
         with ZipFile(checkpoint) as archive:  # torch itself does not look at the checksums
             if archive.testzip() is not None:
                 raise ValueError("a checksum does not fit")
@@ -137,27 +137,23 @@ def _load(checkpoint: Path, learner: Learner, config: dict) -> int:
         last = recorded["plan"]["steps"]
         possible = type(step) is int and 0 <= step <= last
         _identity(recorded)
-    except Exception as error:
-        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
-    if not possible:
-        raise WorkbenchError(f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
-    if not finite:
-        raise WorkbenchError(
-            f"the weights in {checkpoint} are no numbers any more (NaN): begin again in another "
-            "folder, with a lower lr"
-        )
+    refuse_if(not possible, f"{checkpoint} is damaged: it is of step {step} in a run of {last}")
+    refuse_if(
+        not finite,
+        f"the weights in {checkpoint} are no numbers any more (NaN): begin again in another "
+        "folder, with a lower lr",
+    )
     out = checkpoint.parent
     _refuse_changes(out, recorded, config)
-    if step > config["plan"]["steps"]:
-        raise WorkbenchError(
-            f"the run in {out} has made {step} steps already, {config['plan']['steps']} are asked "
-            "for: ask for as many or more"
-        )
+    refuse_if(
+        step > config["plan"]["steps"],
+        f"the run in {out} has made {step} steps already, {config['plan']['steps']} are asked "
+        "for: ask for as many or more",
+    )
     _refuse_gap(out, step)
-    try:
+    failures = (KeyError, TypeError, ValueError, AttributeError, RuntimeError)
+    with refuse_on(failures, _DAMAGED.format(checkpoint)):
         learner.load_state(state)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise WorkbenchError(_DAMAGED.format(checkpoint)) from error
     return step
 
 
@@ -166,20 +162,19 @@ def _refuse_gap(out: Path, step: int) -> None:
     steps = [line["step"] for line in read_metrics(out)]
     # without its file of groups, or one step twice, it is no whole run either
     whole = (out / "groups.jsonl").exists() or step == 0
-    if not whole or [n for n in steps if n < step] != list(range(step)):
-        raise WorkbenchError(
-            f"metrics.jsonl and groups.jsonl in {out} do not hold each of the {step} steps that "
-            "its checkpoint goes on from: put them back as they were, or name another folder"
-        )
+    refuse_if(
+        not whole or [n for n in steps if n < step] != list(range(step)),
+        f"metrics.jsonl and groups.jsonl in {out} do not hold each of the {step} steps that "
+        "its checkpoint goes on from: put them back as they were, or name another folder",
+    )
 
 
 def _config(path: Path) -> dict:
-    try:
+    damages = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with refuse_on(damages, f"{path} is damaged: name another folder"):
         config = json.loads(path.read_text(encoding="utf-8"))
         _identity(config)
         return config
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise WorkbenchError(f"{path} is damaged: name another folder") from error
 
 
 def _refuse_changes(out: Path, recorded: dict, config: dict) -> None:
@@ -188,11 +183,11 @@ def _refuse_changes(out: Path, recorded: dict, config: dict) -> None:
     for key in now:
         if key in before:
             changes += _changes(key, before[key], now[key])
-    if changes:
-        raise WorkbenchError(
-            f"the run in {out} was started with other settings ({', '.join(changes)}): "
-            "resume with the same ones, or name another folder"
-        )
+    refuse_if(
+        changes,
+        f"the run in {out} was started with other settings ({', '.join(changes)}): "
+        "resume with the same ones, or name another folder",
+    )
 
 
 def _identity(config: dict) -> dict:

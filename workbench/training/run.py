@@ -25,6 +25,8 @@ from workbench.core import (
     Task,
     WorkbenchError,
     coordinates,
+    reason,
+    refuse_if,
 )
 from workbench.evaluation.metrics import evaluate
 from workbench.model import distributed
@@ -409,11 +411,11 @@ def _checkpoint(out: Path, learner: Learner, step: int, config: dict) -> None:
     distributed.agree(lambda: {"weights": learner.fingerprint()})
     state = learner.state()
     finite = [bool(p.isfinite().all()) for p in state["trainable"].values() if p is not None]
-    if not all(distributed.gather(all(finite))):
-        raise WorkbenchError(
-            f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
-            "again in another folder, with a lower lr"
-        )
+    refuse_if(
+        not all(distributed.gather(all(finite))),
+        f"after step {step - 1} the policy's weights are no numbers any more (NaN): begin "
+        "again in another folder, with a lower lr",
+    )
     if distributed.main():
         buffer = io.BytesIO()
         torch.save({"step": step, "config": config, "learner": state}, buffer)
@@ -431,6 +433,5 @@ def _save_policy(out: Path, learner: Learner, name: str) -> None:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(fresh, ignore_errors=True)
         raise WorkbenchError(
-            f"could not write the trained policy to {out / name}: "
-            f"{getattr(error, 'strerror', None) or error}"
+            f"could not write the trained policy to {out / name}: {reason(error)}"
         ) from error

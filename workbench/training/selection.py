@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
-from workbench.core import Group, Method, Problem, Task, WorkbenchError, coordinates
+from workbench.core import Group, Method, Problem, Task, coordinates, refuse_if, refuse_on
 from workbench.model.learner import Learner
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
@@ -72,15 +72,14 @@ def measure_difficulty(
 
 def recorded_difficulty(out: Path) -> tuple[dict[str, float], float]:
     """What a run measured before it began. Raises WorkbenchError where that cannot be read."""
-    try:
+    damaged = (
+        f"{out / FILE}, which says which problems the run keeps to, is missing or damaged: put it "
+        "back as it was, or name another folder"
+    )
+    with refuse_on((OSError, ValueError, TypeError, KeyError, AttributeError), damaged):
         record = json.loads((out / FILE).read_text(encoding="utf-8"))
         accuracy = {str(name): float(share) for name, share in record["accuracy"].items()}
         return accuracy, float(record["generated"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise WorkbenchError(
-            f"{out / FILE}, which says which problems the run keeps to, is missing or damaged: put "
-            "it back as it was, or name another folder"
-        ) from error
 
 
 def keep(
@@ -97,12 +96,12 @@ def keep(
     accuracy, generated = measured
     low, high = bounds
     rows = tuple(p for p in problems if low <= accuracy.get(p.id, -1.0) <= high)
-    if len(rows) < least:
-        raise WorkbenchError(
-            f"the policy solves {len(rows)} of {len(problems)} problems between {low:g} and "
-            f"{high:g} of the time, and a step takes {least}: raise filter_problems, or take "
-            "problems of another difficulty"
-        )
+    refuse_if(
+        len(rows) < least,
+        f"the policy solves {len(rows)} of {len(problems)} problems between {low:g} and "
+        f"{high:g} of the time, and a step takes {least}: raise filter_problems, or take "
+        "problems of another difficulty",
+    )
     return Filtered(task, rows, accuracy, generated)
 
 

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import os
-from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
 
-from workbench.core import StepRecord, WorkbenchError
+from workbench.core import StepRecord, needed, refuse_if
 from workbench.records import write_atomic
 
 MODULES = {
@@ -31,12 +30,10 @@ class Tracker:
     """A writer for ``fit``. Raises WorkbenchError where the package is not installed."""
 
     def __init__(self, name: str, out: str | Path):
-        if name not in MODULES:
-            raise WorkbenchError(f"there is no tracker {name!r}; there are {', '.join(MODULES)}")
-        try:
-            self._module = import_module(MODULES[name])
-        except ImportError as error:
-            raise WorkbenchError(f"{name} is not installed: pip install {name}") from error
+        refuse_if(
+            name not in MODULES, f"there is no tracker {name!r}; there are {', '.join(MODULES)}"
+        )
+        self._module = needed(MODULES[name], f"{name} is not installed: pip install {name}")
         self.name, self.out = name, Path(out)
         self._run = None
 
