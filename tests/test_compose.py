@@ -466,9 +466,9 @@ def test_a_line_torn_by_a_kill_is_skipped_and_then_removed(saved, cut):
     [
         ("{", "Expecting"),
         ("[]", "list indices"),
-        ("{}", "it has no 'schema_version'"),
+        ("{}", "it lacks: 'schema_version'"),
         ('{"schema_version": 2}', "schema version 2"),
-        ('{"schema_version": 1}', "it has no 'problem'"),
+        ('{"schema_version": 1}', "it lacks: 'problem'"),
         ("[" * 100_000, "is not a correction"),
     ],
 )

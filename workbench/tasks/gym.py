@@ -27,7 +27,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, coordinates, needed, refuse_if
+from workbench.core import (
+    Problem,
+    Verdict,
+    WorkbenchError,
+    coordinates,
+    needed,
+    refuse_if,
+    refuse_on,
+)
 from workbench.options import with_options
 from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
@@ -95,10 +103,8 @@ class Gym(FreeText):
                 not isinstance(defaults.get(name, ""), (bool, int, float, str)),
                 f"{where}: {name} cannot be set here: it is no single value",
             )
-        try:
+        with refuse_on(AssertionError, where, why=True):
             config = with_options(config_type, config_dials, where)
-        except AssertionError as error:
-            raise WorkbenchError(f"{where}: {error}") from error
         options = tuple((name, getattr(config, name)) for name in names)
         return dataclasses.replace(task, options=options)
 
@@ -112,14 +118,10 @@ class Gym(FreeText):
         import reasoning_gym
 
         options = dict(self.options)
-        try:
-            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **options)
         # what its configs raise for values that do not go together
-        except (AssertionError, ValueError, TypeError) as error:
-            raise WorkbenchError(
-                f"gym:{self.dataset} cannot be made with these options: "
-                f"{str(error) or type(error).__name__}"
-            ) from error
+        kinds = (AssertionError, ValueError, TypeError)
+        with refuse_on(kinds, f"gym:{self.dataset} cannot be made with these options", why=True):
+            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **options)
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split`` (train, validation, test), the same for the same

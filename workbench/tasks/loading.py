@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workbench.core import Problem, WorkbenchError, needed, refuse_if
+from workbench.core import Problem, WorkbenchError, needed, refuse_if, refuse_on
 
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -157,7 +157,8 @@ def read(source: str, config: str = "") -> list[Row]:
 
 def local(path: Path) -> list[Row]:
     """The records of a file that is here."""
-    try:
+    kinds = (OSError, EOFError, zlib.error, ValueError)  # ValueError: NUL in the name
+    with refuse_on(kinds, f"could not read the problem file {path}", why=True):
         size = _size(path)
         if path.suffix.lower() == ".parquet":
             return _numbered(path, _parquet(path))
@@ -167,9 +168,6 @@ def local(path: Path) -> list[Row]:
             if path.name.lower().endswith((".json", ".json.gz")):
                 return _document(path, stream, min(most, DOCUMENT))
             return list(_lines(path, stream, most))
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: NUL in the name
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
 
 
 def _size(path: Path) -> int:
