@@ -146,16 +146,13 @@ class Draft:
         [batch] = collate([Credit.of(rollout)], policy.pad_id)
         ids = batch.input_ids[0].tolist()
         before = np.full(len(rollout.prompt_ids), np.nan)
-        columns = {
-            "token": [policy.tokenizer.decode([i]) for i in ids],
-            "id": ids,
-            "part": ["prompt"] * len(before) + self.parts,
-            "trained": [False] * len(before) + batch.mask[0].tolist(),
-            "log-prob": np.append(before, reading.logprobs),
-            "entropy": np.append(before, reading.entropy),
-            "w": np.append(before, ood_weights(reading)),
-        }
-        return pd.DataFrame(columns)
+        table = pd.DataFrame({"token": [policy.tokenizer.decode([i]) for i in ids], "id": ids})
+        table["part"] = ["prompt"] * len(before) + self.parts
+        table["trained"] = [False] * len(before) + batch.mask[0].tolist()
+        table["log-prob"] = np.append(before, reading.logprobs)
+        table["entropy"] = np.append(before, reading.entropy)
+        table["w"] = np.append(before, ood_weights(reading))
+        return table
 
     @cached_property
     def parts(self) -> list[str]:
