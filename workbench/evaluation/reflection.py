@@ -211,9 +211,8 @@ def plant(policy: Policy, task: Task, groups: Sequence[Group]) -> list[Planted]:
 
 
 def _wrong_beginning(policy: Policy, task: Task, group: Group) -> Planted | None:
-    for rollout in group.rollouts:
-        if rollout.verdict.correct:
-            continue
+    for place in group.places(correct=False):
+        rollout = group.rollouts[place]
         error = task.first_error(group.problem, rollout.text)
         if error is not None and error.start < error.end:  # not where a step is only missing
             text = rollout.text[: error.end]

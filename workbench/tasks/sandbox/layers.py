@@ -74,10 +74,9 @@ def namespaces(folder: str) -> list[str]:
                 file.write(text)
     except OSError:  # then nobody owns anything in the new file system
         return ["namespaces"]
-    if libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None):
-        return ["namespaces"]
     options = f"size={FOLDER},nr_inodes=1000,mode=700".encode()
-    if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID_NODEV_NOEXEC, options):
+    shared = libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
+    if shared or libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID_NODEV_NOEXEC, options):
         return ["namespaces"]
     return ["namespaces", "tmpfs"]
 
@@ -101,6 +100,8 @@ def readable(roots: Sequence[str]) -> list[tuple[int, int]]:
 
     ``roots`` without installed packages, and two devices.
     """
+    if libc is None:
+        return []
     paths = [(root, READ_FOLDER) for root in roots]
     for root in roots:
         if os.path.dirname(root) in roots:  # lib-dynload is in the folder above
@@ -122,11 +123,8 @@ def landlock(paths: Sequence[tuple[int, int]], folder: str) -> list[str]:
         return []
     handled = (1 << 13) - 1  # all rights that this kernel knows
     handled |= (version > 1) * REFER | (version > 2) * TRUNCATE | (version > 4) * DEVICES
-    attributes = struct.pack("Q", handled)
-    if version > 3:
-        attributes += struct.pack("Q", TCP)
-    if version > 5:
-        attributes += struct.pack("Q", SCOPES)
+    # as much of it as this kernel knows
+    attributes = struct.pack("QQQ", handled, TCP, SCOPES)[: 8 * (1 + (version > 3) + (version > 5))]
     set_process(PR_SET_NO_NEW_PRIVS, 1)
     ruleset = libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
     own = READ | READ_FOLDER | WRITE | REMOVE | MAKE | TRUNCATE & handled
