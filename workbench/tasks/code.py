@@ -344,10 +344,9 @@ def _problem(row: Row, split: str) -> tuple[Problem, Suite]:
     ) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise WorkbenchError(f"{row.where} {what}") from error
-    named = split or named_split(row.where, row.columns)
-    problem.meta["split"] = named or split_of(problem.messages[-1]["content"])
-    inputs = (test.input for test in suite.public + suite.private)
-    check_text(row.where, *inputs)
+    question = problem.messages[-1]["content"]
+    problem.meta["split"] = split or named_split(row.where, row.columns) or split_of(question)
+    check_text(row.where, *(test.input for test in suite.public + suite.private))
     return checked(row.where, problem), suite
 
 

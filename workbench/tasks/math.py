@@ -125,9 +125,7 @@ class Math(FreeText):
         question, answer = record.get("question"), record.get("answer")
         refuse_if(not has_text(question), f'{where} needs a "question" with text in it')
         refuse_if(answer is None or answer == "", f'{where} needs an "answer"')
-        solution = record.get("solution")
-        solutions = (solution,) if has_text(solution) else ()
-        answer, solutions = _after_hashes(_answer_text(where, answer), solutions)
+        answer, solutions = _after_hashes(_answer_text(where, answer), self._solutions(row))
         refuse_if(not answer, f'{where} has no answer after its "####"')
         # words are compared as they stand; a formula that cannot be read would equal no other
         # writing of itself
@@ -136,9 +134,8 @@ class Math(FreeText):
         split = self.split or named_split(where, record) or "hash"
         meta = {"split": split_of(question) if split == "hash" else split}
         problem_id = f"{Path(self.source).stem}:{row.number}"
-        problem = checked(where, Problem(problem_id, chat(question), answer, solutions, meta))
         _check_accepted(where, answer)
-        return problem
+        return checked(where, Problem(problem_id, chat(question), answer, solutions, meta))
 
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
