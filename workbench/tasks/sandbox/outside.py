@@ -143,8 +143,8 @@ def run(
 
 def in_parallel(job: Callable, *arguments: Sequence) -> list:
     """``map``, as many at a time as there are processors."""
-    anywhere = not hasattr(os, "sched_getaffinity")
-    with ThreadPoolExecutor(os.cpu_count() if anywhere else len(os.sched_getaffinity(0))) as pool:
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
+    with ThreadPoolExecutor(len(allowed(0)) if allowed else os.cpu_count()) as pool:
         return list(pool.map(job, *arguments))
 
 
