@@ -492,7 +492,7 @@ def test_private_tests_are_read_without_pickle(protocol):
 )
 def test_any_other_pickle_is_refused(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="the pickle"):
+    with pytest.raises(WorkbenchError, match="the pickle"):
         pickled_text(pickle.dumps(what))
     with pytest.raises(WorkbenchError, match="line 1 cannot be read: the pickle"):
         Code(

@@ -112,7 +112,8 @@ def test_points_and_steps(tiny_policy, group):
         25,
     ]
     for token in (-1, 26):
-        with pytest.raises(WorkbenchError, match=f"the point {token} is outside the rollout"):
+        sentence = f"there is no token {token}: the rollout has 0 to 25"
+        with pytest.raises(WorkbenchError, match=sentence):
             keep_through(tiny_policy, rollout, token)
     for keep in (-1, 26):  # the end of the turn cannot be kept
         with pytest.raises(
@@ -465,9 +466,9 @@ def test_a_line_torn_by_a_kill_is_skipped_and_then_removed(saved, cut):
     [
         ("{", "Expecting"),
         ("[]", "list indices"),
-        ("{}", "it has no 'schema_version'"),
+        ("{}", "it lacks: 'schema_version'"),
         ('{"schema_version": 2}', "schema version 2"),
-        ('{"schema_version": 1}', "it has no 'problem'"),
+        ('{"schema_version": 1}', "it lacks: 'problem'"),
         ("[" * 100_000, "is not a correction"),
     ],
 )

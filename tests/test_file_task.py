@@ -264,8 +264,10 @@ def test_a_file_alone_is_a_spelling_of_plain_mathematics(tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("{}:max_new=0", "max_new=0 is not a whole number of 1 or more"),
-        ("{}:max_new=", "there is no task"),
+        ("{}:max_new=0", "the task math takes max_new from 1"),
+        ("{}:max_new=", "the task math: max_new= is not a int"),
+        ("{}:min_new=4", "the task math has no option 'min_new'"),
+        ("{}x", "there is no task"),
         ("math:{},plain=true,question=task", "takes plain=true with a file whose columns are"),
         ("math:gsm8k,plain=true", "takes plain=true with a file"),
     ],

@@ -20,7 +20,7 @@ import pytest
 
 from workbench.tasks.sandbox import outside
 from workbench.tasks.sandbox.inside import pack, unpack
-from workbench.tasks.sandbox.outside import Call, Program, in_parallel, protections, run
+from workbench.tasks.sandbox.outside import Call, Program, in_parallel, run
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's"),
@@ -54,7 +54,7 @@ def needs(*wanted: str, without=()) -> None:
 
 def test_functions_whole_programs_and_errors():
     source = "def f(a, b=2):\n    print('seen')\n    return [a + b, (a, None), {b: 1.5}]\n"
-    values, error = run(source, [Call("f", (1,)), Call("f", ("x",))], seconds=PATIENT).results
+    values, error = run(source, [Call("f", (1,)), Call("f", ("x",))], seconds=PATIENT)
     assert values.value == [3, (1, None), {2: 1.5}] and values.stdout == "seen\n" and values.ok
     assert (
         error.error == ("TypeError", 'can only concatenate str (not "int") to str', ((3, "f"),))
@@ -65,7 +65,7 @@ def test_functions_whole_programs_and_errors():
         "n = int(input())\nprint(2 * n)\nexit()\n",
         [Call(stdin="21\n"), Call(stdin="x")],
         seconds=PATIENT,
-    ).results
+    )
     assert double.stdout == "42\n" and double.ok
     assert wrong.error.type == "ValueError" and wrong.error.frames == ((1, "<module>"),)
 
@@ -108,9 +108,9 @@ def test_every_way_of_reading_and_printing():
     ]
     for way in reading:
         assert (
-            run(f"print(int({way}))", [Call(stdin="7\n"), Call(stdin="8\n")], seconds=PATIENT)
-            .results[1]
-            .stdout
+            run(f"print(int({way}))", [Call(stdin="7\n"), Call(stdin="8\n")], seconds=PATIENT)[
+                1
+            ].stdout
             == "8\n"
         ), way
     writing = [
@@ -121,7 +121,7 @@ def test_every_way_of_reading_and_printing():
         "def main():\n    print(7, end='')\nif __name__ == '__main__':\n    main()",
     ]
     for way in writing:
-        assert run(way, [Call(), Call()], seconds=PATIENT).results[1].stdout == "7", way
+        assert run(way, [Call(), Call()], seconds=PATIENT)[1].stdout == "7", way
 
 
 def test_a_program_may_use_its_folder_threads_and_the_standard_library():
@@ -157,25 +157,26 @@ DIES_OR_LOOPS = (
 
 
 def test_after_a_death_the_next_call_gets_a_fresh_process():
-    dead, good = run(DIES_OR_LOOPS, [Call("f", (2,)), Call("f", (3,))], seconds=PATIENT).results
+    dead, good = run(DIES_OR_LOOPS, [Call("f", (2,)), Call("f", (3,))], seconds=PATIENT)
     assert dead.error.type == "ProcessDied" and "exit code 0" in dead.error.message
     assert good.value == 3
 
 
 def test_the_first_time_out_of_a_program_is_its_last_call():
     begun = time.monotonic()
-    calls = [Call("f", (x,)) for x in (3, 1, 1, 1, 3)]
-    good, slow, *rest = run(DIES_OR_LOOPS, calls, seconds=1.0).results
-    assert good.value == 3 and slow.timed_out and slow.seconds >= 1.0
-    assert all(result.timed_out and result.seconds == 0.0 for result in rest) and len(rest) == 3
-    assert time.monotonic() - begun < 2.0 or slow.seconds > 1.5  # a machine that does much else
+    calls = [Call("f", (x,)) for x in (3, *[1] * 9, 3)]
+    good, slow, *rest = run(DIES_OR_LOOPS, calls, seconds=1.0)
+    assert good.value == 3 and slow.timed_out
+    assert all(result.timed_out for result in rest) and len(rest) == 9
+    # a second for the first that hangs, and none for the others, also where much else is done
+    assert 1.0 <= time.monotonic() - begun < 6.0
 
 
 def test_many_programs_keep_their_order():
     programs = [f"def f(x): return x * {i}" for i in range(6)]
     calls = [[Call("f", (i,)), Call("f", (1,))] for i in range(6)]
     outcomes = in_parallel(partial(run, seconds=PATIENT), programs, calls)
-    values = [[result.value for result in outcome.results] for outcome in outcomes]
+    values = [[result.value for result in outcome] for outcome in outcomes]
     assert values == [[i * i, i] for i in range(6)]
 
 
@@ -321,7 +322,7 @@ def test_a_forbidden_attempt_is_the_end_and_says_where():
         "import os\n\ndef f(x):\n    try:\n        os.system('true')\n    finally:\n       "
         " return x\n"
     )
-    first, second = run(source, [Call("f", (1,)), Call("f", (1,))], seconds=PATIENT).results
+    first, second = run(source, [Call("f", (1,)), Call("f", (1,))], seconds=PATIENT)
     assert (
         first.error
         == second.error
@@ -513,7 +514,7 @@ def f(x):
 def test_output_that_is_no_text():
     result = run(
         "import sys\nsys.stdout.buffer.write(b'\\xff\\xfe1')\n", [Call()], seconds=PATIENT
-    ).results[0]
+    )[0]
     assert result.stdout == "\ufffd\ufffd1"
     half = value("def f(x): return '\\ud800'", 1)
     assert half.value == "\ud800" and json.dumps(half.value)
@@ -660,8 +661,8 @@ def test_a_forked_process_gets_its_own_server():
 # --- what is said, and what it costs --------------------------------------------------------------
 
 
-def test_missing_layers_are_said_once(monkeypatch):
-    monkeypatch.setattr(outside, "_warned", False)
+def test_missing_layers_are_said_once():
+    outside._warn.cache_clear()
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -675,7 +676,7 @@ def test_missing_layers_are_said_once(monkeypatch):
 
 def test_protections_are_those_that_hold():
     assert layers() - layers(("landlock", "audit")) == {"landlock", "scopes", "audit"} & layers()
-    assert {protection.against for protection in protections()} == set(outside.GUARDS)
+    assert outside._unprevented(()) == [*outside.GUARDS]
 
 
 def test_no_channel_no_call():

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
+from workbench.tasks import gym, verify
 from workbench.tasks.sandbox import outside
-from workbench.tasks.verify import pool
 
 PATIENT = 60.0  # seconds for processes to end, on a machine that does much else
 
@@ -61,8 +61,8 @@ def open_lines() -> int:
 
 def close_all() -> None:
     """The servers that wait for more programs and answers."""
-    for each in list(pool._pools):
-        each.close()
+    for pool in (gym._scorers, verify._math):
+        pool.close()
     zygote = outside._zygote
     if zygote._socket is not None:
         zygote._socket.close()

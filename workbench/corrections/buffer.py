@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from workbench.core import Group, Problem, Rollout, WorkbenchError, refuse_if
+from workbench.core import Group, Problem, Rollout, refuse_if, refuse_on
 from workbench.corrections.compose import Composition
 from workbench.model.policy import Policy
 from workbench.records import dumps, group_from_dict
@@ -60,7 +60,7 @@ def append(path: str | Path, correction: Correction) -> None:
         **{name: getattr(composition, name) for name in PARTS},
     }
     line = dumps(row).encode() + b"\n"
-    try:
+    with refuse_on(OSError, f"could not write {path}", why=True):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # "a": every write goes to the end
         with open(path, "a+b", buffering=0) as file, FileLock(f"{path}.lock"):
@@ -73,8 +73,6 @@ def append(path: str | Path, correction: Correction) -> None:
                 line = b"\n" + line
             file.write(line)
             os.fsync(file.fileno())
-    except OSError as error:
-        raise WorkbenchError(f"could not write {path}: {error.strerror or error}") from error
 
 
 def _torn(tail: bytes) -> bool:
@@ -90,10 +88,8 @@ def load(path: str | Path) -> list[Correction]:
 
     A malformed line is named by its number (WorkbenchError).
     """
-    try:
+    with refuse_on(OSError, f"could not read {path}", why=True):
         content = Path(path).read_bytes() if Path(path).exists() else b""
-    except OSError as error:
-        raise WorkbenchError(f"could not read {path}: {error.strerror or error}") from error
     *lines, tail = content.split(b"\n")
     if not _torn(tail):
         lines.append(tail)
@@ -105,31 +101,28 @@ def load(path: str | Path) -> list[Correction]:
 
 
 def _correction(where: str, line: bytes) -> Correction:
-    try:
-        return _parsed(where, line)
-    except KeyError as error:
-        raise WorkbenchError(f"{where} is not a correction: it has no {error}") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        what = str(error) or type(error).__name__
-        raise WorkbenchError(f"{where} is not a correction: {what}") from error
-
-
-def _parsed(where: str, line: bytes) -> Correction:
-    row = json.loads(line)
-    version = row["schema_version"]
-    refuse_if(
-        version != SCHEMA_VERSION,
-        f"{where} has schema version {version}, this package reads {SCHEMA_VERSION}",
-    )
-    group = group_from_dict(
-        {"problem": row["problem"], "rollouts": [row["source"], row["rollout"]]}
-    )
-    source, rollout = group.rollouts
-    parts = {name: row[name] for name in PARTS}
-    composition = Composition(group.problem, source, **parts)
-    if composition.text != rollout.text or not 0 <= composition.keep <= len(source.completion_ids):
-        raise ValueError("its parts do not make up its text")
-    return Correction(composition, rollout, row["policy"])
+    damage = f"{where} is not a correction"
+    kinds = (ValueError, TypeError, AttributeError, RecursionError)
+    lacking = refuse_on(KeyError, f"{damage}; it lacks", why=True)
+    with lacking, refuse_on(kinds, damage, why=True):
+        row = json.loads(line)
+        version = row["schema_version"]
+        refuse_if(
+            version != SCHEMA_VERSION,
+            f"{where} has schema version {version}, this package reads {SCHEMA_VERSION}",
+        )
+        group = group_from_dict(
+            {"problem": row["problem"], "rollouts": [row["source"], row["rollout"]]}
+        )
+        source, rollout = group.rollouts
+        parts = {name: row[name] for name in PARTS}
+        composition = Composition(group.problem, source, **parts)
+        inside = 0 <= composition.keep <= len(source.completion_ids)
+        refuse_if(
+            composition.text != rollout.text or not inside,
+            f"{damage}: its parts do not make up its text",
+        )
+        return Correction(composition, rollout, row["policy"])
 
 
 def groups(corrections: Sequence[Correction], policy: Policy) -> list[Group]:

@@ -68,25 +68,10 @@ def keep_through(policy: Policy, rollout: Rollout, token: int) -> int:
     layout = Spans(rollout, policy.decode)
     refuse_if(
         not 0 <= token < len(rollout.completion_ids),
-        f"the point {token} is outside the rollout, whose tokens are 0 to "
-        f"{len(rollout.completion_ids) - 1}",
+        f"there is no token {token}: the rollout has 0 to {len(rollout.completion_ids) - 1}",
     )
     step = layout.step_of(token)
     return layout.tokens_through(step) if step < len(layout.steps) else layout.written
-
-
-def nearest(policy: Policy, group: Group, source: int) -> int:
-    """The correct sibling that shares the most leading steps with the rollout."""
-    right = group.places(correct=True)
-    if source in right:
-        right.remove(source)
-    refuse_if(
-        not right,
-        "no rollout of this group is correct: write the continuation yourself, or "
-        "sample more rollouts",
-    )
-    lines = [Spans(rollout, policy.decode).lines for rollout in group.rollouts]
-    return max(right, key=lambda i: shared_steps(lines[source], lines[i]))
 
 
 def compose(
@@ -154,15 +139,24 @@ def wrong_rollout(group: Group, i: int) -> Rollout:
 
 
 def _right(policy: Policy, group: Group, source: int, reference: int | None) -> Rollout:
-    """The correct sibling ``reference``, or the nearest."""
-    i = nearest(policy, group, source) if reference is None else reference
+    """The correct sibling ``reference``; else the one that shares the most leading steps with the
+    wrong rollout ``source``.
+    """
     right = group.places(correct=True)
+    if reference is not None:
+        refuse_if(
+            reference not in right,
+            f"rollout {reference} is no correct reference; "
+            f"{', '.join(map(str, right)) or 'none'} of this group would be",
+        )
+        return group.rollouts[reference]
     refuse_if(
-        i not in right,
-        f"rollout {i} is no correct reference; {', '.join(map(str, right)) or 'none'} of this "
-        "group would be",
+        not right,
+        "no rollout of this group is correct: write the continuation yourself, or "
+        "sample more rollouts",
     )
-    return group.rollouts[i]
+    lines = [Spans(rollout, policy.decode).lines for rollout in group.rollouts]
+    return group.rollouts[max(right, key=lambda i: shared_steps(lines[source], lines[i]))]
 
 
 def reconstruct(

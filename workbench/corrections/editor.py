@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from workbench.core import (
@@ -49,9 +49,6 @@ from workbench.model.learner import FrozenLearner, Learner
 from workbench.model.policy import Policy
 from workbench.spans import Spans
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def ood_weights(reading: TokenStats) -> np.ndarray:
     """[T] TAPO's weight of each token (``tapo.suppression``): near 1 where the token is what the
@@ -70,6 +67,8 @@ class CorrectionEditor:
     group: Group
     methods: Mapping[str, Method] = field(default_factory=dict)
 
+    edit = staticmethod(edit)
+
     @property
     def policy(self) -> Policy:
         return self.learner if isinstance(self.learner, Policy) else self.learner.policy
@@ -85,20 +84,12 @@ class CorrectionEditor:
         taken back) or cut before the token.
         """
         rollout = wrong_rollout(self.group, source)
-        refuse_if(
-            not 0 <= token < len(rollout.completion_ids),
-            f"there is no token {token}: rollout {source} has 0 to "
-            f"{len(rollout.completion_ids) - 1}",
-        )
         keep = keep_through(self.policy, rollout, token) if whole_step else token
         return compose(self.policy, self.group, source, keep, **options)
 
     def reconstruct(self, source: int, **options) -> Composition:
         """The policy writes it: ``compose.reconstruct``."""
         return reconstruct(self.policy, self.task, self.group, source, **options)
-
-    def edit(self, composition: Composition, **parts: str) -> Composition:
-        return edit(composition, **parts)
 
     def draft(self, composition: Composition) -> Draft:
         try:
@@ -151,23 +142,16 @@ class Draft:
         ``trained`` is its mask. Log-prob (nats), entropy and the OOD weight ``w`` are the policy's
         under the plain prompt.
         """
-        import pandas as pd
-
-        rollout, policy = self._legal, self.desk.policy
+        rollout, policy, reading = self._legal, self.desk.policy, self.reading
         [batch] = collate([Credit.of(rollout)], policy.pad_id)
-        numbers = {
-            "log-prob": self.reading.logprobs,
-            "entropy": self.reading.entropy,
-            "w": ood_weights(self.reading),
-        }
-        numbers = pd.DataFrame(numbers, dtype=float)
-        labels = pd.DataFrame({"part": self.parts, "trained": batch.mask[0]})
-        completion = pd.concat([labels, numbers], axis=1)
-        prompt = pd.DataFrame({"part": ["prompt"] * len(rollout.prompt_ids), "trained": False})
-        table = pd.concat([prompt, completion], ignore_index=True)
         ids = batch.input_ids[0].tolist()
-        table.insert(0, "token", [policy.tokenizer.decode([i]) for i in ids])
-        table.insert(1, "id", ids)
+        before = np.full(len(rollout.prompt_ids), np.nan)
+        table = pd.DataFrame({"token": [policy.tokenizer.decode([i]) for i in ids], "id": ids})
+        table["part"] = ["prompt"] * len(before) + self.parts
+        table["trained"] = [False] * len(before) + batch.mask[0].tolist()
+        table["log-prob"] = np.append(before, reading.logprobs)
+        table["entropy"] = np.append(before, reading.entropy)
+        table["w"] = np.append(before, ood_weights(reading))
         return table
 
     @cached_property

@@ -26,11 +26,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.core import Group, Problem, Rollout, WorkbenchError
+from workbench.core import Group, Problem, Rollout, WorkbenchError, needed, refuse_if
 from workbench.corrections import buffer
 from workbench.corrections.buffer import Correction
 from workbench.records import dumps, group_to_dict, write_atomic
-from workbench.spans import shared_steps, step_texts
+from workbench.spans import common_prefix, shared_steps, step_texts
 from workbench.tasks.loading import INSTALL
 
 if TYPE_CHECKING:
@@ -84,11 +84,8 @@ def as_dataset(
     source: Iterable[Group | Correction], form: str, policy: Policy | None = None
 ) -> Dataset:
     """The rows as a ``datasets.Dataset``, for a trainer in the same process."""
-    try:
-        from datasets import Dataset
-    except ImportError as error:
-        raise WorkbenchError(f"as_dataset needs datasets, {INSTALL}") from error
-    return Dataset.from_list(rows(source, form, policy))
+    datasets = needed("datasets", f"as_dataset needs datasets, {INSTALL}")
+    return datasets.Dataset.from_list(rows(source, form, policy))
 
 
 def rows(
@@ -107,9 +104,8 @@ def rows(
     else:
         forms = ", ".join((*FORMS, "verl", "groups"))
         raise WorkbenchError(f"there is no form {form!r} to export; there are {forms}")
-    if not records:
-        what = "no wrong attempt with a right one beside it" if form == "dpo" else "nothing right"
-        raise WorkbenchError(f"there is nothing to export as {form}: {what}")
+    what = "no wrong attempt with a right one beside it" if form == "dpo" else "nothing right"
+    refuse_if(not records, f"there is nothing to export as {form}: {what}")
     return records
 
 
@@ -162,7 +158,7 @@ def _dpo(example: Example) -> dict:
 
 def _dpo_texts(policy: Policy, example: Example) -> dict:
     chosen, rejected = example.rollout.completion_ids, example.rejected.completion_ids
-    shared = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    shared = min(common_prefix(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     prompt_ids = list(example.rollout.prompt_ids)
     tokenizer = policy.tokenizer
     if tokenizer("").input_ids == prompt_ids[:1]:  # the trainer's tokenizer adds it again
@@ -179,11 +175,6 @@ def _dpo_texts(policy: Policy, example: Example) -> dict:
     return {"prompt": prompt, "chosen": right, "rejected": wrong}
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids they begin with together."""
-    return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), len(first))
-
-
 def _tokens(example: Example) -> dict:
     prompt, completion = example.rollout.prompt_ids, example.rollout.completion_ids
     masked = len(prompt) + example.keep
@@ -192,8 +183,7 @@ def _tokens(example: Example) -> dict:
 
 
 def _verl(index: int, problem: Problem) -> dict:
-    if not problem.answer:
-        raise WorkbenchError(f"verl needs a ground truth, and {problem.id!r} has no answer")
+    refuse_if(not problem.answer, f"verl needs a ground truth, and {problem.id!r} has no answer")
     messages = [dict(message) for message in problem.messages]
     return {
         "data_source": "workbench",
@@ -225,11 +215,8 @@ def _write(records: list[dict], path: Path, form: str) -> int:
 
 
 def _parquet(records: list[dict]) -> bytes:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise WorkbenchError(f"a .parquet file is written by pyarrow, {INSTALL}") from error
+    missing = f"a .parquet file is written by pyarrow, {INSTALL}"
+    pyarrow, parquet = needed("pyarrow", missing), needed("pyarrow.parquet", missing)
     data = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(records), data)
     return data.getvalue()

@@ -32,8 +32,6 @@ def pass_at_k_bootstrap(n: int, correct: int, k: int) -> float:
     comes to when it is drawn often enough. Below the unbiased ``pass_at_k`` wherever 0 < c < n and
     k > 1: a draw may repeat.
     """
-    if k < 1 or n < 1:
-        raise ValueError(f"pass@{k} from {n} samples is not defined")
     return 1 - (1 - correct / n) ** k
 
 

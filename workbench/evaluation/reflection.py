@@ -36,7 +36,7 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.core import Group, Problem, Rollout, Task, coordinates, refuse_if
-from workbench.evaluation.statistics import bootstrap_ratio
+from workbench.evaluation.statistics import bootstrap_formula
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.options import add_flags
@@ -126,8 +126,8 @@ class Rate:
         upper, lower = np.asarray([hits, counts], float)
         if not lower.sum():
             return cls(float("nan"), float("nan"), float("nan"), 0)
-        value = float(upper.sum() / lower.sum())
-        return cls(value, *bootstrap_ratio(upper, lower), int(lower.sum()))
+        interval = bootstrap_formula(lambda counts: (counts @ upper) / (counts @ lower), len(lower))
+        return cls(*interval, int(lower.sum()))
 
     def __str__(self) -> str:
         return (
@@ -147,13 +147,9 @@ def _varying(groups: Sequence[Group]) -> set[str]:
     """The ids of the problems that are solved sometimes and not always."""
     problems = set()
     for group in groups:
-        if 0 < _right(group) < len(group.rollouts):
+        if 0 < len(group.places(correct=True)) < len(group.rollouts):
             problems.add(group.problem.id)
     return problems
-
-
-def _right(group: Group) -> int:
-    return sum(rollout.verdict.correct for rollout in group.rollouts)
 
 
 def measure(
@@ -215,9 +211,8 @@ def plant(policy: Policy, task: Task, groups: Sequence[Group]) -> list[Planted]:
 
 
 def _wrong_beginning(policy: Policy, task: Task, group: Group) -> Planted | None:
-    for rollout in group.rollouts:
-        if rollout.verdict.correct:
-            continue
+    for place in group.places(correct=False):
+        rollout = group.rollouts[place]
         error = task.first_error(group.problem, rollout.text)
         if error is not None and error.start < error.end:  # not where a step is only missing
             text = rollout.text[: error.end]
@@ -244,7 +239,7 @@ def recover(
 def recovery(groups: Sequence[Group]) -> Rate:
     right, samples = [], []
     for group in groups:
-        right.append(_right(group))
+        right.append(len(group.places(correct=True)))
         samples.append(len(group.rollouts))
     return Rate.of(right, samples)
 

@@ -1,7 +1,6 @@
 """Every interval and test: how far a number might move with other problems, seeds or attempts.
 
     bootstrap                the mean of independent values, such as problems
-    bootstrap_ratio          a ratio of two sums over problems
     bootstrap_formula        any formula of how often each problem counts
     bootstrap_difference     between the means of two independent sets
     bootstrap_nested         a mean over questions, each of which was run with several seeds
@@ -39,19 +38,6 @@ def bootstrap(
     return float(low), float(high)
 
 
-def bootstrap_ratio(upper: np.ndarray, lower: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of sum(upper) / sum(lower), both [problems], resampling problems.
-
-    Resamples in which the lower sum is 0 have no ratio, and are left out.
-    """
-    rng = np.random.default_rng(0)
-    rows = rng.integers(0, len(lower), (DRAWS, len(lower)))
-    below = lower[rows].sum(1)
-    counted = below > 0
-    low, high = np.quantile(upper[rows].sum(1)[counted] / below[counted], EDGES)
-    return float(low), float(high)
-
-
 def bootstrap_formula(
     formula: Callable[[np.ndarray], np.ndarray], problems: int
 ) -> tuple[float, float, float]:
@@ -62,7 +48,7 @@ def bootstrap_formula(
     """
     rng = np.random.default_rng(0)
     rows = rng.integers(0, problems, (DRAWS, problems))
-    counts = (rows[..., None] == np.arange(problems)).sum(1)
+    counts = np.apply_along_axis(np.bincount, 1, rows, minlength=problems)
     with np.errstate(invalid="ignore", divide="ignore"):
         value, draws = formula(np.ones((1, problems)))[0], formula(counts.astype(float))
     draws = draws[np.isfinite(draws)]

@@ -146,10 +146,8 @@ class OwnDiagnosis:
     def _read(self, case: Case, sample: Sample, opening: str) -> Finding:
         parsed = parse_synthesis(said_aloud(opening + self.policy.decode(sample.ids)))
         cost = len(sample.ids)
-        if not parsed:
-            return Finding(cost=cost)
         text = case.layout.text
-        copied = text[: common_prefix(text, parsed[1])].rstrip()
+        copied = text[: common_prefix(text, parsed[1])].rstrip() if parsed else ""
         if not copied:
             return Finding(cost=cost)
         step = case.layout.step_at(len(copied) - 1)

@@ -81,14 +81,7 @@ def _items(message: Message) -> tuple:
 
 
 def first_of(row: Row, names: Sequence[str]) -> tuple[str, Any]:
-    """(name, value) of the first of the columns that is there; ``a.b`` is b inside a."""
-    for name in names:
-        value: Any = row.columns
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            return name, value
-    return "", None
+    return row.first(names)
 
 
 def by_columns(row: Row) -> Entry:

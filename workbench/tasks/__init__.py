@@ -6,7 +6,7 @@ arithmetic                         a task as it is
 arithmetic:steps=5,largest=999     with dials
 math:gsm8k,max_new=512             a first dial that is a text may go without its name
 problems.jsonl                     math:problems.jsonl,plain=true,max_new=512
-problems.jsonl:max_new=64          the same with shorter completions
+problems.jsonl:max_new=64          the same with shorter completions, or another dial of math
 
 Rows in memory, and a reward of one's own: rows.py.
 """
@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Task, WorkbenchError, refuse_if
+from workbench.core import Task, refuse_if
 from workbench.options import with_options
 
 # module -> class, imported when it is asked for
@@ -46,39 +46,32 @@ def load_task(name: Any, *, reward: Callable[..., Any] | None = None, **dials: A
     name = str(name) if isinstance(name, Path) else name
     if reward is not None or not isinstance(name, str):
         return _of_rows(name, reward, dials)
-    if dials:
-        raise WorkbenchError(f"write dials into the name: {name}:{next(iter(dials))}=...")
+    refuse_if(dials, f"write dials into the name: {name}:{next(iter(dials), '')}=...")
     task, _, dials = name.partition(":")
     if task in TASKS:
-        return _with_dials(task, [dial for dial in dials.split(",") if dial])
-    path, _, limit = name.partition(".jsonl:max_new=")
+        return _with_dials(task, dials)
+    path, suffix, dials = name.rpartition(".jsonl")
     refuse_if(
-        not limit and not name.endswith(".jsonl"),
+        not suffix or dials[:1] not in ("", ":"),
         f"there is no task {task!r}; there are {', '.join(TASKS)}, and any .jsonl file of problems",
     )
-    refuse_if(
-        limit and not (limit.isascii() and limit.isdigit() and int(limit)),
-        f"max_new={limit} is not a whole number of 1 or more",
-    )
-    from workbench.tasks.math import Math
-
-    return Math(f"{path}.jsonl" if limit else name, plain=True, max_new=int(limit or 512))
+    return _with_dials("math", dials[1:], f"source={path}.jsonl", "plain=true", "max_new=512")
 
 
 def _of_rows(source: Any, reward: Callable[..., Any] | None, dials: dict[str, Any]) -> Task:
     from workbench.tasks.rows import Rows, rows_of
 
     fields = {field.name for field in dataclasses.fields(Rows)} - {"rows", "reward", "source"}
-    unknown = set(dials) - fields
-    if unknown:
-        raise WorkbenchError(f"rows have no dial {min(unknown)}; there are {', '.join(fields)}")
+    unknown = min(set(dials) - fields, default="")
+    refuse_if(unknown, f"rows have no dial {unknown}; there are {', '.join(fields)}")
     name = source if isinstance(source, str) else "rows"
     return Rows(source=name, rows=rows_of(source), reward=reward, **dials)
 
 
-def _with_dials(task: str, dials: list[str]) -> Task:
+def _with_dials(task: str, text: str, *before: str) -> Task:
     kind = getattr(import_module(f"{__name__}.{task}"), TASKS[task])
     first = dataclasses.fields(kind)[0]
+    dials = [*before, *filter(None, text.split(","))]
     if dials and "=" not in dials[0] and first.default == "":
         dials[0] = f"{first.name}={dials[0]}"
     if hasattr(kind, "of"):  # a task that knows more dials than its fields

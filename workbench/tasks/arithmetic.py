@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
+from workbench.core import Problem, Step, Verdict, coordinates, refuse_if
+from workbench.options import check_choices
 from workbench.tasks import base, prompts
 from workbench.tasks.base import line_span, lines
 from workbench.thoughts import spoken
@@ -168,6 +169,7 @@ class Arithmetic(base.Reprompts):
     shown: Literal["nothing", "solution"] = "nothing"
 
     name = "arithmetic"
+    synthesis = staticmethod(prompts.synthesis)
 
     def __post_init__(self):
         refuse_if(
@@ -175,14 +177,7 @@ class Arithmetic(base.Reprompts):
             f"arithmetic takes steps 1..12 and largest 9..999, not steps={self.steps}, "
             f"largest={self.largest}",
         )
-        refuse_if(
-            self.style not in ("plain", "turned"),
-            f"arithmetic takes style=plain or style=turned, not style={self.style}",
-        )
-        refuse_if(
-            self.shown not in ("nothing", "solution"),
-            f"arithmetic takes shown=nothing or shown=solution, not shown={self.shown}",
-        )
+        check_choices(self)
 
     @property
     def max_new(self) -> int:
@@ -237,6 +232,3 @@ class Arithmetic(base.Reprompts):
             feedback,
             {"right_steps": result.right_steps, "reflections": result.reflections},
         )
-
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return prompts.synthesis(problem, wrong, right)

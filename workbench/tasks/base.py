@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from random import Random
 from typing import Any
@@ -138,19 +139,40 @@ def chat(question: str, system: str = "") -> tuple[Message, ...]:
 class Reprompts:
     """A task that shows solutions, attempts and feedback as SDPO does."""
 
-    def reprompt(
-        self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]:
-        return prompts.reprompt(problem, solution=solution, attempt=attempt, feedback=feedback)
+    reprompt = staticmethod(prompts.reprompt)
 
 
 class FreeText(Reprompts):
     """A task whose attempts are any text, with TAPO's prompt for real models."""
+
+    synthesis = staticmethod(prompts.audit)
 
     def first_error(self, problem: Problem, text: str) -> Step | None:
         """Where somebody labelled the steps of this text; else it is not known."""
         label = problem.meta.get("first_errors", {}).get(text)
         return None if label is None else Step(*label)
 
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return prompts.audit(problem, wrong, right)
+
+@dataclass(frozen=True)
+class Listed(FreeText):
+    """Problems (``_problems``) that stand in ``source``: one of ``sets``, a file or a hub id.
+
+    A tenth each is held out for validation and test, by the prompt's hash, unless ``split`` puts
+    all into one.
+    """
+
+    source: str = ""
+    split: str = ""
+    max_new: int = 1024  # longest completion, in tokens
+
+    sets = ()
+
+    def __post_init__(self):
+        names = ", ".join((*self.sets, "a file or a hub id"))
+        refuse_if(not self.source, f"the task {self.name} needs {names}: {self.name}:FILE")
+        check_dials(self.name, self.split, self.max_new)
+        _ = self._problems  # a bad record is said now, not after the model is loaded
+
+    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
+        """``n`` different problems of ``split``, drawn with ``seed``."""
+        return draw(self._problems, split, n, seed, self.source)

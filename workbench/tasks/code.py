@@ -258,8 +258,7 @@ class Code(Reprompts):
         with_check = [name for name, (_, suite) in rows.items() if suite.check]
         passes = in_parallel(self._passes_anything, [rows[name][1] for name in with_check])
         for name, anything in zip(with_check, passes):
-            if anything:
-                raise WorkbenchError(f"{places[name]} has a test that any program passes")
+            refuse_if(anything, f"{places[name]} has a test that any program passes")
         return rows
 
     def _passes_anything(self, suite: Suite) -> bool:
@@ -340,36 +339,36 @@ def _problem(row: Row, split: str) -> tuple[Problem, Suite]:
     try:
         problem, suite = form(row.columns)
     except (
-        *(KeyError, TypeError, ValueError, AttributeError),
+        *(KeyError, TypeError, ValueError, AttributeError, WorkbenchError),
         *(SyntaxError, RecursionError, MemoryError, zlib.error),
     ) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read: {error}"
         raise WorkbenchError(f"{row.where} {what}") from error
-    named = split or named_split(row.where, row.columns)
-    problem.meta["split"] = named or split_of(problem.messages[-1]["content"])
-    inputs = (test.input for test in suite.public + suite.private)
-    check_text(row.where, *inputs)
+    question = problem.messages[-1]["content"]
+    problem.meta["split"] = split or named_split(row.where, row.columns) or split_of(question)
+    check_text(row.where, *(test.input for test in suite.public + suite.private))
     return checked(row.where, problem), suite
 
 
 def _text(row: dict, column: str) -> str:
-    """Raises KeyError or ValueError where the record has no text there."""
+    """Raises KeyError or WorkbenchError where the record has no text there."""
     value = row[column]
-    if not has_text(value):
-        raise ValueError(f"{column} is no text")
+    refuse_if(not has_text(value), f"{column} is no text")
     return value
 
 
 def livecodebench(row: dict) -> tuple[Problem, Suite]:
     """A record of LiveCodeBench's code generation set.
 
-    Raises KeyError, TypeError or ValueError for another form.
+    Raises KeyError, TypeError, ValueError or WorkbenchError for another form.
     """
     function = json.loads(row.get("metadata") or "{}").get("func_name") or ""
     public = [_test(case, function) for case in json.loads(row["public_test_cases"])]
     private = [_test(case, function) for case in private_tests(row["private_test_cases"])]
-    if not any(test.expected not in ("", None) for test in public + private):
-        raise ValueError("there are no tests" + " with an output" * bool(public + private))
+    refuse_if(
+        not any(test.expected not in ("", None) for test in public + private),
+        "there are no tests" + " with an output" * bool(public + private),
+    )
     starter = row.get("starter_code") or ""
     form = f"{STARTER}\n\n```python\n{starter.rstrip()}\n```" if starter.strip() else STDIN
     content = f"{ASK}\n\n{_text(row, 'question_content').strip()}\n\n{form}"
@@ -380,12 +379,16 @@ def livecodebench(row: dict) -> tuple[Problem, Suite]:
 
 def _test(case: dict, function: str) -> Test:
     text, expected, kind = case["input"], case["output"], case["testtype"]
-    if not isinstance(text, str) or not isinstance(expected, str):
-        raise ValueError("a test whose input or output is no text")
+    refuse_if(
+        not isinstance(text, str) or not isinstance(expected, str),
+        "a test whose input or output is no text",
+    )
     if kind == "stdin":
         return Test(Call(stdin=text), expected.strip(), text)
-    if kind != "functional" or not is_name(function):
-        raise ValueError("a functional test needs metadata with a func_name")
+    refuse_if(
+        kind != "functional" or not is_name(function),
+        "a functional test needs metadata with a func_name",
+    )
     arguments = tuple(json.loads(line) for line in text.split("\n"))
     return Test(Call(function, arguments), json.loads(expected), text)
 
@@ -397,8 +400,7 @@ def private_tests(text: str) -> list[dict]:
     unpacker = zlib.decompressobj()
     most = limit(len(text))
     data = unpacker.decompress(base64.b64decode(text, validate=True), most)
-    if not unpacker.eof:
-        raise ValueError("the private tests are cut off, or too large")
+    refuse_if(not unpacker.eof, "the private tests are cut off, or too large")
     tests = pickled_text(data)
     structured(tests.encode("utf-8", "replace"), most)
     return json.loads(tests)
@@ -407,7 +409,7 @@ def private_tests(text: str) -> list[dict]:
 def pickled_text(data: bytes) -> str:
     """The text in a pickle of one text.
 
-    Nothing is executed; raises ValueError for a pickle with anything else in it.
+    Nothing is executed; raises WorkbenchError for a pickle with anything else in it.
     """
     import pickletools  # a fifth of a second's worth of module on a slow disk, and used only here
 
@@ -416,24 +418,27 @@ def pickled_text(data: bytes) -> str:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"):
             texts.append(argument)
-        elif opcode.name not in harmless:
-            raise ValueError(f"the pickle is more than one text: it has {opcode.name}")
-    if len(texts) != 1:
-        raise ValueError(f"the pickle holds {len(texts)} texts")
+        else:
+            refuse_if(
+                opcode.name not in harmless,
+                f"the pickle is more than one text: it has {opcode.name}",
+            )
+    refuse_if(len(texts) != 1, f"the pickle holds {len(texts)} texts")
     return texts[0]
 
 
 def humaneval(row: dict) -> tuple[Problem, Suite]:
-    """A record of HumanEval. Raises KeyError, TypeError or ValueError for another form."""
+    """A record of HumanEval. Raises as ``livecodebench`` does."""
     prompt, function, test = (_text(row, name) for name in ("prompt", "entry_point", "test"))
     content = f"{ASK}\n\n{COMPLETE}\n\n```python\n{prompt.rstrip()}\n```"
     solution = row.get("canonical_solution")
     solutions = (f"```python\n{prompt}{solution.rstrip()}\n```",) if solution else ()
-    if not is_name(function):
-        raise ValueError(f"{function!r} is no function's name")
+    refuse_if(not is_name(function), f"{function!r} is no function's name")
     functions = [node for node in ast.parse(test).body if isinstance(node, ast.FunctionDef)]
-    if not any(node.name == "check" and node.args.args for node in functions):
-        raise ValueError("the test has no function check(candidate)")
+    refuse_if(
+        not any(node.name == "check" and node.args.args for node in functions),
+        "the test has no function check(candidate)",
+    )
     # Some checks call the function by its own name as well: there too it is the program's.
     check = (
         f"{prompt}\n{test}\n\ndef check_program(candidate):\n"

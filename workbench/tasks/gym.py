@@ -22,16 +22,24 @@ import difflib
 import itertools
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, coordinates, needed, refuse_if
+from workbench.core import (
+    Problem,
+    Verdict,
+    WorkbenchError,
+    coordinates,
+    needed,
+    refuse_if,
+    refuse_on,
+)
 from workbench.options import with_options
 from workbench.tasks.base import FreeText, chat, draw_generated
 from workbench.tasks.loading import INSTALL
-from workbench.tasks.verify import final_answer
+from workbench.tasks.verify import final_answer, shown
 from workbench.tasks.verify.answers import is_number
 from workbench.tasks.verify.expressions import check_scorer, inert
 from workbench.tasks.verify.pool import SECONDS, Pool
@@ -95,10 +103,8 @@ class Gym(FreeText):
                 not isinstance(defaults.get(name, ""), (bool, int, float, str)),
                 f"{where}: {name} cannot be set here: it is no single value",
             )
-        try:
+        with refuse_on(AssertionError, where, why=True):
             config = with_options(config_type, config_dials, where)
-        except AssertionError as error:
-            raise WorkbenchError(f"{where}: {error}") from error
         options = tuple((name, getattr(config, name)) for name in names)
         return dataclasses.replace(task, options=options)
 
@@ -112,14 +118,10 @@ class Gym(FreeText):
         import reasoning_gym
 
         options = dict(self.options)
-        try:
-            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **options)
         # what its configs raise for values that do not go together
-        except (AssertionError, ValueError, TypeError) as error:
-            raise WorkbenchError(
-                f"gym:{self.dataset} cannot be made with these options: "
-                f"{str(error) or type(error).__name__}"
-            ) from error
+        kinds = (AssertionError, ValueError, TypeError)
+        with refuse_on(kinds, f"gym:{self.dataset} cannot be made with these options", why=True):
+            return reasoning_gym.create_dataset(self.dataset, seed=seed, size=size, **options)
 
     def problems(self, split: str, n: int, seed: int) -> list[Problem]:
         """``n`` different problems of ``split`` (train, validation, test), the same for the same
@@ -163,7 +165,7 @@ class Gym(FreeText):
             "id": number,
             "dataset": self.dataset,
             "options": _packed(dict(self.options)),
-            "entry": self._entry(*(problem.meta[key] for key in ("seed", "size", "index"))),
+            "entry": _entry(self, *(problem.meta[key] for key in ("seed", "size", "index"))),
             "answer": answer,
         }
         reply = _scorers.ask(job)
@@ -173,19 +175,16 @@ class Gym(FreeText):
         score = _score(reply, number)
         if score == 1.0:
             return Verdict(1.0, True)
-        shown = answer if len(answer) <= 200 else answer[:200] + "..."
-        shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
-        return Verdict(score, False, f"Your answer {shown} is not right.")
+        return Verdict(score, False, f"Your answer {shown(answer)} is not right.")
 
-    @cached_property
-    def _entry(self) -> Callable[[int, int, int], str]:
-        """(seed, size, index) -> the generated record, pickled for the scorer.
 
-        Made again, as a problem is its coordinates; once for the attempts at it.
-        """
-        return lru_cache(4096)(
-            lambda seed, size, index: _packed(dict(self._make(seed, size)[index]))
-        )
+@lru_cache(4096)
+def _entry(task: Gym, seed: int, size: int, index: int) -> str:
+    """The generated record, pickled for the scorer.
+
+    Made again, as a problem is its coordinates; once for the attempts at it.
+    """
+    return _packed(dict(task._make(seed, size)[index]))
 
 
 def _config_type(dataset: str) -> type:

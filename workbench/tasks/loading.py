@@ -21,11 +21,11 @@ import json
 import re
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workbench.core import Problem, WorkbenchError, needed, refuse_if
+from workbench.core import Problem, WorkbenchError, needed, refuse_if, refuse_on
 
 FILES = re.compile(r".*\.(jsonl|json)(\.gz)?|.*\.parquet", re.IGNORECASE)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -57,6 +57,19 @@ class Row(NamedTuple):
     def columns(self) -> dict[str, Any]:
         """The record by column; no columns where it is something else than an object."""
         return self.record if isinstance(self.record, dict) else {}
+
+    def first(self, names: Sequence[str]) -> tuple[str, Any]:
+        """(name, value) of the first of the columns that is there; ``a.b`` is b inside a.
+
+        ("", None) where none is.
+        """
+        for name in names:
+            value: Any = self.columns
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                return name, value
+        return "", None
 
     @property
     def column_names(self) -> str:
@@ -144,7 +157,8 @@ def read(source: str, config: str = "") -> list[Row]:
 
 def local(path: Path) -> list[Row]:
     """The records of a file that is here."""
-    try:
+    kinds = (OSError, EOFError, zlib.error, ValueError)  # ValueError: NUL in the name
+    with refuse_on(kinds, f"could not read the problem file {path}", why=True):
         size = _size(path)
         if path.suffix.lower() == ".parquet":
             return _numbered(path, _parquet(path))
@@ -154,9 +168,6 @@ def local(path: Path) -> list[Row]:
             if path.name.lower().endswith((".json", ".json.gz")):
                 return _document(path, stream, min(most, DOCUMENT))
             return list(_lines(path, stream, most))
-    except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: NUL in the name
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise WorkbenchError(f"could not read the problem file {path}: {reason}") from error
 
 
 def _size(path: Path) -> int:

@@ -29,13 +29,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench.core import Message, Problem, Verdict, WorkbenchError, refuse_if
+from workbench.core import Message, Problem, Verdict, refuse_if
 from workbench.tasks.base import SPLITS, FreeText, chat, check_dials, draw, named_split, split_of
 from workbench.tasks.loading import FILES, HUB_FILE, HUB_ID, Row, checked, has_text, read
 from workbench.tasks.verify import check_gold, compare, grade
@@ -124,9 +125,7 @@ class Math(FreeText):
         question, answer = record.get("question"), record.get("answer")
         refuse_if(not has_text(question), f'{where} needs a "question" with text in it')
         refuse_if(answer is None or answer == "", f'{where} needs an "answer"')
-        solution = record.get("solution")
-        solutions = (solution,) if has_text(solution) else ()
-        answer, solutions = _after_hashes(_answer_text(where, answer), solutions)
+        answer, solutions = _after_hashes(_answer_text(where, answer), self._solutions(row))
         refuse_if(not answer, f'{where} has no answer after its "####"')
         # words are compared as they stand; a formula that cannot be read would equal no other
         # writing of itself
@@ -135,36 +134,33 @@ class Math(FreeText):
         split = self.split or named_split(where, record) or "hash"
         meta = {"split": split_of(question) if split == "hash" else split}
         problem_id = f"{Path(self.source).stem}:{row.number}"
-        problem = checked(where, Problem(problem_id, chat(question), answer, solutions, meta))
         _check_accepted(where, answer)
-        return problem
+        return checked(where, Problem(problem_id, chat(question), answer, solutions, meta))
 
     def _problem(self, number: int, row: Row) -> Problem:
         where, record = row.where, row.record
         refuse_if(not isinstance(record, dict), f"{where} is not a record with named columns")
-        question = column_of(row, "question", (self.question,) if self.question else QUESTIONS)
+        column, question = column_of(row, "question", self.question, QUESTIONS)
         solutions = self._solutions(row)
         answer, solutions = _after_hashes(self._answer(row, solutions), solutions)
         refuse_if(not answer, f"{where} has no answer")
-        column = self.question or next(name for name in QUESTIONS if name in record)
         messages = messages_of(where, question, whole=column == "prompt")
         named = "" if self.split else named_split(where, record)
         meta = {"split": row.split, "named": named, "where": where}
         return checked(where, Problem(f"{self.source}:{number}", messages, answer, solutions, meta))
 
     def _solutions(self, row: Row) -> tuple[str, ...]:
+        _, value = row.first(SOLUTIONS)
         if self.solution:
-            value = column_of(row, "solution", (self.solution,))
-        else:
-            value = _first(row.record, SOLUTIONS)
+            _, value = column_of(row, "solution", self.solution)
         return tuple(filter(has_text, value if isinstance(value, list) else [value]))
 
     def _answer(self, row: Row, solutions: tuple[str, ...]) -> str:
         """The answer's column; without one, what the first solution has in its box."""
         boxed = last_box(solutions[0]) if solutions else ""
-        if boxed and not self.answer and _first(row.record, ANSWERS) is None:
+        if boxed and not self.answer and not row.first(ANSWERS)[0]:
             return boxed
-        value = column_of(row, "answer", (self.answer,) if self.answer else ANSWERS)
+        _, value = column_of(row, "answer", self.answer, ANSWERS)
         return _answer_text(row.where, value)
 
     def _merged(self, copies: list[Problem], set_splits: set[str]) -> Problem:
@@ -220,9 +216,11 @@ def _answer_text(where: str, value: Any) -> str:
     if isinstance(value, str) and value.strip():
         return value.strip()
     number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
-    if not number or not abs(value) < float("inf"):
-        shown = json.dumps(value, default=repr)[:100]
-        raise WorkbenchError(f"{where} has an answer that is neither text nor a number: {shown}")
+    shown = json.dumps(value, default=repr)[:100]
+    refuse_if(
+        not number or not abs(value) < float("inf"),
+        f"{where} has an answer that is neither text nor a number: {shown}",
+    )
     return str(value)
 
 
@@ -249,25 +247,16 @@ def _after_hashes(answer: str, solutions: tuple[str, ...]) -> tuple[str, tuple[s
     return answer.rsplit("####", 1)[1].strip(), solutions or (answer,)
 
 
-def _first(record: dict, names: tuple[str, ...]) -> Any:
-    """The first of the columns that is there; ``a.b`` is b inside a."""
-    for name in names:
-        value: Any = record
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
-            return value
-    return None
-
-
-def column_of(row: Row, what: str, names: tuple[str, ...]) -> Any:
-    value = _first(row.record, names)
+def column_of(row: Row, what: str, named: str, usual: Sequence[str] = ()) -> tuple[str, Any]:
+    """(name, value) of the column ``named``, else of the first of the ``usual`` ones."""
+    names = (named,) if named else usual
+    name, value = row.first(names)
     refuse_if(
         value is None or value == "",
         f"{row.where} has no {what} in {' or '.join(names)}; its columns are "
         f"{row.column_names}: write {what}=COLUMN",
     )
-    return value
+    return name, value
 
 
 def messages_of(where: str, question: Any, whole: bool) -> tuple[Message, ...]:

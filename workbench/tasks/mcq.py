@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from workbench.core import Problem, Verdict, WorkbenchError, refuse_if
-from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.base import Listed, chat, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
 from workbench.thoughts import spoken
 
@@ -60,27 +60,14 @@ def letter(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Mcq(FreeText):
-    """``source``: a name in ``SETS``, a file or a hub id.
+class Mcq(Listed):
+    """``domain``: only the published records of it (Biology, Chemistry, Material, Physics)."""
 
-    ``domain``: only the published records of it (Biology, Chemistry, Material, Physics). A tenth
-    each is held out for validation and test, by the prompt's hash, unless ``split`` puts all into
-    one.
-    """
-
-    source: str = ""
     domain: str = ""
-    split: str = ""
-    max_new: int = 2048  # longest completion, in tokens
+    max_new: int = 2048
 
     name = "mcq"
-
-    def __post_init__(self):
-        refuse_if(
-            not self.source, f"the task mcq needs {', '.join(SETS)}, a file or a hub id: mcq:FILE"
-        )
-        check_dials(self.name, self.split, self.max_new)
-        _ = self._problems  # a bad record is said now, not after the model is loaded
+    sets = tuple(SETS)
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
@@ -113,10 +100,6 @@ class Mcq(FreeText):
             and record.get("type") in TYPES
             and self.domain in ("", record.get("domain"))
         )
-
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """``n`` different problems of ``split``, drawn with ``seed``."""
-        return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         choice = letter(text)
@@ -155,11 +138,13 @@ def _prepared(row: Row) -> dict:
         whole = all(map(has_text, (question, answer, *labels, *texts))) and labels != "".join(
             labels
         )
-        if not whole or len(set(labels)) < max(len(labels), 2) or answer.strip() not in labels:
-            raise ValueError("an empty question or choice, a label twice, or another answer")
+        refuse_if(
+            not whole or len(set(labels)) < max(len(labels), 2) or answer.strip() not in labels,
+            "an empty question or choice, a label twice, or another answer",
+        )
         choices = "\n".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
         return {"prompt": f"{question}\n\n{choices}\n{ASK}", "system": SYSTEM, "answer": answer}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, WorkbenchError) as error:
         raise WorkbenchError(
             f"{row.where} needs a question, choices with text and label, and an answerKey that is "
             "one of the labels"

@@ -120,7 +120,7 @@ def inputs(question: str) -> tuple[list[int], list[int]]:
 def _graded(question: str, text: str) -> Verdict:
     public, hidden = inputs(question)
     tests = [Test(Call("f", (x,)), value(question, x), str(x)) for x in (*public, *hidden)]
-    results = run(text, [test.call for test in tests], seconds=SECONDS, memory_mb=256).results
+    results = run(text, [test.call for test in tests], seconds=SECONDS, memory_mb=256)
     passed = [test.passed(result) for test, result in zip(tests, results)]
     return Verdict(
         float(all(passed)),

@@ -21,7 +21,7 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-from workbench.core import Problem, Verdict, WorkbenchError, first_line
+from workbench.core import Problem, Verdict, WorkbenchError, first_line, refuse_if
 from workbench.tasks.base import check_dials, named_split
 from workbench.tasks.loading import Row, checked, read
 from workbench.tasks.math import QUESTIONS, Math, column_of, messages_of
@@ -49,8 +49,7 @@ class Rows(Math):
 
     def __post_init__(self):
         check_dials(self.name, self.split, self.max_new, ("hash", "all"))
-        if not self.rows:
-            raise WorkbenchError("there are no rows: at least one is needed")
+        refuse_if(not self.rows, "there are no rows: at least one is needed")
         _ = self._problems, self._asks
 
     def _read(self) -> list[Row]:
@@ -71,10 +70,9 @@ class Rows(Math):
 
     def _rewarded(self, number: int, row: Row, splits: set[str]) -> Problem:
         """A row whose question stands as it is; its answer, if any, is for the function alone."""
-        if not row.columns:
-            raise WorkbenchError(f"{row.where} is not a record with named columns")
-        names = (self.question,) if self.question else QUESTIONS
-        messages = messages_of(row.where, column_of(row, "question", names), whole=True)
+        refuse_if(not row.columns, f"{row.where} is not a record with named columns")
+        _, question = column_of(row, "question", self.question, QUESTIONS)
+        messages = messages_of(row.where, question, whole=True)
         named = "" if self.split else named_split(row.where, row.record)
         split = named or self._split(messages[-1]["content"], {row.split}, splits)
         answer = row.record.get(self.answer or "answer")
@@ -88,8 +86,7 @@ class Rows(Math):
         """The parameter for what the policy wrote (None: the first place), and the others."""
         if self.reward is None:
             return None, {}
-        if not callable(self.reward):
-            raise WorkbenchError(f"reward is a function, not {self.reward!r}")
+        refuse_if(not callable(self.reward), f"reward is a function, not {self.reward!r}")
         try:
             parameters = dict(inspect.signature(self.reward).parameters)
         except ValueError:  # some of C's do not say
@@ -106,12 +103,12 @@ class Rows(Math):
     def _check_columns(self, names: set[str]) -> None:
         """Raises WorkbenchError for a row without one of the columns that the function needs."""
         for row in self.rows:
-            lacking = names - {"row", *row.columns}
-            if lacking:
-                raise WorkbenchError(
-                    f"the reward function asks for {min(lacking)!r}, and {row.where} has no such "
-                    f"column; it has {row.column_names}, and there are text and row"
-                )
+            lacking = min(names - {"row", *row.columns}, default="")
+            refuse_if(
+                lacking,
+                f"the reward function asks for {lacking!r}, and {row.where} has no such "
+                f"column; it has {row.column_names}, and there are text and row",
+            )
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         if self.reward is None:
@@ -128,8 +125,10 @@ class Rows(Math):
 
     def _row(self, problem: Problem) -> Row:
         number = problem.id.rpartition(":")[2]
-        if not number.isdecimal() or not 0 < int(number) <= len(self.rows):
-            raise WorkbenchError(f"{problem.id!r} is none of the {len(self.rows)} rows")
+        refuse_if(
+            not number.isdecimal() or not 0 < int(number) <= len(self.rows),
+            f"{problem.id!r} is none of the {len(self.rows)} rows",
+        )
         return self.rows[int(number) - 1]
 
     def _call(self, row: Row, text: str) -> Any:
@@ -147,11 +146,11 @@ def _verdict(value: Any, where: str, text: str) -> Verdict:
         return value
     if getattr(value, "shape", None) == ():  # a number of numpy's or torch's
         value = value.item()
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise WorkbenchError(
-            f"the reward function gave {repr(value)[:60]} for {where} and {text[:40]!r}: it must "
-            "be one finite number, or True or False"
-        )
+    refuse_if(
+        not isinstance(value, Real) or not math.isfinite(value),
+        f"the reward function gave {repr(value)[:60]} for {where} and {text[:40]!r}: it must "
+        "be one finite number, or True or False",
+    )
     reward = float(value)
     words = "" if reward >= 1 else f"The reward of this answer is {reward:g}; of a right one 1."
     return Verdict(reward, reward >= 1, words)
@@ -176,12 +175,16 @@ def rows_of(source: Any) -> tuple[Row, ...]:
 
 
 def _records(records: Any, split: str, what: str) -> Iterable[Row]:
-    if not isinstance(records, Iterable):
-        raise WorkbenchError(f"rows are dicts of columns, not {type(records).__name__}")
+    refuse_if(
+        not isinstance(records, Iterable),
+        f"rows are dicts of columns, not {type(records).__name__}",
+    )
     for number, record in enumerate(records, 1):
         where = f"{what} {number}"
-        if not isinstance(record, Mapping):
-            raise WorkbenchError(f"{where} is {repr(record)[:60]}, and not a dict of columns")
+        refuse_if(
+            not isinstance(record, Mapping),
+            f"{where} is {repr(record)[:60]}, and not a dict of columns",
+        )
         columns = {str(name): _plain(value) for name, value in record.items()}
         yield Row(where, columns, split)
 

@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from workbench.core import Problem, Verdict, WorkbenchError, refuse_if
-from workbench.tasks.base import FreeText, chat, check_dials, draw, named_split, split_of
+from workbench.tasks.base import Listed, chat, named_split, split_of
 from workbench.tasks.loading import Row, checked, has_text, read
 from workbench.thoughts import spoken
 
@@ -65,20 +65,20 @@ def calls(text: str) -> Calls:
 
 
 def expected(answer: str) -> Calls:
-    """The calls of a record's answer. Raises KeyError, TypeError or ValueError for another form."""
+    """The calls of a record's answer.
+
+    Raises KeyError, TypeError, ValueError or WorkbenchError for another form.
+    """
     actions: Counter[str] = Counter()
     inputs: dict[str, Any] = {}
     for call in _DECODER.decode(answer):
         written = call["Action_Input"]
         arguments = _DECODER.decode(written) if isinstance(written, str) else written
-        if not isinstance(arguments, dict):
-            raise TypeError("an Action_Input that is no object")
-        if not has_text(call["Action"]):
-            raise TypeError("an Action that is no name")
+        refuse_if(not isinstance(arguments, dict), "an Action_Input that is no object")
+        refuse_if(not has_text(call["Action"]), "an Action that is no name")
         actions[call["Action"]] += 1
         inputs.update(arguments)
-    if not actions:
-        raise ValueError("there are no calls")
+    refuse_if(not actions, "there are no calls")
     return Calls(actions, inputs)
 
 
@@ -100,23 +100,10 @@ def written_out(answer: Calls) -> str:
 
 
 @dataclass(frozen=True)
-class Tools(FreeText):
-    """``source``: a file, or a hub id with these columns.
-
-    A tenth each is held out for validation and test, by the prompt's hash, unless ``split`` puts
-    all into one.
-    """
-
-    source: str = ""
-    split: str = ""
-    max_new: int = 1024  # longest completion, in tokens
+class Tools(Listed):
+    """Records with these columns."""
 
     name = "tools"
-
-    def __post_init__(self):
-        refuse_if(not self.source, "the task tools needs a file of problems: tools:FILE")
-        check_dials(self.name, self.split, self.max_new)
-        _ = self._problems  # a bad record is said now, not after the model is loaded
 
     @cached_property
     def _problems(self) -> tuple[Problem, ...]:
@@ -124,10 +111,6 @@ class Tools(FreeText):
             _problem(f"{self.source}:{number}", row, self.split)
             for number, row in enumerate(read(self.source), 1)
         )
-
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """``n`` different problems of ``split``, drawn with ``seed``."""
-        return draw(self._problems, split, n, seed, self.source)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """``parts``: whether the actions and the arguments are right, each for itself."""
@@ -158,7 +141,7 @@ def _problem(name: str, row: Row, split: str) -> Problem:
     answer = answer if isinstance(answer, str) else json.dumps(answer)
     try:
         gold = expected(answer)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, WorkbenchError) as error:
         raise WorkbenchError(
             f"{row.where} has an answer that is no JSON list of Action and Action_Input: {error}"
         ) from error

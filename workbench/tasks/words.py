@@ -23,10 +23,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 from random import Random
 from typing import Literal, NamedTuple
 
-from workbench.core import Message, Problem, Step, Verdict, coordinates, refuse_if
+from workbench.core import Problem, Step, Verdict, coordinates, refuse_if
 from workbench.spans import thought_steps
 from workbench.tasks import base, prompts
 from workbench.tasks.stories import Told, stories, tell
@@ -87,6 +88,7 @@ class Words(base.Reprompts):
     max_new: int = 96  # longest completion, in tokens
 
     name = "words"
+    synthesis = staticmethod(prompts.synthesis)
 
     def __post_init__(self):
         base.check_dials(self.name, "", self.max_new)
@@ -117,7 +119,7 @@ class Words(base.Reprompts):
         rng = Random(coordinates("words", self.stories, split, seed))
         too_few = f"words with stories={self.stories} has too few {split} problems"
         return base.draw_generated(
-            self.name, split, n, self._candidates(rng, n), too_few, question_of=_key
+            self.name, split, n, self._candidates(rng, n), too_few, question_of=attrgetter("key")
         )
 
     def _candidates(self, rng: Random, n: int) -> Iterator[Told]:
@@ -152,13 +154,6 @@ class Words(base.Reprompts):
             "reflections": result.reflections,
         }
         return Verdict(float(result.correct), result.correct, result.unmended, parts)
-
-    def synthesis(self, problem: Problem, wrong: str, right: str) -> tuple[Message, ...]:
-        return prompts.synthesis(problem, wrong, right)
-
-
-def _key(told: Told) -> str:
-    return told.key
 
 
 # ---- the checker

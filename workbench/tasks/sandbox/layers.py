@@ -16,6 +16,7 @@ import os
 import struct
 import sys
 from collections.abc import Sequence
+from itertools import starmap
 
 try:
     import resource
@@ -73,10 +74,9 @@ def namespaces(folder: str) -> list[str]:
                 file.write(text)
     except OSError:  # then nobody owns anything in the new file system
         return ["namespaces"]
-    if libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None):
-        return ["namespaces"]
     options = f"size={FOLDER},nr_inodes=1000,mode=700".encode()
-    if libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID_NODEV_NOEXEC, options):
+    shared = libc.mount(None, b"/", None, MS_REC | MS_PRIVATE, None)
+    if shared or libc.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID_NODEV_NOEXEC, options):
         return ["namespaces"]
     return ["namespaces", "tmpfs"]
 
@@ -100,6 +100,8 @@ def readable(roots: Sequence[str]) -> list[tuple[int, int]]:
 
     ``roots`` without installed packages, and two devices.
     """
+    if libc is None:
+        return []
     paths = [(root, READ_FOLDER) for root in roots]
     for root in roots:
         if os.path.dirname(root) in roots:  # lib-dynload is in the folder above
@@ -121,11 +123,9 @@ def landlock(paths: Sequence[tuple[int, int]], folder: str) -> list[str]:
         return []
     handled = (1 << 13) - 1  # all rights that this kernel knows
     handled |= (version > 1) * REFER | (version > 2) * TRUNCATE | (version > 4) * DEVICES
-    attributes = struct.pack("Q", handled)
-    if version > 3:
-        attributes += struct.pack("Q", TCP)
-    if version > 5:
-        attributes += struct.pack("Q", SCOPES)
+    # as much of it as this kernel knows
+    attributes = struct.pack("QQQ", handled, TCP, SCOPES)[: 8 * (1 + (version > 3) + (version > 5))]
+    set_process(PR_SET_NO_NEW_PRIVS, 1)
     ruleset = libc.syscall(CREATE_RULESET, attributes, len(attributes), 0)
     own = READ | READ_FOLDER | WRITE | REMOVE | MAKE | TRUNCATE & handled
     for handle, rights in (*paths, (os.open(folder, os.O_PATH), own)):
@@ -276,22 +276,20 @@ def limits(memory: int, cpu: int, own_users: bool) -> bool:
     values = {"AS": memory, "CPU": cpu, "FSIZE": FILE, "NOFILE": DESCRIPTORS, "CORE": 0}
     if own_users:
         values["NPROC"] = THREADS
-    holds = True
-    for name, value in values.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        lowest = _at_most(value, kind)
-        try:
-            resource.setrlimit(kind, (lowest, lowest))
-        except (OSError, ValueError):  # macOS does not limit the address space
-            holds = False
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    resource.setrlimit(resource.RLIMIT_STACK, (_at_most(STACK, resource.RLIMIT_STACK), hard))
-    return holds
+    holds = list(starmap(limit, values.items()))
+    return limit("STACK", STACK, for_good=False) and all(holds)
 
 
-def _at_most(value: int, kind: int) -> int:
+def limit(name: str, value: int, for_good: bool = True) -> bool:
+    """At most ``value`` of one resource. ``for_good``: the process cannot have more again."""
+    kind = getattr(resource, f"RLIMIT_{name}")
     hard = resource.getrlimit(kind)[1]
-    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+    lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    try:
+        resource.setrlimit(kind, (lowest, lowest if for_good else hard))
+    except (OSError, ValueError):  # macOS does not limit the address space
+        return False
+    return True
 
 
 def crowded(pid: int) -> bool:

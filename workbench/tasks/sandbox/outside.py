@@ -1,6 +1,6 @@
 """Run untrusted Python programs: locked down, timed, and compared with nothing that they can see.
 
-    run(program, calls, seconds=4.0, memory_mb=512)        -> Outcome, one process for all calls
+    run(program, calls, seconds=4.0, memory_mb=512)        -> Results, one process for all calls
     with Program(source) as p: p.call(Call("f", (1,)))     -> Result, call by call
 
 A ``Call`` names a function and its arguments, or gives the whole program its standard input. A
@@ -9,9 +9,9 @@ with what is right. The program never sees that: it can lie about its own values
 first time-out of a program ends it.
 
 A server process (``inside.py``) forks a fresh process for every program, which takes some ten
-milliseconds, and locks it down (``layers.py``) before it reads the program; ``protections()`` says
-with what on this machine, ``report()`` what that leaves open. Needs a system with ``fork``;
-everything holds on Linux on x86-64 or ARM64 only.
+milliseconds, and locks it down (``layers.py``) before it reads the program; ``report()`` says with
+what on this machine, and what that leaves open. Needs a system with ``fork``; everything holds on
+Linux on x86-64 or ARM64 only.
 
 Why not bubblewrap or nsjail, where they are installed: both are namespaces first, so both stop in a
 plain container just where ours do (setuid root, bubblewrap's way round, is given up in its newer
@@ -38,10 +38,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.core import WorkbenchError
+from workbench.core import WorkbenchError, refuse_if
 from workbench.tasks.sandbox.inside import REPLY, oversized, pack, unpack
 from workbench.tasks.sandbox.layers import FILE
 
@@ -114,28 +115,10 @@ class Result(NamedTuple):
     stdout: str = ""
     error: Fault | None = None
     timed_out: bool = False
-    seconds: float = 0.0  # wall clock, as the caller saw it
 
     @property
     def ok(self) -> bool:
         return self.error is None and not self.timed_out
-
-
-class Outcome(NamedTuple):
-    """The results of one program's calls, in order."""
-
-    results: tuple[Result, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Did every call end by itself, without an error? (Not: is it right?)"""
-        return all(result.ok for result in self.results)
-
-
-class Protection(NamedTuple):
-    against: str
-    # none: nothing in the system prevents it here; Python's own audit events may still notice it
-    by: tuple[str, ...]
 
 
 def run(
@@ -145,7 +128,7 @@ def run(
     seconds: float = 4.0,
     memory_mb: int = 512,
     prelude: str = "",
-) -> Outcome:
+) -> list[Result]:
     """Every call of one program, in one process; after a death the next call gets a fresh one,
     after a time-out there is none.
 
@@ -155,29 +138,22 @@ def run(
     with Program(
         program, seconds=seconds, memory_mb=memory_mb, prelude=prelude, calls=len(calls)
     ) as running:
-        return Outcome(tuple(map(running.call, calls)))
+        return list(map(running.call, calls))
 
 
 def in_parallel(job: Callable, *arguments: Sequence) -> list:
     """``map``, as many at a time as there are processors."""
-    with ThreadPoolExecutor(_processors()) as pool:
+    allowed = getattr(os, "sched_getaffinity", None)  # macOS has none
+    with ThreadPoolExecutor(len(allowed(0)) if allowed else os.cpu_count()) as pool:
         return list(pool.map(job, *arguments))
 
 
 def check_execution(what: str) -> None:
     """Raises WorkbenchError where running programs is switched off."""
-    if os.environ.get(NO_EXECUTE, "0") not in ("", "0"):
-        raise WorkbenchError(
-            f"{what} runs programs that a model wrote, which --no-execute ({NO_EXECUTE}) forbids"
-        )
-
-
-def protections() -> tuple[Protection, ...]:
-    """What a program is kept from on this machine, and by which layers; found out by locking one
-    down.
-    """
-    with Program("") as program:
-        return _protections(program.start())
+    refuse_if(
+        os.environ.get(NO_EXECUTE, "0") not in ("", "0"),
+        f"{what} runs programs that a model wrote, which --no-execute ({NO_EXECUTE}) forbids",
+    )
 
 
 def report() -> str:
@@ -188,7 +164,7 @@ def report() -> str:
     except WorkbenchError as error:
         return f"[ no ] running programs: {error}"
     held = f"running programs: held by {', '.join(layers)}"
-    missing = _missing(_protections(layers))
+    missing = _unprevented(layers)
     if not missing:
         return f"[ ok ] {held}"
     return f"[ no ] {held}\n       nothing here keeps a program from these: {'; '.join(missing)}"
@@ -245,7 +221,9 @@ class Program:
             raise WorkbenchError(
                 f"the sandbox did not start{self.close() or f' ({error})'}"
             ) from error
-        _warn(_missing(_protections(layers)))
+        missing = _unprevented(layers)
+        if missing:
+            _warn("; ".join(missing))
         return layers
 
     def call(self, call: Call, answer: Callable[[tuple], Result] | None = None) -> Result:
@@ -266,15 +244,15 @@ class Program:
             return Result(timed_out=True)
         if self._channel is None:
             self.start()
-        begun = time.monotonic()
-        error = None
         try:
-            return self._converse(message, answer, begun)
+            return self._converse(message, answer, time.monotonic() + self.seconds)
         except TimeoutError:
             self.close()
             self._over = True
+            return Result(timed_out=True)
         except (OSError, EOFError):
-            error = Fault("ProcessDied", f"the program's process ended{self.close()}")
+            ended = f"the program's process ended{self.close()}"
+            return Result(error=Fault("ProcessDied", ended))
         # it wrote something else into the channel
         except (
             ValueError,
@@ -285,15 +263,13 @@ class Program:
             RecursionError,
         ):
             self.close()
-            error = Fault("BadReply", "the program's process sent something that is no result")
-        seconds = time.monotonic() - begun
-        return Result(error=error, timed_out=error is None, seconds=seconds)
+            nonsense = "the program's process sent something that is no result"
+            return Result(error=Fault("BadReply", nonsense))
 
     def _converse(
-        self, message: dict, answer: Callable[[tuple], Result] | None, begun: float
+        self, message: dict, answer: Callable[[tuple], Result] | None, deadline: float
     ) -> Result:
         """Ask, answer what is asked back, until there is a result."""
-        deadline = begun + self.seconds
         while True:
             self._send(message, deadline)
             reply = self._receive(deadline)
@@ -306,7 +282,7 @@ class Program:
             message = {"answer": pack(answered.value)}
         if "last" in reply:  # it tried something forbidden, and is no more
             self.close()
-        return _result(reply, time.monotonic() - begun)
+        return _result(reply)
 
     def close(self) -> str:
         """End the process and wait until it and its folder are gone; how it had ended, in words (""
@@ -333,17 +309,15 @@ class Program:
         self._channel.sendall(json.dumps(message).encode() + b"\n")
 
     def _receive(self, deadline: float) -> dict:
-        parts = [self._rest]
-        size = len(self._rest)
-        while b"\n" not in parts[-1]:
+        while b"\n" not in self._rest:
             self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
-            parts.append(self._channel.recv(1 << 20))
-            size += len(parts[-1])
-            if not parts[-1]:
+            data = self._channel.recv(1 << 20)
+            if not data:
                 raise EOFError
-            if size > REPLY + (1 << 20):
+            self._rest += data
+            if len(self._rest) > REPLY + (1 << 20):
                 raise ValueError("the reply is too long")
-        line, _, self._rest = b"".join(parts).partition(b"\n")
+        line, _, self._rest = self._rest.partition(b"\n")
         if oversized(line):
             raise ValueError("the reply is too large")
         return json.loads(line)
@@ -361,8 +335,9 @@ class _Zygote:
     def fork(self) -> tuple[socket.socket, socket.socket]:
         """A new program's (leash, channel)."""
         check_execution("the sandbox")
-        if not hasattr(os, "fork"):
-            raise WorkbenchError("the sandbox needs Linux or macOS: this system cannot fork")
+        refuse_if(
+            not hasattr(os, "fork"), "the sandbox needs Linux or macOS: this system cannot fork"
+        )
         with self._lock:
             for last in (False, True):
                 # a warden may hold the dead server's socket open for a moment
@@ -406,7 +381,6 @@ class _Zygote:
 _zygote = _Zygote()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_zygote.__init__)  # a forked process starts its own
-_warned = False
 
 
 def _clean(text: str, longest: int = REPLY) -> str:
@@ -418,7 +392,7 @@ def _clean(text: str, longest: int = REPLY) -> str:
     return text[:longest].encode("utf-8", "replace").decode()
 
 
-def _result(reply: dict, seconds: float) -> Result:
+def _result(reply: dict) -> Result:
     """The one way for what a program says, and cleaned on it.
 
     Raises ValueError, TypeError, LookupError or ArithmeticError for a reply that is none.
@@ -429,34 +403,22 @@ def _result(reply: dict, seconds: float) -> Result:
         frames = tuple((int(line), _clean(name, NAME)) for line, name in trace[-3:])
         error = Fault(_clean(kind, TYPE), _clean(message, MESSAGE), frames)
     stdout = _clean(reply.get("stdout", ""))
-    return Result(unpack(reply.get("value")), stdout, error, False, seconds)
+    return Result(unpack(reply.get("value")), stdout, error)
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _protections(layers: Sequence[str]) -> tuple[Protection, ...]:
+def _unprevented(layers: Sequence[str]) -> list[str]:
+    """What nothing in the system prevents here; Python's own audit events may still notice it."""
     held = set(layers)
     if "seccomp" in held and "landlock" not in held:
         held.add("seccomp without landlock")
-    return tuple(
-        Protection(against, tuple(layer for layer in by if layer in held))
-        for against, by in GUARDS.items()
-    )
+    return [against for against, by in GUARDS.items() if held.isdisjoint(by)]
 
 
-def _missing(protections: Sequence[Protection]) -> list[str]:
-    return [protection.against for protection in protections if not protection.by]
-
-
-def _warn(missing: list[str]) -> None:
+@cache
+def _warn(missing: str) -> None:
     """Say once what nothing prevents here."""
-    global _warned
-    if missing and not _warned:
-        _warned = True
-        warnings.warn(
-            f"the sandbox: nothing in this system keeps a program from these: {'; '.join(missing)}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+    warnings.warn(
+        f"the sandbox: nothing in this system keeps a program from these: {missing}",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -27,7 +27,7 @@ from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.pool import SECONDS, Pool
 from workbench.tasks.verify.statements import final_answer, final_answers
 
-__all__ = ["check_gold", "compare", "final_answer", "final_answers", "grade"]
+__all__ = ["check_gold", "compare", "final_answer", "final_answers", "grade", "shown"]
 
 NEEDED = "math-verify is not installed (pip install -e '.[data]')"
 
@@ -96,16 +96,20 @@ def grade(gold: str, text: str, stated_only: bool = False) -> Verdict:
     same, how = compare(gold, given)
     if same:
         return Verdict(1.0, True)
-    shown = given if len(given) <= 200 else given[:200] + "..."
-    shown = shown.encode("utf-8", "replace").decode()  # half of a surrogate pair is no text
     if how == "killed":
         return Verdict(
             0.0,
             False,
-            f"Your final answer {shown} took more than {SECONDS:g} seconds to compare.",
+            f"Your final answer {shown(given)} took more than {SECONDS:g} seconds to compare.",
             {"killed": 1.0},
         )
-    return Verdict(0.0, False, f"Your final answer {shown} is not right.")
+    return Verdict(0.0, False, f"Your final answer {shown(given)} is not right.")
+
+
+def shown(answer: str) -> str:
+    """The beginning of an answer, as text: half of a surrogate pair is none."""
+    beginning = answer if len(answer) <= 200 else answer[:200] + "..."
+    return beginning.encode("utf-8", "replace").decode()
 
 
 def check_gold(where: str, gold: str) -> None:

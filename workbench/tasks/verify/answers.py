@@ -5,7 +5,6 @@ down to single values. Numbers, units, letters of a choice and words are compare
 what takes algebra is left to the caller.
 
     same(gold, given, algebra)   True or False; ``algebra(gold, given)`` is asked for formulas
-    exact(gold, given)           True, False, or None where it takes algebra
 """
 
 from __future__ import annotations
@@ -38,22 +37,6 @@ MOST_VALUES = 30  # of one answer that are compared with each other
 DEEPEST = 20  # forms inside each other
 
 Algebra = Callable[[str, str], bool]
-
-
-class Undecided(Exception):
-    """It takes algebra to tell."""
-
-
-def exact(gold: str, given: str) -> bool | None:
-    """Are the two the same? None where it takes algebra to tell."""
-
-    def undecided(left: str, right: str) -> bool:
-        raise Undecided
-
-    try:
-        return same(gold, given, undecided)
-    except Undecided:
-        return None
 
 
 def same(gold: str, given: str, algebra: Algebra) -> bool:

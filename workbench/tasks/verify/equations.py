@@ -37,10 +37,6 @@ class Equation(NamedTuple):
     sides: tuple[str, ...]
 
     @property
-    def values(self) -> tuple[Fraction | None, ...]:
-        return tuple(map(value, self.sides))
-
-    @property
     def result(self) -> Fraction | None:
         """What it comes to: the last side that is a number alone, else the last."""
         plain = [side for side in self.sides if len(numbers(side)) == 1]

@@ -71,15 +71,14 @@ def check_scorer(dataset: str, scorer: type) -> None:
     known here.
     """
     if dataset in EVALUATED:
-        return check_execution(f"gym:{dataset}")
-    if dataset in OWN:
-        return None
-    source = inspect.getsource(inspect.getmodule(scorer.score_answer))
-    refuse_if(
-        _EVALUATION.search(source),
-        f"gym:{dataset} may run answers as code when it scores them, and how to prevent that "
-        "is not known here",
-    )
+        check_execution(f"gym:{dataset}")
+    elif dataset not in OWN:
+        source = inspect.getsource(inspect.getmodule(scorer.score_answer))
+        refuse_if(
+            _EVALUATION.search(source),
+            f"gym:{dataset} may run answers as code when it scores them, and how to prevent that "
+            "is not known here",
+        )
 
 
 def inert(dataset: str, answer: str, gold: str) -> bool:

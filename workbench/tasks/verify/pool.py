@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-import weakref
 
 from workbench.core import WorkbenchError, refuse_if
 
@@ -34,8 +33,6 @@ INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "TMPDIR", "
 _TIMED_OUT = frozenset(["SIGPROF", "SIGALRM"])
 _CRASHED = frozenset(["SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGSYS"])
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
 
 class Pool:
     """At most as many processes as there are processors, each with one job at a time.
@@ -46,7 +43,9 @@ class Pool:
     def __init__(self, kind: str):
         self.kind = kind
         self.forget()
-        _pools.add(self)
+        atexit.register(self.close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
 
     def forget(self) -> None:
         """Begin without processes.
@@ -179,13 +178,3 @@ def _ending(status: int | None) -> str:
     if status is None or status >= 0:
         return f"exit status {status}"
     return signal.Signals(-status).name
-
-
-@atexit.register
-def _close_all() -> None:
-    for pool in list(_pools):
-        pool.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [pool.forget() for pool in list(_pools)])

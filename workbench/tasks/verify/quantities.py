@@ -212,11 +212,8 @@ def equal_quantities(gold: Quantity, given: Quantity) -> bool:
 
 def _rounded(gold: Fraction, given: Fraction, gold_decimal: bool, given_decimal: bool) -> bool:
     """Is one of them a decimal that stands for the other, which has no last digit?"""
-    endless = given if gold_decimal else gold
-    rest = endless.denominator
-    for prime in (2, 5):
-        while rest % prime == 0:
-            rest //= prime
-    if gold_decimal == given_decimal or rest == 1:
+    parts = (given if gold_decimal else gold).denominator
+    ends = pow(10, parts.bit_length(), parts) == 0  # only 2 and 5 divide it
+    if gold_decimal == given_decimal or ends:
         return False
     return abs(gold - given) <= APPROXIMATE * abs(gold)

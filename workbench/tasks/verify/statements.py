@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from workbench.tasks.verify.answers import LONGEST, exact
+from workbench.tasks.verify.answers import LONGEST, same
 from workbench.tasks.verify.claims import core
 from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.quantities import quantity
@@ -210,11 +210,11 @@ def _together(text: str, statements: list[Statement], later: list[Statement]) ->
             break
         answers.append(earlier.said)
         start = earlier.start
-    alternative = _OR_BEFORE.search(text[max(0, start - NEAR) : start])
-    answers += [alternative[1]] if alternative else []
-    alternative = _OR_AFTER.match(text, last.end)
-    answers += [alternative[1]] if alternative else []
+    before = _OR_BEFORE.search(text[max(0, start - NEAR) : start])
+    for alternative in (before, _OR_AFTER.match(text, last.end)):
+        answers += [alternative[1]] if alternative else []
     for other in later:
-        if other.start >= last.end and quantity(notation(core(other.said))):
-            answers += [other.said] if exact(last.said, other.said) is not True else []
+        number = other.start >= last.end and quantity(notation(core(other.said)))
+        if number and not same(last.said, other.said, lambda gold, given: False):
+            answers.append(other.said)
     return list(dict.fromkeys(filter(None, answers)))

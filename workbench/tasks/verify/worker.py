@@ -9,7 +9,6 @@ reads its first job; what it says is a number, with its job's own.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import math
 import os
@@ -72,19 +71,11 @@ def lock() -> None:
     """No new process, no network, no change to any file, no more than ``MEMORY``; as much of it as
     this system has.
     """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    from workbench.tasks.sandbox.layers import filter_code, seccomp
+    from workbench.tasks.sandbox.layers import filter_code, limit, resource, seccomp
 
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    with contextlib.suppress(OSError, ValueError):  # macOS does not limit the address space
-        resource.setrlimit(
-            resource.RLIMIT_AS,
-            (MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard), hard),
-        )
-    seccomp(filter_code(read_only=True))
+    if resource is not None:  # else Windows
+        limit("AS", MEMORY)
+        seccomp(filter_code(read_only=True))
 
 
 def timers(processor: float, wall: float) -> None:
