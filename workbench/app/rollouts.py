@@ -124,14 +124,14 @@ def _section(policy, group: Group, task, methods) -> str:
     from workbench.viz.page import paragraphs
     from workbench.viz.view import TokenView
 
-    notes = []
-    for name in list(methods):
+    credited, notes = {}, []
+    for name, method in methods.items():
         try:
-            inspect_group(policy, group, task, {name: methods[name]})
+            inspect_group(policy, group, task, {name: method})
+            credited[name] = method
         except WorkbenchError as error:
-            methods = {other: method for other, method in methods.items() if other != name}
             notes.append(f"No credit by {name}: {first_line(error)}.")
-    inspection = inspect_group(policy, group, task, methods)
+    inspection = inspect_group(policy, group, task, credited)
     located = locate(inspection, policy.decode, [SteepestDrop(), Divergence()])
     for i, findings in located.items():
         steps = [f"{name}: step {f.candidates[0].step + 1}" for name, f in findings.items() if f[0]]

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from workbench.app.arguments import ADAPTER, add, named, positive
@@ -111,14 +112,13 @@ def _fresh_folder(out: Path) -> Path:
     """
     if out.is_dir():
         raise WorkbenchError(f"{out} is a folder: name the file of the page to write")
-    number = 1
-    while True:
+    for number in count(1):
         folder = out.parent / "runs" / f"tour-{number}"
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            number += 1
+            continue
         except OSError as error:
             raise WorkbenchError(
                 f"could not write to {out.parent}: {error.strerror or error}"

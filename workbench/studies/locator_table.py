@@ -185,10 +185,10 @@ def table(record: dict) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     add_flags(
         parser,
+        out=DATA,
         model=str(ORGANISM / "3m"),
         task="arithmetic",
         attempts=500,

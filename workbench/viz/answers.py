@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workbench.core import Group
-from workbench.viz.markup import escape
+from workbench.viz.texts import escape
 
 LONGEST = 600  # characters of an answer
 CELL = 'style="text-align:left;vertical-align:top"'

@@ -21,7 +21,7 @@ from workbench.core import Group, WorkbenchError
 from workbench.viz import display
 from workbench.viz.html import layers_html
 from workbench.viz.layers import channel_of
-from workbench.viz.markup import escape
+from workbench.viz.texts import escape
 from workbench.viz.tokens import Channel, Layer, marked
 
 WEIGHT = Channel(

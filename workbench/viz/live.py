@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 
 from workbench.core import Group, StepRecord
-from workbench.viz.markup import escape
 from workbench.viz.style import LIGHT
+from workbench.viz.texts import escape
 
 WIDTH, HEIGHT = 300, 60  # of a curve, pixels
 SHOWN = 4  # rollouts of the newest group

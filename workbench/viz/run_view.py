@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core import Group, WorkbenchError
+from workbench.core import Group, WorkbenchError, needed
 from workbench.records import Run, read_run, write_atomic
 from workbench.viz import display, html, style
-from workbench.viz.markup import escape
-from workbench.viz.texts import Decode, prose, text_of, visible
+from workbench.viz.texts import Decode, escape, prose, text_of, visible
 from workbench.viz.tokens import CREDIT, Layer
 
 HERE = Path(__file__).parent
@@ -176,27 +175,23 @@ def _tokenizer(run: Run) -> Decode | None:
 
 
 def _pieces(decode: Decode | None, texts: dict[str, int]):
-    """A function from a rollout to the places of its tokens' texts; None where nobody knows the
-    tokens.
+    """A function from a rollout to the places of its tokens' texts; without a tokenizer all of its
+    text is at its first token.
     """
 
+    def place(text: str) -> int:
+        return texts.setdefault(_shown(text), len(texts))
+
     @cache
-    def place(token: int) -> tuple[str, int]:
-        text = text_of(token, decode)
-        return text, texts.setdefault(_shown(text), len(texts))
+    def place_of(token: int) -> int:
+        return place(text_of(token, decode))
 
-    def places(rollout) -> list[int] | None:
-        if decode is None:
-            return None
-        return [place(token)[1] for token in rollout.completion_ids]
+    def places(rollout) -> list[int]:
+        if decode is not None:
+            return list(map(place_of, rollout.completion_ids))
+        return [place(rollout.text)] + [place("")] * (len(rollout.completion_ids) - 1)
 
-    def whole(rollout) -> list[int]:
-        """All of the text at its first token: without a tokenizer."""
-        empty = texts.setdefault("", len(texts))
-        text = texts.setdefault(_shown(rollout.text), len(texts))
-        return [text] + [empty] * (len(rollout.completion_ids) - 1)
-
-    return lambda rollout: places(rollout) or whole(rollout)
+    return places
 
 
 def _shown(text: str) -> str:
@@ -270,14 +265,11 @@ def _css() -> str:
 
 @cache
 def _widget_class() -> type:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise WorkbenchError(
-            "the live run view needs anywidget: pip install 'workbench[notebook]' "
-            "(to_html works without it)"
-        ) from error
+    missing = (
+        "the live run view needs anywidget: pip install 'workbench[notebook]' "
+        "(to_html works without it)"
+    )
+    anywidget, traitlets = needed("anywidget", missing), needed("traitlets", missing)
 
     class RunWidget(anywidget.AnyWidget):
         _esm = (HERE / "run_view.js").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ seen made visible.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -92,6 +93,11 @@ def prose(text: str) -> str:
     made visible.
     """
     return "".join(char if char in " \n" else _mark(text, i) for i, char in enumerate(text))
+
+
+def escape(text: str) -> str:
+    """``prose`` for an element of a page, or an attribute in quotes."""
+    return html.escape(prose(text))
 
 
 def _mark(text: str, place: int) -> str:
