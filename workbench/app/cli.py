@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 
-from workbench.core import Interrupted, WorkbenchError, printable
+from workbench.core import Interrupted, WorkbenchError, printable, refuse_if
 
 COMMANDS = {  # in which module it is, and what it does
     "tour": (
@@ -123,10 +123,10 @@ def main(words: Sequence[str] | None = None) -> int:
     together = os.environ.get("WORLD_SIZE", "1") != "1"
     executes_nothing = os.environ.get(NO_EXECUTE, "")
     try:
-        if together and args.command not in TOGETHER:
-            raise WorkbenchError(
-                f"workbench {args.command} runs in one process: start it without torchrun"
-            )
+        refuse_if(
+            together and args.command not in TOGETHER,
+            f"workbench {args.command} runs in one process: start it without torchrun",
+        )
         if args.no_execute:
             os.environ[NO_EXECUTE] = "1"
         with _terminated_in_a_sentence(), redirect_stdout(_Printable(sys.stdout)):

@@ -12,7 +12,7 @@ from importlib import util
 
 from workbench.app.arguments import ADAPTER, add, named, positive, switch
 from workbench.app.colab import installed
-from workbench.core import WorkbenchError
+from workbench.core import refuse_if
 from workbench.paths import ORGANISM
 from workbench.tasks.sandbox import outside
 
@@ -64,8 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.model is None:
-        if args.method or args.measure or args.adapter:
-            raise WorkbenchError("doctor --method, --measure and --adapter want a --model")
+        refuse_if(
+            args.method or args.measure or args.adapter,
+            "doctor --method, --measure and --adapter want a --model",
+        )
         print(report())
         return
     from workbench.app import memory
@@ -165,8 +167,7 @@ def measured(model: str, methods: list[str], task: str, sizes) -> str:
     from workbench.model.loading import load_policy
     from workbench.tasks import load_task
 
-    if not torch.cuda.is_available():
-        raise WorkbenchError("there is no GPU here to measure on")
+    refuse_if(not torch.cuda.is_available(), "there is no GPU here to measure on")
     lines = [f"\nMeasured on {torch.cuda.get_device_name()} with {task}, by QLoRA:"]
     load = partial(load_policy, model, four_bit=True, frozen=True)
     for name in methods:

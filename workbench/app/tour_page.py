@@ -239,7 +239,7 @@ def _attempt(problem: Problem, rollout: Rollout, task: Task) -> str:
     if mistake is not None:
         lines += [""] * (mistake.index + 1 - len(lines))
         lines[mistake.index] += "  ◀"
-    return "\n".join(["✓" if rollout.verdict.correct else "✗", *lines])
+    return "\n".join([rollout.verdict.mark, *lines])
 
 
 def _source(folder: Path) -> str:

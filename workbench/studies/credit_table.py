@@ -150,8 +150,7 @@ def while_learning(
 
     Raises WorkbenchError for updates of an adapter.
     """
-    if learner.lora and any(after):
-        raise WorkbenchError("--after trains all weights: leave --lora out")
+    refuse_if(learner.lora and any(after), "--after trains all weights: leave --lora out")
     stages, step = [], 0
     for stop in after:
         while step < stop:
@@ -241,15 +240,29 @@ def main(args: argparse.Namespace) -> None:
     task, learner = load_task(args.task), _learner(args)
     problems = task.problems(args.split, args.groups, args.seed)
     amounts = {"k": args.k, "samples": args.samples, "seed": args.seed, "certain": args.certain}
-    how = {"problems": problems, **amounts, "error": args.error or None, "keep": args.keep}
-    how["parameters"] = not args.tokens_only
-    stages = while_learning(learner, task, sorted(args.after), methods, **how)
-    what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
-    more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
+    stages = while_learning(
+        learner,
+        task,
+        sorted(args.after),
+        methods,
+        problems=problems,
+        error=args.error or None,
+        keep=args.keep,
+        parameters=not args.tokens_only,
+        **amounts,
+    )
+    what = {
+        "schema_version": 1,
+        "model": Path(args.model).name,
+        "task": args.task,
+        "split": args.split,
+        "groups": args.groups,
+        "teacher": Path(args.teacher).name,
+    }
     for name in ("adapter", "teacher_adapter"):
         if getattr(args, name):
-            more[name] = getattr(args, name).name
-    record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
+            what[name] = getattr(args, name).name
+    record = {**what, **amounts, **stages[-1], "before": stages[:-1]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
     print(table(record))

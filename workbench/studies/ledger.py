@@ -204,10 +204,10 @@ def measured(record: Mapping, measure: str) -> dict[str, float]:
         return record.get("reading_counts") or {}
     if measure.startswith("pass@"):
         return _solved_within(record, int(measure.removeprefix("pass@")))
-    if measure not in ("avg", "first_pass"):
-        raise WorkbenchError(
-            f"there is no measure {measure!r}: avg, first_pass, length, reading, or pass@k"
-        )
+    refuse_if(
+        measure not in ("avg", "first_pass"),
+        f"there is no measure {measure!r}: avg, first_pass, length, reading, or pass@k",
+    )
     column = COUNTS.index("right" if measure == "avg" else "direct")
     return {p: row[column] / record["test"]["samples"] for p, row in record["counts"].items()}
 

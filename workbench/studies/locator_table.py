@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.core import Group, Task, WorkbenchError
+from workbench.core import Group, Task, refuse_if
 from workbench.evaluation.statistics import bootstrap
 from workbench.inspection.generative_locators import OwnDiagnosis, ValueDrop
 from workbench.inspection.locators import (
@@ -64,11 +64,11 @@ def wrong_attempts(
             wrong = [i for i, r in enumerate(group.rollouts) if not r.verdict.correct]
             if wrong:
                 cases.append((group, wrong[0]))
-    if len(cases) < attempts:
-        raise WorkbenchError(
-            f"{policy.name} fails only {len(cases)} of {len(problems)} problems, {attempts} "
-            "wrong attempts were wanted"
-        )
+    refuse_if(
+        len(cases) < attempts,
+        f"{policy.name} fails only {len(cases)} of {len(problems)} problems, {attempts} "
+        "wrong attempts were wanted",
+    )
     return cases[:attempts]
 
 

@@ -77,8 +77,8 @@ def outcome(folder: Path = HERE, base: Path = FIRST_STUDY) -> pd.DataFrame:
         rows[name] = {"seeds": 0, "right": np.nan, "early": early.get(arm, np.nan)}
         effect = gain(arm, folder, base)
         if effect:
-            rows[name] |= {"seeds": effect.seeds, "right": right.avg[arm], "gain": effect.mean}
             rows[name] |= {"low": effect.low, "high": effect.high}
+            rows[name] |= {"seeds": effect.seeds, "right": right.avg[arm], "gain": effect.mean}
     columns = ["seeds", "right", "gain", "low", "high", "early"]
     return table.join(pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns))
 
