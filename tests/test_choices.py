@@ -450,7 +450,7 @@ def test_what_colab_gets_says_where_its_manager_is(output, monkeypatch, name):
         RunView(FIRST_STUDY / "grpo-3m-seed0")._ipython_display_()
         bundles = [(data, how["metadata"]) for data, how in sent if "metadata" in how]
     else:
-        bundles = [live._button()._repr_mimebundle_()]
+        bundles = [live._button_class()()._repr_mimebundle_()]
     kind = "application/vnd.jupyter.widget-view+json"
     [(_, metadata)] = [bundle for bundle in bundles if kind in bundle[0]]
     assert metadata[kind]["colab"]["custom_widget_manager"]["url"].endswith("manager.js")

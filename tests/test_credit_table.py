@@ -309,10 +309,9 @@ def test_feedback_is_the_hint_where_nobody_was_right():
         teacher_lead.measure(policy, Ask(), task.problems("test", 4, 0), 4)
 
 
-def test_the_hint_is_what_sdpo_shows():
+def test_the_wrong_hint_has_the_form_of_what_sdpo_shows():
     group = toys.group((2, 3, 4), (0, 1, 0))
-    assert teacher_lead._hint(group) == SDPO().shown(group, 0) == ("?", "")
-    assert teacher_lead._wrong_hint(group) == ("?", "")
+    assert teacher_lead._wrong_hint(group) == SDPO().shown(group, 0) == ("?", "")
     assert teacher_lead._wrong_hint(toys.group((2, 3), (0, 1))) == ("", "")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from workbench.app import memory
 from workbench.core import Group, Method, Problem, Task, WorkbenchError, refuse_if
@@ -29,7 +29,7 @@ from workbench.tasks import TASKS, load_task
 from workbench.tasks.loading import FILES
 from workbench.training.plan import TrainConfig
 from workbench.viz import display
-from workbench.viz.markup import escape
+from workbench.viz.texts import escape
 
 ONE_OF = {"method": tuple(METHODS), "memory": memory.MODES}
 LEAST = {"steps": 1, "prompts": 1, "k": 1, "new": 0, "rank": 1, "rows": 1, "seed": 0}
@@ -214,7 +214,7 @@ class Choices:
             f"{what} takes {gib[self.memory]:.1f} GiB by {self.memory}, and {place} has "
             f"{room:.1f}: take {' or '.join(smaller) or 'a smaller model or shorter answers'}",
         )
-        table = memory.report(net, [self.method, *others], **vars(sizes))
+        table = memory.report(net, [self.method, *others], sizes)
         least = "at least " if place == "this machine" else ""
         return (
             f"{table}\n\nHere: {what} takes {least}{gib[self.memory]:.1f} GiB by {self.memory}, "
@@ -234,10 +234,6 @@ class Choices:
         )
 
     # ---- shown
-
-    labels: ClassVar = LABELS
-    one_of: ClassVar = ONE_OF
-    least: ClassVar = LEAST
 
     def shown(self, name: str) -> str:
         """A choice in words."""

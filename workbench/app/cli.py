@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 
-from workbench.core import Interrupted, WorkbenchError, printable
+from workbench.core import Interrupted, WorkbenchError, printable, refuse_if
 
 COMMANDS = {  # in which module it is, and what it does
     "tour": (
@@ -81,6 +81,8 @@ COMMANDS = {  # in which module it is, and what it does
         "training step will fit.",
     ),
 }
+# what tasks/sandbox/outside.py and its processes look for
+NO_EXECUTE = "WORKBENCH_NO_EXECUTE"
 TOGETHER = ("train", "eval")  # what torchrun may start in several processes
 LAST_CHECKPOINT = "interrupted; a training run goes on from its last checkpoint with --resume"
 
@@ -107,21 +109,9 @@ def parser(words: Sequence[str]) -> Parser:
                 "--no-execute",
                 action="store_true",
                 help="run no program that a model wrote: tasks that need it are refused "
-                "(also: WORKBENCH_NO_EXECUTE=1)",
+                f"(also: {NO_EXECUTE}=1)",
             )
     return top
-
-
-@contextmanager
-def _without_execution() -> Iterator[None]:
-    """``--no-execute``: what tasks/sandbox/outside.py and its processes look for."""
-    name = "WORKBENCH_NO_EXECUTE"
-    before = os.environ.get(name, "")
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ[name] = before
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -131,13 +121,15 @@ def main(words: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # torch, which distributed.py needs, takes a second to import
     together = os.environ.get("WORLD_SIZE", "1") != "1"
+    executes_nothing = os.environ.get(NO_EXECUTE, "")
     try:
-        if together and args.command not in TOGETHER:
-            raise WorkbenchError(
-                f"workbench {args.command} runs in one process: start it without torchrun"
-            )
-        without = _without_execution() if args.no_execute else nullcontext()
-        with _terminated_in_a_sentence(), redirect_stdout(_Printable(sys.stdout)), without:
+        refuse_if(
+            together and args.command not in TOGETHER,
+            f"workbench {args.command} runs in one process: start it without torchrun",
+        )
+        if args.no_execute:
+            os.environ[NO_EXECUTE] = "1"
+        with _terminated_in_a_sentence(), redirect_stdout(_Printable(sys.stdout)):
             import_module(module).main(args)
     except WorkbenchError as error:
         _say(str(error), together)
@@ -145,6 +137,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _say(str(stop) or LAST_CHECKPOINT, together)
         return 128 + getattr(stop, "number", signal.SIGINT)
+    finally:
+        os.environ[NO_EXECUTE] = executes_nothing
     return 0
 
 

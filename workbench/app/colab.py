@@ -54,8 +54,6 @@ sys.path[:0] = [HERE] if "google.colab" in sys.modules else []
 from workbench import setup
 
 setup()"""
-# of that cell: hidden but for its three lines
-CELL_METADATA = {"tags": ["setup"], "cellView": "form", "jupyter": {"source_hidden": True}}
 
 
 def setup() -> None:
@@ -87,7 +85,7 @@ def show_widgets() -> None:
         import_module("google.colab.output").enable_custom_widget_manager()
 
 
-def install(root: Path = ROOT) -> list[str]:
+def install() -> list[str]:
     """Install the requirements that this Python does not meet, at the versions of constraints.txt.
 
     Returns their names; nothing is done twice, and nothing else is replaced. What must never be
@@ -95,7 +93,7 @@ def install(root: Path = ROOT) -> list[str]:
 
     Raises RuntimeError where pip fails.
     """
-    unmet = [requirement for requirement in requirements(root) if not met(requirement)]
+    unmet = [requirement for requirement in requirements(ROOT) if not met(requirement)]
     kept = [each for each in unmet if each.name in NEVER and installed(each.name)]
     for each in kept:
         there = installed(each.name)
@@ -105,9 +103,9 @@ def install(root: Path = ROOT) -> list[str]:
     others = [str(requirement) for requirement in missing if str(requirement) not in ALONE]
     names = [requirement.name for requirement in missing]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    for words in ([*others], ["--no-deps", *alone]):
-        if words[-1:] not in ([], ["--no-deps"]):
-            _run([*pip, "-c", str(constraints(root, names)), *words])
+    for flags, texts in (([], others), (["--no-deps"], alone)):
+        if texts:
+            _run([*pip, "-c", str(constraints(ROOT, names)), *flags, *texts])
     return names
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 import argparse
 import platform
 import shutil
-from importlib import metadata, util
+from functools import partial
+from importlib import util
 
 from workbench.app.arguments import ADAPTER, add, named, positive, switch
-from workbench.core import WorkbenchError
+from workbench.app.colab import installed
+from workbench.core import refuse_if
 from workbench.paths import ORGANISM
 from workbench.tasks.sandbox import outside
 
@@ -62,18 +64,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.model is None:
-        if args.method or args.measure or args.adapter:
-            raise WorkbenchError("doctor --method, --measure and --adapter want a --model")
+        refuse_if(
+            args.method or args.measure or args.adapter,
+            "doctor --method, --measure and --adapter want a --model",
+        )
         print(report())
         return
-    from workbench import methods
     from workbench.app import memory
+    from workbench.methods import METHODS
     from workbench.model.adapters import read_config
 
     if args.adapter:  # it would be trained further
         args.rank = read_config(args.adapter, args.model).get("r", args.rank)
-    names = [args.method] if args.method else list(methods.METHODS)
-    kinds = [methods.find(name) for name in names]
+    names = [args.method] if args.method else list(METHODS)
     sizes = memory.StepSizes(
         args.prompt,
         args.new,
@@ -83,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
         args.checkpointing,
         args.eight_bit,
     )
-    table = memory.report(args.model, names, **vars(sizes))
+    table = memory.report(memory.skeleton(args.model), names, sizes)
     print(
         f"Predicted peak of a training step of {args.model}, in GiB, and the smallest GPU "
         f"that it fits: {args.prompt} + {args.new} tokens, "
@@ -92,14 +95,7 @@ def main(args: argparse.Namespace) -> None:
     )
     print(table)
     if args.measure:
-        print(measured(args.model, kinds, args.measure, sizes))
-
-
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        print(measured(args.model, names, args.measure, sizes))
 
 
 def line() -> str:
@@ -107,7 +103,7 @@ def line() -> str:
     import torch
 
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    packages = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers", "peft"))
     return f"Python {platform.python_version()}, {packages}, {place}"
 
 
@@ -141,10 +137,10 @@ def _devices() -> list[str]:
 
 
 def _part(name: str, packages: tuple[str, ...]) -> str:
-    missing = [package for package in packages if version(package) is None]
+    missing = [package for package in packages if not installed(package)]
     if missing:
         return f"[ no ] {name}: not installed: {', '.join(missing)}"
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    versions = ", ".join(f"{package} {installed(package)}" for package in packages)
     if name in NEEDS_CUDA:
         import torch
 
@@ -161,29 +157,29 @@ def _embedded_models() -> str:
     return f"[ ok ] embedded models: {', '.join(models)}"
 
 
-def measured(model: str, methods: list[type], task: str, sizes) -> str:
+def measured(model: str, methods: list[str], task: str, sizes) -> str:
     """One real step of each method by QLoRA on the GPU that is here; ``sizes`` as in memory.py."""
     import torch
 
     from workbench.app.memory import measure
+    from workbench.methods import find
     from workbench.model.learner import Learner, OptimConfig
     from workbench.model.loading import load_policy
     from workbench.tasks import load_task
 
-    if not torch.cuda.is_available():
-        raise WorkbenchError("there is no GPU here to measure on")
+    refuse_if(not torch.cuda.is_available(), "there is no GPU here to measure on")
     lines = [f"\nMeasured on {torch.cuda.get_device_name()} with {task}, by QLoRA:"]
-    for kind in methods:
-        method, expert = kind(), None
-        if method.needs_expert:
-            expert = load_policy(model, four_bit=True, frozen=True)
+    load = partial(load_policy, model, four_bit=True, frozen=True)
+    for name in methods:
+        method = find(name)()
+        expert = load() if method.needs_expert else None
         learner = Learner(
-            load_policy(model, four_bit=True, frozen=True),
+            load(),
             OptimConfig(eight_bit=sizes.eight_bit),
             lora=sizes.rank,
             expert=expert,
             checkpointing=sizes.checkpointing,
         )
         peak = measure(learner, method, load_task(task), sizes.rows, sizes.prompts)
-        lines.append(f"{kind.__name__.lower():8} {peak / 2**30:.1f} GiB")
+        lines.append(f"{name:8} {peak / 2**30:.1f} GiB")
     return "\n".join(lines)

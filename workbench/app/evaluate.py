@@ -17,7 +17,7 @@ from workbench.app.arguments import (
     switch,
     temperature,
 )
-from workbench.core import WorkbenchError
+from workbench.core import refuse_if
 
 MODEL = {
     **MODEL_AND_TASK,
@@ -53,11 +53,11 @@ def main(args: argparse.Namespace) -> None:
     from workbench.tasks import load_task
 
     distributed.start()
-    if distributed.fsdp(os.environ):
-        raise WorkbenchError(
-            "workbench eval samples with the whole policy on every process: start it with "
-            "torchrun, or without --use_fsdp"
-        )
+    refuse_if(
+        distributed.fsdp(os.environ),
+        "workbench eval samples with the whole policy on every process: start it with "
+        "torchrun, or without --use_fsdp",
+    )
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
     policy = load_policy(

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from workbench.app.arguments import ADAPTER, add, folder, named, switch
-from workbench.core import WorkbenchError, first_line
+from workbench.core import WorkbenchError, first_line, refuse_if
 from workbench.records import replace_folder
 
 TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -59,8 +59,7 @@ def export(
     from workbench.model.loading import load_policy
 
     out = Path(out)
-    if out.exists():
-        raise WorkbenchError(f"{out} is there already: name another folder")
+    refuse_if(out.exists(), f"{out} is there already: name another folder")
     model, adapter, note = _source(str(source), adapter)
     policy = load_policy(model, adapter=adapter)
     merge(policy)
@@ -78,15 +77,14 @@ def _source(source: str, adapter: Path | None) -> tuple[str | Path, str | Path |
     run = Path(source)
     if not is_run(run):
         return source, adapter, ""
-    if adapter:
-        raise WorkbenchError(f"{run} is a run with a policy of its own: leave --adapter out")
+    refuse_if(adapter, f"{run} is a run with a policy of its own: leave --adapter out")
     if (run / "model").is_dir():
         return run / "model", None, ""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    if not (run / "adapter").is_dir() or not config.get("model"):
-        raise WorkbenchError(
-            f"the run in {run} has left neither a model nor an adapter whose model it names"
-        )
+    refuse_if(
+        not (run / "adapter").is_dir() or not config.get("model"),
+        f"the run in {run} has left neither a model nor an adapter whose model it names",
+    )
     rounded = "; it was trained on 4-bit weights, and these are the whole ones: a little different"
     return config["model"], run / "adapter", rounded if config.get("four_bit") else ""
 
@@ -98,8 +96,10 @@ def _write(policy, out: Path, dtype: str, gguf: bool) -> None:
     from workbench.model.gguf_write import write_gguf
 
     net = policy.model.to(getattr(torch, dtype))
-    if not all(bool(p.isfinite().all()) for p in net.parameters()):
-        raise WorkbenchError(f"its weights are not all finite in {dtype}: take another --dtype")
+    refuse_if(
+        not all(bool(p.isfinite().all()) for p in net.parameters()),
+        f"its weights are not all finite in {dtype}: take another --dtype",
+    )
     fresh = out.with_name(f".{out.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     try:

@@ -4,7 +4,7 @@ The peak memory of a training step on a GPU, part by part, from a model's config
 
     predict(net, method, mode, sizes) -> {part: bytes}    net: ``skeleton``, a model without weights
     measure(learner, method, task)    -> bytes            one real step on the GPU that is there
-    report(model, methods, ...)       -> text             each method, full, LoRA and QLoRA, and the
+    report(net, methods, sizes)       -> text             each method, full, LoRA and QLoRA, and the
                                                           smallest of four GPUs that it fits
 
 Weights, gradients, optimiser and copies are counted. What the backward pass keeps is counted too,
@@ -340,17 +340,12 @@ def measure(learner, method: Method, task, rows: int = 8, prompts: int = 16) -> 
     return torch.cuda.max_memory_allocated()
 
 
-def report(model: str | Path | nn.Module, methods: Sequence[str], **sizes) -> str:
-    """A table: the smallest GPU that a step fits, and GiB at its peak there.
-
-    ``model``: its name, or a ``skeleton``. ``sizes``: the fields of ``StepSizes``.
-    """
+def report(net: nn.Module, methods: Sequence[str], sizes: StepSizes) -> str:
+    """A table: the smallest GPU that a step fits, and GiB at its peak there."""
     import pandas as pd
 
     from workbench.methods import find
 
-    net = model if isinstance(model, nn.Module) else skeleton(model)
-    sizes = StepSizes(**sizes)
     rows = {}
     for name in methods:
         rows[name] = {}

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from workbench.app.arguments import add, positive, switch
-from workbench.core import Group, WorkbenchError, first_line
+from workbench.core import Group, WorkbenchError, first_line, refuse_if
 
 READERS = {
     "--model": {"required": True, "metavar": "MODEL", "help": "whose tokenizer, and who reads"},
@@ -42,8 +42,10 @@ def main(args: argparse.Namespace) -> None:
     from workbench.rollouts.external import load_rollouts
     from workbench.tasks import load_task
 
-    if (args.to is None) != (args.out is None):
-        raise WorkbenchError("--to and --out go together: the form, and the file to write")
+    refuse_if(
+        (args.to is None) != (args.out is None),
+        "--to and --out go together: the form, and the file to write",
+    )
     task = load_task(args.task) if args.task else None
     policy = load_policy(args.model, frozen=True)
     groups = load_rollouts(args.file, policy, task)
@@ -89,8 +91,7 @@ def scores(policy, groups) -> str:
             inspection = inspect_group(policy, group, groups.task)
             wrong = [i for i, error in enumerate(errors) if error is not None]
             cases += [Case(inspection, i, policy.decode) for i in wrong]
-    if not cases:
-        raise WorkbenchError("--locators needs steps that are labelled, and no attempt has any")
+    refuse_if(not cases, "--locators needs steps that are labelled, and no attempt has any")
     truths, rows = Truth().locate(cases), []
     for locator in (SteepestDrop(), SustainedNegative(), Divergence(), Chance()):
         rates = score(locator.locate(cases), truths)
@@ -124,14 +125,14 @@ def _section(policy, group: Group, task, methods) -> str:
     from workbench.viz.page import paragraphs
     from workbench.viz.view import TokenView
 
-    notes = []
-    for name in list(methods):
+    credited, notes = {}, []
+    for name, method in methods.items():
         try:
-            inspect_group(policy, group, task, {name: methods[name]})
+            inspect_group(policy, group, task, {name: method})
+            credited[name] = method
         except WorkbenchError as error:
-            methods = {other: method for other, method in methods.items() if other != name}
             notes.append(f"No credit by {name}: {first_line(error)}.")
-    inspection = inspect_group(policy, group, task, methods)
+    inspection = inspect_group(policy, group, task, credited)
     located = locate(inspection, policy.decode, [SteepestDrop(), Divergence()])
     for i, findings in located.items():
         steps = [f"{name}: step {f.candidates[0].step + 1}" for name, f in findings.items() if f[0]]

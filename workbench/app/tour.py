@@ -11,10 +11,11 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from workbench.app.arguments import ADAPTER, add, named, positive
-from workbench.core import Group, Problem, Task, WorkbenchError
+from workbench.core import Group, Problem, Task, WorkbenchError, refuse_if
 from workbench.paths import ROOT
 from workbench.records import read_run, write_atomic
 
@@ -109,16 +110,14 @@ def _fresh_folder(out: Path) -> Path:
     """The first free runs/tour-N beside the page; made now, so that a folder that cannot be written
     to is noticed before the work.
     """
-    if out.is_dir():
-        raise WorkbenchError(f"{out} is a folder: name the file of the page to write")
-    number = 1
-    while True:
+    refuse_if(out.is_dir(), f"{out} is a folder: name the file of the page to write")
+    for number in count(1):
         folder = out.parent / "runs" / f"tour-{number}"
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            number += 1
+            continue
         except OSError as error:
             raise WorkbenchError(
                 f"could not write to {out.parent}: {error.strerror or error}"

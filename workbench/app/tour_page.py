@@ -21,7 +21,6 @@ from workbench.records import Run
 from workbench.training.run import TrainConfig
 from workbench.viz.curves import learning_curves
 from workbench.viz.html import group_html
-from workbench.viz.markup import escape
 from workbench.viz.page import (
     Section,
     cards,
@@ -32,6 +31,7 @@ from workbench.viz.page import (
     svg,
     table,
 )
+from workbench.viz.texts import escape
 from workbench.viz.tokens import signed
 
 HEADER = ("on held-out problems", "before", "after", "change")
@@ -239,7 +239,7 @@ def _attempt(problem: Problem, rollout: Rollout, task: Task) -> str:
     if mistake is not None:
         lines += [""] * (mistake.index + 1 - len(lines))
         lines[mistake.index] += "  ◀"
-    return "\n".join(["✓" if rollout.verdict.correct else "✗", *lines])
+    return "\n".join([rollout.verdict.mark, *lines])
 
 
 def _source(folder: Path) -> str:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from workbench.app.arguments import MODEL_AND_TASK, TEMPLATE, add, folder, named, positive, switch
-from workbench.core import WorkbenchError
+from workbench.core import refuse_if
 
 WHAT = {
     "method": {
@@ -102,12 +102,13 @@ def main(args: argparse.Namespace) -> None:
 
     distributed.start()
     method, optimizer, plan = _settings(args)
-    if args.four_bit and not args.lora:
-        raise WorkbenchError(
-            "weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train"
-        )
-    if args.unsloth and not args.lora:
-        raise WorkbenchError("Unsloth trains an adapter here: add --lora R, its rank")
+    refuse_if(
+        args.four_bit and not args.lora,
+        "weights in 4 bits cannot be trained: add --lora R, the rank of the adapter to train",
+    )
+    refuse_if(
+        args.unsloth and not args.lora, "Unsloth trains an adapter here: add --lora R, its rank"
+    )
     if args.vllm:
         # before anything is loaded
         vllm.names(
@@ -155,13 +156,15 @@ def _learner(args: argparse.Namespace, optimizer):
     from workbench.model.learner import Learner
     from workbench.model.loading import load_policy
 
+    refuse_if(
+        args.teacher_adapter and not args.teacher,
+        "--teacher-adapter wants a --teacher to put it on",
+    )
     expert = None
     if args.teacher:
         expert = load_policy(
             args.teacher, adapter=args.teacher_adapter, frozen=True, four_bit=args.four_bit
         )
-    elif args.teacher_adapter:
-        raise WorkbenchError("--teacher-adapter wants a --teacher to put it on")
     policy = load_policy(
         args.model,
         adapter=args.adapter,

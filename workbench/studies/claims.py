@@ -66,13 +66,9 @@ class Claim(Protocol):
     """
 
 
-def read_claims(path: Path = STUDY / "claims.csv") -> tuple[Claim, ...]:
-    lines = pd.read_csv(path, keep_default_na=False, dtype=str)
-    lines = lines.astype({"seeds": int, "margin": float})
-    return tuple(lines.itertuples(index=False, name="Claim"))
-
-
-CLAIMS = read_claims()
+_LINES = pd.read_csv(STUDY / "claims.csv", keep_default_na=False, dtype=str)
+_LINES = _LINES.astype({"seeds": int, "margin": float})
+CLAIMS: tuple[Claim, ...] = tuple(_LINES.itertuples(index=False, name="Claim"))
 
 
 # ---- the difference of a claim, over some seeds
@@ -96,20 +92,18 @@ def _rate(claim: Claim, seeds: Sequence[int], root: Path, _: Runs) -> Effect | N
 
 def _sooner(claim: Claim, seeds: Sequence[int], _: Path, runs: Runs) -> Effect:
     """How much earlier a comes to where b ends than after the share ``of`` of b's updates."""
-    ends = [runs[claim.b, seed].avg.iloc[-1] for seed in seeds]
-    times = []
-    for arm in (claim.a, claim.b):
-        smooth = [runs[arm, seed].assign(avg=_three(runs[arm, seed].avg)) for seed in seeds]
-        level = dict.fromkeys(seeds, np.mean(ends))
-        first = ledger.reaches(pd.concat(smooth), level)
-        times.append([np.nan_to_num(first[seed], nan=np.inf) for seed in seeds])
+    end = np.mean([runs[claim.b, seed].avg.iloc[-1] for seed in seeds])
+    a, b = ([_reached(runs[arm, seed], end) for seed in seeds] for arm in (claim.a, claim.b))
     horizon = max(runs[claim.b, seed].updates.max() for seed in seeds)
-    return statistics.sooner(*times, float(claim.of), horizon)
+    return statistics.sooner(a, b, float(claim.of), horizon)
 
 
-def _three(values: pd.Series) -> pd.Series:
-    """The mean of three neighbours; none at the ends."""
-    return values.rolling(3, center=True).mean()
+def _reached(run: pd.DataFrame, level: float) -> float:
+    """The updates before the first evaluation that with its two neighbours has a mean of at least
+    ``level``; infinite: never.
+    """
+    smooth = run.avg.rolling(3, center=True).mean()
+    return float(run.updates[smooth >= level].min()) if (smooth >= level).any() else np.inf
 
 
 def _above(claim: Claim, seeds: Sequence[int], root: Path, _: Runs) -> Effect:
@@ -195,7 +189,7 @@ def _outcome(claim: Claim, root: Path) -> dict:
 def _run_as(arm: str, root: Path) -> str:
     """The arm whose records stand for it: one whose own rate is the common one is not run again."""
     rates = json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
-    again = rates.get(arm) != FULL.lr or ledger.shared_seeds([arm], root=root)
+    again = rates.get(arm) != FULL.lr or ledger.of_arm(arm, root=root)
     return arm if again else arm.removesuffix("-tuned")
 
 

@@ -22,18 +22,19 @@ DIGITS = 4
 Rows = tuple[np.ndarray, ...]  # [T] numbers for each rollout
 
 
-class Kept:
-    """The rows of a record, as the methods' credits come in."""
-
-    def __init__(self, truths: Sequence[TrueCredit], policy: Policy):
-        self.groups = [truth.group for truth in truths]
-        self.rows = [_row(truth, policy) for truth in truths]
-
-    def add(self, name: str, credits: Sequence[RealisedCredit]) -> None:
-        """A method's credit, if it is of these rollouts (and not of some that it adds)."""
-        if list(map(_written, self.groups)) == [_written(credit.group) for credit in credits]:
-            for row, credit in zip(self.rows, credits):
+def kept_rows(
+    truths: Sequence[TrueCredit], policy: Policy, credits: Mapping[str, Sequence[RealisedCredit]]
+) -> list[dict]:
+    """The rows of a record, with the credit of those methods that credit these very rollouts (and
+    not some that they add).
+    """
+    rows = [_row(truth, policy) for truth in truths]
+    written = [_written(truth.group) for truth in truths]
+    for name, by_group in credits.items():
+        if [_written(credit.group) for credit in by_group] == written:
+            for row, credit in zip(rows, by_group):
                 row["credit"][name] = _rounded(credit.credit)
+    return rows
 
 
 def _row(truth: TrueCredit, policy: Policy) -> dict:

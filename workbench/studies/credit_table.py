@@ -49,7 +49,7 @@ from workbench.options import add_flags, with_options
 from workbench.paths import ORGANISM
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
-from workbench.studies.credit_kept import Kept
+from workbench.studies.credit_kept import kept_rows
 from workbench.tasks import load_task
 from workbench.training.update import update
 from workbench.viz.page import plain_table
@@ -116,18 +116,17 @@ def measure(
     ordered = iter(measured)
     truths = {name: [next(ordered) for _ in part] for name, part in groups.items()}
     ideal = ideal_gradients(learner, truths[""]) if parameters else None
-    rows, kept = {}, Kept(truths[""], learner.policy)
+    rows, credits = {}, {}
     for name in filter(groups.get, methods):
-        credits = realised_credits(learner, groups[name], methods[name])
-        rows[name] = token_scores(credits, truths[name], task, learner.policy.decode)
+        credits[name] = realised_credits(learner, groups[name], methods[name])
+        rows[name] = token_scores(credits[name], truths[name], task, learner.policy.decode)
         rows[name] |= dict.fromkeys(OF_PARAMETERS, (np.nan,) * 3)
         if parameters:
             rows[name] |= gradient_scores(learner, methods[name], groups[name], ideal)
-        kept.add(name, credits)
         says(f"{name}: cosine {rows[name]['cosine'][0]:.3f}")
     cost = sum(truth.cost for truth in measured)
     facts = {"tokens": cost, "seconds": time.perf_counter() - began}
-    more = {"kept": kept.rows} if keep else {}
+    more = {"kept": kept_rows(truths[""], learner.policy, credits)} if keep else {}
     return {**facts, **_facts(groups[""], truths[""]), "methods": rows, **more}
 
 
@@ -151,8 +150,7 @@ def while_learning(
 
     Raises WorkbenchError for updates of an adapter.
     """
-    if learner.lora and any(after):
-        raise WorkbenchError("--after trains all weights: leave --lora out")
+    refuse_if(learner.lora and any(after), "--after trains all weights: leave --lora out")
     stages, step = [], 0
     for stop in after:
         while step < stop:
@@ -177,7 +175,9 @@ def _facts(groups: Sequence[Group], truths: Sequence[TrueCredit]) -> dict[str, f
 
 def table(record: Mapping) -> str:
     """The record in words: best cosine first, 95 % intervals over problems."""
-    best_first = sorted(record["methods"].items(), key=lambda row: -_or_least(row[1]["cosine"][0]))
+    best_first = sorted(
+        record["methods"].items(), key=lambda row: -np.nan_to_num(row[1]["cosine"][0], nan=-np.inf)
+    )
     rows = [[name, *(shown(row[score]) for score in SCORES)] for name, row in best_first]
     head = (
         f"{record['groups']} problems x {record['k']} rollouts, {record['samples']} continuations "
@@ -192,10 +192,6 @@ def table(record: Mapping) -> str:
     return f"{head}\n\n{plain_table(['method', *SCORES], rows)}\n\n{feet}"
 
 
-def _or_least(value: float) -> float:
-    return value if np.isfinite(value) else -np.inf
-
-
 def shown(score: Sequence[float]) -> str:
     """A value with its interval; "none" where it is not defined."""
     value, low, high = score
@@ -208,7 +204,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     parser.add_argument("--teacher-adapter", type=Path, help="a peft adapter to put on the teacher")
-    parser.add_argument("--out", type=Path, default=Path("runs/credit.json"))
     parser.add_argument(
         "--after", nargs="+", type=int, default=[0], help="updates of GRPO before it is scored"
     )
@@ -223,6 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="three methods, 2 x 4 rollouts")
     add_flags(
         parser,
+        out=Path("runs/credit.json"),
         model=str(ORGANISM / "3m"),
         task="arithmetic",
         teacher=("", "a stronger model with the same tokenizer, for methods that learn from one"),
@@ -244,15 +240,29 @@ def main(args: argparse.Namespace) -> None:
     task, learner = load_task(args.task), _learner(args)
     problems = task.problems(args.split, args.groups, args.seed)
     amounts = {"k": args.k, "samples": args.samples, "seed": args.seed, "certain": args.certain}
-    how = {"problems": problems, **amounts, "error": args.error or None, "keep": args.keep}
-    how["parameters"] = not args.tokens_only
-    stages = while_learning(learner, task, sorted(args.after), methods, **how)
-    what = {"schema_version": 1, "model": Path(args.model).name, "task": args.task}
-    more = {"split": args.split, "groups": args.groups, "teacher": Path(args.teacher).name}
+    stages = while_learning(
+        learner,
+        task,
+        sorted(args.after),
+        methods,
+        problems=problems,
+        error=args.error or None,
+        keep=args.keep,
+        parameters=not args.tokens_only,
+        **amounts,
+    )
+    what = {
+        "schema_version": 1,
+        "model": Path(args.model).name,
+        "task": args.task,
+        "split": args.split,
+        "groups": args.groups,
+        "teacher": Path(args.teacher).name,
+    }
     for name in ("adapter", "teacher_adapter"):
         if getattr(args, name):
-            more[name] = getattr(args, name).name
-    record = {**what, **more, **amounts, **stages[-1], "before": stages[:-1]}
+            what[name] = getattr(args, name).name
+    record = {**what, **amounts, **stages[-1], "before": stages[:-1]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
     print(table(record))

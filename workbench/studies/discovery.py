@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from workbench.core import Problem, Task, Verdict, WorkbenchError
+from workbench.core import Problem, Task, Verdict, WorkbenchError, refuse_if
 from workbench.evaluation.metrics import pass_at_k
 from workbench.evaluation.statistics import bootstrap_nested
 from workbench.model.learner import Learner, OptimConfig
@@ -74,21 +74,20 @@ class Study:
     methods: tuple[str, ...] = METHODS
 
     def __post_init__(self):
-        if min(self.questions, self.seeds, self.candidates) < 1 or not 0 < self.below <= 1:
-            raise WorkbenchError(
-                "a study takes questions, seeds and candidates of 1 or more, and below "
-                "between 0 and 1"
-            )
-        if min(self.budget, self.samples) < K or self.budget % K or self.samples % K:
-            raise WorkbenchError(
-                f"budget and samples are multiples of the {K} attempts of a step, not "
-                f"{self.budget} and {self.samples}"
-            )
-        if not self.methods or not set(self.methods) <= set(METHODS):
-            raise WorkbenchError(
-                f"the methods of a study are some of {', '.join(METHODS)}, not "
-                f"{', '.join(self.methods) or 'none'}"
-            )
+        refuse_if(
+            min(self.questions, self.seeds, self.candidates) < 1 or not 0 < self.below <= 1,
+            "a study takes questions, seeds and candidates of 1 or more, and below between 0 and 1",
+        )
+        refuse_if(
+            min(self.budget, self.samples) < K or self.budget % K or self.samples % K,
+            f"budget and samples are multiples of the {K} attempts of a step, not "
+            f"{self.budget} and {self.samples}",
+        )
+        refuse_if(
+            not self.methods or not set(self.methods) <= set(METHODS),
+            f"the methods of a study are some of {', '.join(METHODS)}, not "
+            f"{', '.join(self.methods) or 'none'}",
+        )
 
 
 # ---- making the record
@@ -203,11 +202,11 @@ def _opened(out: Path, settings: Mapping) -> dict:
     changed = [key for key in settings if record["config"].get(key) != settings[key]]
     # no run depends on another question
     grown = changed == ["questions"] and settings["questions"] > record["config"]["questions"]
-    if changed and not grown:
-        raise WorkbenchError(
-            f"{out} holds a study with other settings ({', '.join(changed)}): take the same "
-            "ones, or name another file"
-        )
+    refuse_if(
+        changed and not grown,
+        f"{out} holds a study with other settings ({', '.join(changed)}): take the same "
+        "ones, or name another file",
+    )
     return record | {"config": settings}
 
 
@@ -222,10 +221,10 @@ def read_study(path: str | Path) -> dict:
         record["config"]["methods"], record["base"], record["cells"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkbenchError(f"{path} is not the record of a test-time study") from error
-    if version != SCHEMA_VERSION:
-        raise WorkbenchError(
-            f"the study in {path} has schema version {version}, this package reads {SCHEMA_VERSION}"
-        )
+    refuse_if(
+        version != SCHEMA_VERSION,
+        f"the study in {path} has schema version {version}, this package reads {SCHEMA_VERSION}",
+    )
     return record
 
 
@@ -246,10 +245,10 @@ def curves(record: Mapping) -> dict[str, np.ndarray]:
     questions = [rate["question"] for rate in record["base"] if rate["hard"]]
     cells = {(c["method"], c["question"], c["seed"]): c for c in record["cells"]}
     expected = set(itertools.product(config["methods"], questions, range(config["seeds"])))
-    if len(questions) < config["questions"] or not cells.keys() >= expected:
-        raise WorkbenchError(
-            f"the study is not finished: {len(cells)} cells are there; run its command again"
-        )
+    refuse_if(
+        len(questions) < config["questions"] or not cells.keys() >= expected,
+        f"the study is not finished: {len(cells)} cells are there; run its command again",
+    )
     by_method = {}
     for method in config["methods"]:
         values = np.zeros((len(questions), config["seeds"], config["budget"]))

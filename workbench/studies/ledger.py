@@ -80,13 +80,10 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def shared_seeds(arms: Sequence[str], model: str = "3m", root: Path = RECORDS) -> list[int]:
-    """The seeds of which every one of ``arms`` has a record."""
-    cells = read_records(root).keys()
-    seeds = {seed for _, _, seed in cells}
-    for arm in arms:
-        seeds &= {seed for name, size, seed in cells if (name, size) == (arm, model)}
-    return sorted(seeds)
+def of_arm(arm: str, model: str = "3m", root: Path = RECORDS) -> dict[int, dict]:
+    """seed -> record of one arm, in the order of the seeds."""
+    records = read_records(root).items()
+    return {seed: record for (*cell, seed), record in records if cell == [arm, model]}
 
 
 # ---- tables and curves
@@ -163,10 +160,9 @@ def curves(
     """
     rows = []
     for arm in dict.fromkeys(arms):
-        for (name, size, seed), record in read_records(root).items():
-            if (name, size) == (arm, model):
-                points = _curve(record["metrics"], watched) if watched else record["curve"]
-                rows += [(arm, seed, *point) for point in points]
+        for seed, record in of_arm(arm, model, root).items():
+            points = _curve(record["metrics"], watched) if watched else record["curve"]
+            rows += [(arm, seed, *point) for point in points]
     return pd.DataFrame(rows, columns=CURVE)
 
 
@@ -186,24 +182,11 @@ def _curve(metrics: pd.DataFrame, watched: str = "") -> list[tuple[int, float, f
     return list(zip(updates.tolist(), spent[updates - first], points.avg))
 
 
-def reaches(
-    frame: pd.DataFrame, level: Mapping[int, float], by: str = "updates"
-) -> dict[int, float]:
-    """For each seed of one arm's ``curves`` the first evaluation, in ``by``, at which its accuracy
-    is at least ``level[seed]``; NaN: never.
-    """
-    first = {}
-    for seed, rows in frame.groupby("seed"):
-        reached = rows[rows.avg >= level.get(seed, np.inf)]
-        first[int(seed)] = float(reached[by].min())
-    return first
-
-
 def averages(arm: str, metric: str, model: str = "3m", root: Path = RECORDS) -> dict[int, float]:
     """Each seed's mean of a metric over the updates that have it."""
     means = {}
-    for (name, size, seed), record in read_records(root).items():
-        if (name, size) == (arm, model) and metric in record["metrics"]:
+    for seed, record in of_arm(arm, model, root).items():
+        if metric in record["metrics"]:
             means[seed] = float(record["metrics"][metric].mean())
     return means
 
@@ -221,10 +204,10 @@ def measured(record: Mapping, measure: str) -> dict[str, float]:
         return record.get("reading_counts") or {}
     if measure.startswith("pass@"):
         return _solved_within(record, int(measure.removeprefix("pass@")))
-    if measure not in ("avg", "first_pass"):
-        raise WorkbenchError(
-            f"there is no measure {measure!r}: avg, first_pass, length, reading, or pass@k"
-        )
+    refuse_if(
+        measure not in ("avg", "first_pass"),
+        f"there is no measure {measure!r}: avg, first_pass, length, reading, or pass@k",
+    )
     column = COUNTS.index("right" if measure == "avg" else "direct")
     return {p: row[column] / record["test"]["samples"] for p, row in record["counts"].items()}
 
@@ -249,11 +232,10 @@ def differences(
 
     Raises WorkbenchError when they were measured on different problems.
     """
-    records = read_records(root)
+    records = of_arm(a, model, root), of_arm(b, model, root)
     by_seed = []
-    for seed in shared_seeds((a, b), model, root):
-        of_a = measured(records[a, model, seed], measure)
-        of_b = measured(records[b, model, seed], measure)
+    for seed in filter(records[1].get, records[0]):
+        of_a, of_b = (measured(arm[seed], measure) for arm in records)
         if of_a and of_b and (seeds is None or seed in seeds):
             refuse_if(
                 of_a.keys() != of_b.keys(),
@@ -263,42 +245,33 @@ def differences(
     return by_seed
 
 
-def effect(a: str, b: str, measure: str = "avg", model: str = "3m", root: Path = RECORDS) -> Effect:
+def effect(a: str, b: str, measure: str = "avg", root: Path = RECORDS) -> Effect:
     """Raises WorkbenchError when no seed has records of both."""
-    by_seed = differences(a, b, measure, model, root)
-    refuse_if(not by_seed, f"no seed has records of both {a} and {b} ({model})")
+    by_seed = differences(a, b, measure, root=root)
+    refuse_if(not by_seed, f"no seed has records of both {a} and {b}")
     return paired(by_seed)
 
 
 # ---- reflection
 
 
-def reflection_rates(
-    arms: Sequence[str],
-    model: str = "3m",
-    boundary: bool = True,
-    seeds: Sequence[int] | None = None,
-    root: Path = RECORDS,
-) -> pd.DataFrame:
+def reflection_rates(arms: Sequence[str], root: Path = RECORDS) -> pd.DataFrame:
     """The rates of reflection.py as ``Rate``, a row an arm; of the first study also recovery, the
     mean over the seeds.
 
-    Pooled over ``seeds`` (None: those that all arms have). ``boundary``: only problems that every
-    one of the arms solves sometimes and not always (the paper's DSR and ERR).
+    Pooled over the seeds that all arms have; only problems that every one of the arms solves
+    sometimes and not always (the paper's DSR and ERR).
     """
-    records = read_records(root)
-    arms = [arm for arm in arms if any(key[:2] == (arm, model) for key in records)]
-    if seeds is None:
-        seeds = shared_seeds(arms, model, root)
+    by_arm = {arm: of_arm(arm, root=root) for arm in arms}
+    by_arm = {arm: records for arm, records in by_arm.items() if records}
     table, recovered = defaultdict(list), defaultdict(list)
-    for seed in seeds:
-        cells = [records[arm, model, seed] for arm in arms]
-        kept = _boundary(cells) if boundary else None
-        for arm, record in zip(arms, cells):
-            table[arm] += _counts(record, kept)
-            recovered[arm].append(record.get("recovery", {"value": np.nan})["value"])
+    for seed in set.intersection(*map(set, by_arm.values())):
+        kept = _boundary([records[seed] for records in by_arm.values()])
+        for arm, records in by_arm.items():
+            table[arm] += _counts(records[seed], kept)
+            recovered[arm].append(records[seed].get("recovery", {"value": np.nan})["value"])
     rows = {}
-    for arm in arms:
+    for arm in by_arm:
         rows[arm] = rates(table[arm]) | {"recovery": float(np.mean(recovered[arm] or [np.nan]))}
     frame = pd.DataFrame.from_dict(rows, orient="index").drop(columns="right", errors="ignore")
     return frame.dropna(axis=1, how="all")
@@ -322,10 +295,10 @@ def counted(
     return np.array(by_arm[0]), np.array(by_arm[1])
 
 
-def _counts(record: Mapping, kept: set[str] | None) -> list[tuple]:
-    """Rows for ``reflection.rates``, of the problems ``kept`` (None: all)."""
+def _counts(record: Mapping, kept: set[str]) -> list[tuple]:
+    """Rows for ``reflection.rates``, of the problems ``kept``."""
     samples = record["test"]["samples"]
-    return [(*row, samples) for p, row in record["counts"].items() if kept is None or p in kept]
+    return [(*row, samples) for p, row in record["counts"].items() if p in kept]
 
 
 def _boundary(records: Sequence[Mapping]) -> set[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.core import Group, Task, WorkbenchError
+from workbench.core import Group, Task, refuse_if
 from workbench.evaluation.statistics import bootstrap
 from workbench.inspection.generative_locators import OwnDiagnosis, ValueDrop
 from workbench.inspection.locators import (
@@ -64,11 +64,11 @@ def wrong_attempts(
             wrong = [i for i, r in enumerate(group.rollouts) if not r.verdict.correct]
             if wrong:
                 cases.append((group, wrong[0]))
-    if len(cases) < attempts:
-        raise WorkbenchError(
-            f"{policy.name} fails only {len(cases)} of {len(problems)} problems, {attempts} "
-            "wrong attempts were wanted"
-        )
+    refuse_if(
+        len(cases) < attempts,
+        f"{policy.name} fails only {len(cases)} of {len(problems)} problems, {attempts} "
+        "wrong attempts were wanted",
+    )
     return cases[:attempts]
 
 
@@ -185,10 +185,10 @@ def table(record: dict) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
     add_flags(
         parser,
+        out=DATA,
         model=str(ORGANISM / "3m"),
         task="arithmetic",
         attempts=500,

@@ -77,8 +77,8 @@ def outcome(folder: Path = HERE, base: Path = FIRST_STUDY) -> pd.DataFrame:
         rows[name] = {"seeds": 0, "right": np.nan, "early": early.get(arm, np.nan)}
         effect = gain(arm, folder, base)
         if effect:
-            rows[name] |= {"seeds": effect.seeds, "right": right.avg[arm], "gain": effect.mean}
             rows[name] |= {"low": effect.low, "high": effect.high}
+            rows[name] |= {"seeds": effect.seeds, "right": right.avg[arm], "gain": effect.mean}
     columns = ["seeds", "right", "gain", "low", "high", "early"]
     return table.join(pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns))
 
@@ -87,26 +87,14 @@ def gain(arm: str, folder: Path = HERE, base: Path = FIRST_STUDY) -> Effect | No
     """Over the untrained model, on the test problems of each seed that has a run; of one seed the
     interval is over its problems.
     """
-    by_seed = _against(_right(arm, folder / "runs"), _right("base", base))
-    return paired(by_seed) if by_seed else None
-
-
-def _right(arm: str, root: Path) -> dict[int, dict[str, float]]:
-    """By seed, each test problem's share of right answers."""
-    right = {}
-    for (name, model, seed), record in ledger.read_records(root).items():
-        if (name, model) == (arm, "3m"):
-            right[seed] = ledger.measured(record, "avg")
-    return right
-
-
-def _against(one: dict, other: dict) -> list[np.ndarray]:
-    """[problems] differences for each seed that both have."""
+    untrained = ledger.of_arm("base", root=base)
     by_seed = []
-    for seed in sorted(one.keys() & other.keys()):
-        shared = [problem for problem in one[seed] if problem in other[seed]]
-        by_seed.append(np.array([one[seed][p] - other[seed][p] for p in shared]))
-    return by_seed
+    for seed, record in ledger.of_arm(arm, root=folder / "runs").items():
+        if seed in untrained:
+            before = ledger.measured(untrained[seed], "avg")
+            after = ledger.measured(record, "avg")
+            by_seed.append(np.array([after[p] - before[p] for p in after if p in before]))
+    return paired(by_seed) if by_seed else None
 
 
 def _early(runs: Path) -> dict[str, float]:
@@ -154,10 +142,9 @@ def _ranks(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def told_apart(arms: Sequence[str], folder: Path = HERE) -> tuple[int, int]:
     """(pairs of arms whose difference in right answers has an interval without 0, all pairs)."""
-    right = {name: _right(PREFIX + name, folder / "runs") for name in arms}
     effects = []
     for one, other in combinations(arms, 2):
-        by_seed = _against(right[one], right[other])
+        by_seed = ledger.differences(PREFIX + one, PREFIX + other, root=folder / "runs")
         if by_seed:
             effects.append(paired(by_seed))
     return sum(effect.low > 0 or effect.high < 0 for effect in effects), len(effects)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.core import Group, Problem, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Task, coordinates, refuse_if
 from workbench.evaluation.statistics import bootstrap
 from workbench.methods.sdpo import SDPO, teacher_prompt
 from workbench.model.loading import load_policy
@@ -45,15 +45,17 @@ def measure(
     shown = sample_groups(policy, task, problems, k, (seed, "lead", "shown"))
     counted = sample_groups(policy, task, problems, k, (seed, "lead", "plain"))
     plain = [float(np.mean([r.verdict.correct for r in group.rollouts])) for group in counted]
-    hinted = _accuracies(policy, task, shown, [_hint(group) for group in shown], k, (seed, "hint"))
+    hinted = _accuracies(
+        policy, task, shown, [SDPO().shown(group, 0) for group in shown], k, (seed, "hint")
+    )
     wrong = [_wrong_hint(group) for group in shown]
     misled = _accuracies(policy, task, shown, wrong, k, (seed, "wrong hint"))
     pairs = [(p, h) for p, h in zip(plain, hinted) if h is not None]
-    if not pairs:
-        raise WorkbenchError(
-            f"{policy.name} has no hint for any of {len(problems)} problems: no attempt was right "
-            "and the task gives no feedback, so its self-teacher has nothing to read"
-        )
+    refuse_if(
+        not pairs,
+        f"{policy.name} has no hint for any of {len(problems)} problems: no attempt was right "
+        "and the task gives no feedback, so its self-teacher has nothing to read",
+    )
     without, hinted_right = np.array(pairs).T
     controls = [m - p for p, m in zip(plain, misled) if m is not None]
     return {
@@ -70,12 +72,8 @@ def _with_interval(values: Sequence[float]) -> list[float]:
     return [float(np.mean(values)), *bootstrap(values)]
 
 
-def _hint(group: Group) -> tuple[str, str]:
-    """(demonstration, feedback) for the teacher of the first attempt."""
-    return SDPO().shown(group, 0)
-
-
 def _wrong_hint(group: Group) -> tuple[str, str]:
+    """As SDPO's teacher of the first attempt is shown a right one: (demonstration, feedback)."""
     wrong = [r.text for r in group.rollouts[1:] if not r.verdict.correct]
     return (wrong[0] if wrong else "", "")
 

@@ -32,7 +32,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from workbench.core import Group, Problem, Task, WorkbenchError, coordinates
+from workbench.core import Group, Problem, Task, WorkbenchError, coordinates, refuse_if
 from workbench.evaluation.statistics import bootstrap, bootstrap_difference
 from workbench.methods.scope import perplexity
 from workbench.model.batch import rescore
@@ -143,8 +143,7 @@ def teacher_prefix_completion(
         for j, rollout in enumerate(group.rollouts):
             if not rollout.verdict.correct:
                 wrong.append((group.problem, rollout, j))
-    if len(wrong) < 4:
-        raise WorkbenchError(f"quartiles need four wrong rollouts or more, there are {len(wrong)}")
+    refuse_if(len(wrong) < 4, f"quartiles need four wrong rollouts or more, there are {len(wrong)}")
     rescued = []
     for ratio in ratios:
         prefixes = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workbench.core import Group
-from workbench.viz.markup import escape
+from workbench.viz.texts import escape, table_row
 
 LONGEST = 600  # characters of an answer
-CELL = 'style="text-align:left;vertical-align:top"'
+CELL = "text-align:left;vertical-align:top"
 
 
 def answers_html(shown: int = 4, **columns: Sequence[Group]) -> str:
@@ -20,12 +20,13 @@ def answers_html(shown: int = 4, **columns: Sequence[Group]) -> str:
     """
     rows = list(zip(*columns.values(), strict=True))
     heads = [f"{name}: {_right(groups)}" for name, groups in columns.items()]
-    lines = _row("th", ["question", *map(escape, heads)])
+    lines = table_row("th", ["question", *map(escape, heads)], CELL)
     for groups in rows:
         if len({group.problem.id for group in groups}) > 1:
             raise ValueError("these are answers to different questions")
         question = escape(groups[0].problem.messages[-1]["content"][:LONGEST])
-        lines += _row("td", [_text(question), *(_answers(group, shown) for group in groups)])
+        cells = [_text(question), *(_answers(group, shown) for group in groups)]
+        lines += table_row("td", cells, CELL)
     return f"<table>{lines}</table>"
 
 
@@ -44,7 +45,3 @@ def _answers(group: Group, shown: int) -> str:
 
 def _text(html: str) -> str:
     return f'<div style="white-space:pre-wrap;margin-bottom:.3em">{html}</div>'
-
-
-def _row(tag: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag} {CELL}>{cell}</{tag}>' for cell in cells)}</tr>"

@@ -42,7 +42,7 @@ def bands(
         by_step = rows.groupby("updates")
         places = by_step[x].mean().to_numpy() * (1.0 if x == "updates" else 1e-3)
         avg = by_step.avg
-        ends.append(_band(axes, arm, places, avg, look(arm, curves.arm)))
+        ends.append(band(axes, arm, places, avg, look(arm, curves.arm)))
     _name_ends(axes, ends)
     return figure
 
@@ -123,20 +123,19 @@ def _decision(axes: Axes, place: int, row: Mapping) -> None:
     )
 
 
-def pass_curves(
-    cells: pd.DataFrame, arms: Sequence[str], title: str = "pass@k on held-out problems"
-) -> Figure:
+def pass_curves(cells: pd.DataFrame, arms: Sequence[str]) -> Figure:
     """``ledger.cells``: unbiased pass@k over k, the mean of the seeds and a band from the worst to
     the best.
     """
     figure = sheet(8.5, 4.6)
+    title = "pass@k on held-out problems"
     axes = frame(figure.subplots(), title, "k", "pass@k", grid="y")
     ks = sorted(int(name[5:]) for name in cells.columns if name.startswith("pass@"))
     ends = []
     for arm in arms:
         values = cells[cells.arm == arm][[f"pass@{k}" for k in ks]].astype(float)
         if len(values):
-            ends.append(_band(axes, arm, ks, values, look(arm, arms)))
+            ends.append(band(axes, arm, ks, values, look(arm, arms)))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, ks)
     _name_ends(axes, ends)
@@ -185,7 +184,7 @@ def _points(axes: Axes, table: pd.DataFrame, column: str) -> None:
         )
 
 
-def _band(axes: Axes, arm: str, x: Sequence[float], seeds, style: dict) -> tuple:
+def band(axes: Axes, arm: str, x: Sequence[float], seeds, style: dict) -> tuple:
     """The mean of the seeds and a band from the lowest to the highest; gives the line's end.
 
     ``seeds`` has a mean, a min and a max for each place of ``x``: a frame, or a grouped column.

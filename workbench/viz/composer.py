@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.core import Group, WorkbenchError
+from workbench.core import Group, WorkbenchError, refuse_if
 from workbench.viz import display
 from workbench.viz.html import layers_html
 from workbench.viz.layers import channel_of
-from workbench.viz.markup import escape
+from workbench.viz.texts import escape, table_row
 from workbench.viz.tokens import Channel, Layer, marked
 
 WEIGHT = Channel(
@@ -86,21 +86,18 @@ def _credits(draft, credits: Mapping[str, Sequence[np.ndarray]]) -> str:
     if not credits:
         return ""
     rollouts = draft.group.rollouts
-    rows = _row("th", ["rollout", "reward", *(f"{name} credit" for name in credits)])
+    heads = [escape(f"{name} credit") for name in credits]
+    rows = table_row("th", ["rollout", "reward", *heads], CELL)
     for i, rollout in enumerate(rollouts):
         # as the token view counts them
         label = "correction" if rollout is rollouts[-1] else str(i + 1)
         means = [marked(float(by_rollout[i].mean())) for by_rollout in credits.values()]
-        rows += _row("td", [label, f"{rollout.verdict.reward:g}", *means])
+        rows += table_row("td", [label, f"{rollout.verdict.reward:g}", *means], CELL)
     return (
         "<p>The group with the correction in it. Mean realised credit of a token, if this "
         "is the whole batch:</p>"
         f'<table style="border-collapse:collapse">{rows}</table>'
     )
-
-
-def _row(tag: str, cells: list[str]) -> str:
-    return "<tr>" + "".join(f'<{tag} style="{CELL}">{escape(c)}</{tag}>' for c in cells) + "</tr>"
 
 
 class Composer:
@@ -112,10 +109,10 @@ class Composer:
     def __init__(self, editor, buffer: str | Path | None = None, view=None):
         self.editor, self.buffer, self.message = editor, buffer, ""
         self.twin = display.twin_id()
-        if not editor.wrong():
-            raise WorkbenchError(
-                "every rollout of this group is correct: there is nothing to correct"
-            )
+        refuse_if(
+            not editor.wrong(),
+            "every rollout of this group is correct: there is nothing to correct",
+        )
         source = editor.wrong()[0]
         error = editor.task.first_error(editor.group.problem, editor.group.rollouts[source].text)
         self.choice = {
@@ -160,8 +157,9 @@ class Composer:
 
     def save(self) -> None:
         try:
-            if self.buffer is None:
-                raise WorkbenchError("there is no buffer to save to: Composer(editor, buffer=FILE)")
+            refuse_if(
+                self.buffer is None, "there is no buffer to save to: Composer(editor, buffer=FILE)"
+            )
             self.draft.save(self.buffer)
             self.message = f"Saved to {Path(self.buffer).name}."
         except WorkbenchError as error:

@@ -21,9 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from workbench.core import Group, Rollout
-from workbench.viz.markup import escape
 from workbench.viz.style import DARK, FAINT, LEVELS, LIGHT, Theme, background, edge, level
-from workbench.viz.texts import Decode
+from workbench.viz.texts import Decode, escape
 from workbench.viz.tokens import (
     CREDIT,
     Channel,

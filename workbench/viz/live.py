@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 
 from workbench.core import Group, StepRecord
-from workbench.viz.markup import escape
 from workbench.viz.style import LIGHT
+from workbench.viz.texts import escape
 
 WIDTH, HEIGHT = 300, 60  # of a curve, pixels
 SHOWN = 4  # rollouts of the newest group
@@ -51,10 +51,13 @@ class LiveRun:
         """``fit`` says how many steps there will be."""
         self.steps = plan.steps
         self._show("<p>The first step …</p>")
-        if self._area is not None and (widget := _button()) is not None:
-            from IPython.display import display
+        if self._area is not None:
+            with suppress(
+                ImportError
+            ):  # without anywidget: a notebook has a stop button of its own
+                from IPython.display import display
 
-            self._button = display(widget, display_id=True)
+                self._button = display(_button_class()(), display_id=True)
 
     def write(self, record: StepRecord) -> None:
         """Add a step, and draw."""
@@ -161,9 +164,3 @@ def _button_class() -> type:
         _esm = Path(__file__).with_name("stop.js").read_text(encoding="utf-8")
 
     return StopButton
-
-
-def _button():
-    """The widget; None without anywidget: the notebook has a stop button of its own."""
-    with suppress(ImportError):
-        return _button_class()()

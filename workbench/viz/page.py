@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from workbench.viz.markup import escape
 from workbench.viz.style import DARK, INK, LIGHT
+from workbench.viz.texts import escape
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The same table as aligned text, for a terminal."""
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    text = ""
-    for name, *cells in (header, *rows):
-        line = "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
-        text += line.rstrip() + "\n"
-    return text.removesuffix("\n")
+    return "\n".join("  ".join(cells).rstrip() for cells in _aligned([header, *rows]))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -66,13 +61,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     (Notebooks wrap the lines of a code block, which makes nonsense of aligned text.)
     """
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
-    text = ""
-    for name, *cells in (header, rule, *rows):
-        cells = map(str.rjust, cells, widths[1:])
-        text += f"| {' | '.join([name.ljust(widths[0]), *cells])} |\n"
-    return text.removesuffix("\n")
+    head, *lines = _aligned([header, *rows])
+    name, *cells = ("-" * (len(cell) - 1) for cell in head)
+    rule = [f":{name}", *(f"{cell}:" for cell in cells)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[list[str]]:
+    """Cells as wide as their column: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for name, *cells in rows:
+        yield [name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
 
 
 def svg(figure: Figure, alt: str) -> str:

@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core import Group, WorkbenchError
+from workbench.core import Group, WorkbenchError, needed, refuse_if
 from workbench.records import Run, read_run, write_atomic
 from workbench.viz import display, html, style
-from workbench.viz.markup import escape
-from workbench.viz.texts import Decode, prose, text_of, visible
+from workbench.viz.texts import Decode, escape, prose, table_row, text_of, visible
 from workbench.viz.tokens import CREDIT, Layer
 
 HERE = Path(__file__).parent
@@ -55,8 +54,10 @@ class RunView:
         """Read the folders again."""
         self._stamp = self._written()
         self.runs = [run if isinstance(run, Run) else read_run(run) for run in self._sources]
-        if not any(run.groups for run in self.runs):
-            raise WorkbenchError("there is no group to show: none of the runs has kept one yet")
+        refuse_if(
+            not any(run.groups for run in self.runs),
+            "there is no group to show: none of the runs has kept one yet",
+        )
         self.__dict__.pop("data", None)
         if "widget" in self.__dict__:
             self.widget.data = self.data
@@ -121,13 +122,13 @@ class RunView:
     def _static(self) -> str:
         """A table of the first groups, for who opens the notebook without a kernel."""
         head = ("run", "step", "problem", "right", "mean reward", "mean tokens")
-        rows = [_row("th", head)]
+        rows = [table_row("th", head)]
         for item in self.data["items"][:TABLE]:
             right = f"{item['right']} of {len(item['rollouts'])}"
             reward = "unknown" if item["reward"] is None else f"{item['reward']:.2f}"
-            name = self.data["runs"][item["run"]]
-            length = f"{item['length']:.0f}"
-            rows.append(_row("td", (name, item["step"], item["problem"], right, reward, length)))
+            name, problem = escape(self.data["runs"][item["run"]]), escape(str(item["problem"]))
+            cells = (name, str(item["step"]), problem, right, reward, f"{item['length']:.0f}")
+            rows.append(table_row("td", cells))
         more = len(self.data["items"]) - TABLE
         note = f"<p>and {more} more: to_html(path) writes the browser.</p>" if more > 0 else ""
         return f"<table>{''.join(rows)}</table>{note}"
@@ -146,10 +147,6 @@ def _follow(view: weakref.ref, widget) -> None:
             if shown is not None and shown._written() != shown._stamp:
                 shown.refresh()
         del shown
-
-
-def _row(tag: str, cells: Sequence[Any]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
 
 
 def _metrics(run: Run) -> dict[int, dict[str, float]]:
@@ -176,27 +173,23 @@ def _tokenizer(run: Run) -> Decode | None:
 
 
 def _pieces(decode: Decode | None, texts: dict[str, int]):
-    """A function from a rollout to the places of its tokens' texts; None where nobody knows the
-    tokens.
+    """A function from a rollout to the places of its tokens' texts; without a tokenizer all of its
+    text is at its first token.
     """
 
+    def place(text: str) -> int:
+        return texts.setdefault(_shown(text), len(texts))
+
     @cache
-    def place(token: int) -> tuple[str, int]:
-        text = text_of(token, decode)
-        return text, texts.setdefault(_shown(text), len(texts))
+    def place_of(token: int) -> int:
+        return place(text_of(token, decode))
 
-    def places(rollout) -> list[int] | None:
-        if decode is None:
-            return None
-        return [place(token)[1] for token in rollout.completion_ids]
+    def places(rollout) -> list[int]:
+        if decode is not None:
+            return list(map(place_of, rollout.completion_ids))
+        return [place(rollout.text)] + [place("")] * (len(rollout.completion_ids) - 1)
 
-    def whole(rollout) -> list[int]:
-        """All of the text at its first token: without a tokenizer."""
-        empty = texts.setdefault("", len(texts))
-        text = texts.setdefault(_shown(rollout.text), len(texts))
-        return [text] + [empty] * (len(rollout.completion_ids) - 1)
-
-    return lambda rollout: places(rollout) or whole(rollout)
+    return places
 
 
 def _shown(text: str) -> str:
@@ -270,14 +263,11 @@ def _css() -> str:
 
 @cache
 def _widget_class() -> type:
-    try:
-        import anywidget
-        import traitlets
-    except ImportError as error:
-        raise WorkbenchError(
-            "the live run view needs anywidget: pip install 'workbench[notebook]' "
-            "(to_html works without it)"
-        ) from error
+    missing = (
+        "the live run view needs anywidget: pip install 'workbench[notebook]' "
+        "(to_html works without it)"
+    )
+    anywidget, traitlets = needed("anywidget", missing), needed("traitlets", missing)
 
     class RunWidget(anywidget.AnyWidget):
         _esm = (HERE / "run_view.js").read_text(encoding="utf-8")

@@ -4,9 +4,10 @@ seen made visible.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -92,6 +93,17 @@ def prose(text: str) -> str:
     made visible.
     """
     return "".join(char if char in " \n" else _mark(text, i) for i, char in enumerate(text))
+
+
+def escape(text: str) -> str:
+    """``prose`` for an element of a page, or an attribute in quotes."""
+    return html.escape(prose(text))
+
+
+def table_row(tag: str, cells: Iterable[str], style: str = "") -> str:
+    """A row of a table of HTML; ``tag``: td, or th for its head."""
+    opening = f'{tag} style="{style}"' if style else tag
+    return f"<tr>{''.join(f'<{opening}>{cell}</{tag}>' for cell in cells)}</tr>"
 
 
 def _mark(text: str, place: int) -> str:

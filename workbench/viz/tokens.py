@@ -125,9 +125,9 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+.{digits}f}".replace("-", MINUS) if value else "0"
 
 
-def marked(value: float, digits: int = 2) -> str:
+def marked(value: float) -> str:
     """``signed`` with a triangle that says the sign again."""
-    return f"{MARKS[int(np.sign(value)) if math.isfinite(value) else 0]} {signed(value, digits)}"
+    return f"{MARKS[int(np.sign(value)) if math.isfinite(value) else 0]} {signed(value)}"
 
 
 def worded(value: float, channel: Channel, digits: int = 2) -> str:

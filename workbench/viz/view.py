@@ -229,7 +229,12 @@ class TokenView:
         ``layers``: only those. ``path``: write it there, as a page, and say what it weighs.
         """
         names = layers or sorted(self.layers[self.group], key=lambda name: name != self.layer)
-        figure = self._html([self._layer(name) for name in names])
+        figure = html.layers_html(
+            self.inspections[self.group].group,
+            [self._layer(name) for name in names],
+            self._decode,
+            marks=self._marks(),
+        )
         if path is None:
             return figure
         page = (
@@ -239,10 +244,6 @@ class TokenView:
         smaller = f"layers=[{self.layer!r}]" if len(names) > 1 else FEWER
         display.write(path, page.encode(), smaller)
         return None
-
-    def _html(self, layers: Sequence[Layer]) -> str:
-        group = self.inspections[self.group].group
-        return html.layers_html(group, layers, self._decode, marks=self._marks())
 
     def _marks(self) -> dict[tuple[int, int], str]:
         """Words on the tokens of the group shown, by (rollout, token)."""

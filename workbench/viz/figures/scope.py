@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from workbench.core import Rollout
+from workbench.viz.comparison import band
 from workbench.viz.curves import running_mean
 from workbench.viz.style import (
     COLORS,
@@ -138,19 +139,8 @@ def along(runs: Mapping[str, Sequence[pd.DataFrame]], column: str, title: str, u
         rows = [running_mean(metrics, column) for metrics in seeds if column in metrics]
         if rows:
             values = pd.concat(rows, axis=1)
-            low, high = values.min(axis=1), values.max(axis=1)
-            style = look(arm, runs)
-            axes.fill_between(
-                values.index, low, high, color=style["color"], alpha=0.15, linewidth=0
-            )
-            axes.plot(
-                values.mean(axis=1),
-                linewidth=2,
-                markersize=5,
-                markevery=max(1, len(values) // 8),
-                label=arm,
-                **style,
-            )
+            marks = {"markevery": max(1, len(values) // 8), "label": arm}
+            band(axes, arm, values.index, values.T, look(arm, runs) | marks)
     if axes.lines:
         axes.legend(frameon=False, fontsize=9)
     else:

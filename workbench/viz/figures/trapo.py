@@ -158,4 +158,4 @@ def _cell(axes: Axes, x: float, row: int, rollout: Rollout) -> None:
     border = Rectangle((x, row - 0.36), 0.9, 0.72, fill=False, edgecolor=INK, linewidth=0.9)
     axes.add_patch(border)
     disc = {"boxstyle": "circle,pad=0.06", "facecolor": "white", "edgecolor": "none"}
-    _write(axes, x + 0.45, row, "✓" if rollout.verdict.correct else "✗", fontsize=9, bbox=disc)
+    _write(axes, x + 0.45, row, rollout.verdict.mark, fontsize=9, bbox=disc)
