@@ -10,10 +10,18 @@ def line(step, generated, **more):
     return {"step": step, "generated": generated, **more}
 
 
-def run(curve, generated=100, **more):
-    """The metrics of a run that was evaluated with these accuracies, an update apart."""
-    lines = [line(i, generated, eval_avg=avg, **more) for i, avg in enumerate(curve[:-1])]
-    lines[-1] |= {"final_eval_avg": curve[-1], "final_eval_low": 0.0, "final_eval_high": 1.0}
+def run(curve, generated=100, lengths=None, **more):
+    """The metrics of a run that was evaluated with these accuracies, and answers of these
+    lengths (10 tokens), an update apart.
+    """
+    lengths = lengths or [10.0] * len(curve)
+    points = list(zip(curve, lengths, strict=True))
+    lines = []
+    for i, (avg, length) in enumerate(points[:-1]):
+        lines.append(line(i, generated, eval_avg=avg, eval_length=length, **more))
+    avg, length = points[-1]
+    lines[-1] |= {"final_eval_avg": avg, "final_eval_length": length}
+    lines[-1] |= {"final_eval_low": 0.0, "final_eval_high": 1.0}
     return [{"eval_low": 0.0, "eval_high": 1.0, **each} for each in lines]
 
 

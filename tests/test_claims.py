@@ -348,6 +348,18 @@ def test_equal_tokens_and_area_by_hand(tmp_path):
     assert areas == pytest.approx([thrifty - lavish, lavish - silent])
 
 
+def test_a_claim_about_length_is_compared_along_the_run_in_length(tmp_path):
+    curve = [0.2, 0.4, 0.5]
+    for seed in (0, 1):
+        long, short = [40.0, 40.0, 36.0], [40.0, 30.0, 20.0]
+        write(tmp_path, "long", seed, rows(2), metrics=run(curve, 50, long), length=36.0)
+        write(tmp_path, "short", seed, rows(2), metrics=run(curve, 100, short), length=20.0)
+    found = verdicts(tmp_path, [made("long", "short", of="length", seeds=2)]).iloc[0]
+    assert found.ours.mean == 16.0
+    assert found["equal tokens"].mean == 36 - 30  # 100 tokens: the end of one, half of the other
+    assert found.area.mean == pytest.approx((40 + 40 + 40 + 36) / 4 - (40 + 30 + 30 + 20) / 4)
+
+
 def test_a_rate_of_ones_own_that_is_the_common_one_is_not_run_again(known, tmp_path, monkeypatch):
     for arm in ("scope", "opd-1", "opd-1-tuned"):
         for folder in known.glob(f"{arm}-3m-seed*"):

@@ -24,8 +24,9 @@ claims.
 
 Provisional: on fewer seeds than were planned. Power: the chance, with so many seeds and the spread
 that came out, to tell a true difference of one margin from 0, and to call equals the same. Equal
-tokens: a - b in validation accuracy where both have written as much as the thriftier one. Area:
-a - b of the mean validation accuracy along the run, a description.
+tokens: a - b in validation accuracy (in length, where the claim is about it) where both have
+written as much as the thriftier one. Area: a - b of the mean of the same along the run, a
+description.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ CLAIMS: tuple[Claim, ...] = tuple(_LINES.itertuples(index=False, name="Claim"))
 # ---- the difference of a claim, over some seeds
 
 
-# (arm, seed) -> its line of accuracies along the run, as ``ledger.curves`` has it
+# (arm, seed) -> its accuracies (or lengths) along the run, as ``ledger.curves`` has it
 Runs = Mapping[tuple[str, int], pd.DataFrame]
 
 
@@ -167,7 +168,9 @@ def _outcome(claim: Claim, root: Path) -> dict:
     """What there is of OUTCOME."""
     claim = claim._replace(a=_run_as(claim.a, root), b=_run_as(claim.b, root))
     arms = [arm for arm in (claim.a, claim.b) if arm]
-    runs = dict(list(ledger.curves(arms, claim.model, root=root).groupby(["arm", "seed"])))
+    watched = claim.of if claim.of == "length" else ""
+    curves = ledger.curves(arms, claim.model, watched, root)
+    runs = dict(list(curves.groupby(["arm", "seed"])))
     seeds = [s for s in range(claim.seeds) if arms and all((arm, s) in runs for arm in arms)]
     effect = COMPARISONS[claim.comparison](claim, seeds, root, runs) if seeds else None
     outcome = {"ours": effect, "equal tokens": None, "area": None, "provisional": False}
