@@ -54,8 +54,7 @@ class Policy:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "")
-        self.template = Template(tokenizer, self.name, template)
-        self.template.stops = self._listed_ends
+        self.template = Template(tokenizer, self.name, template, self._listed_ends)
 
     @property
     def makes_cache(self) -> bool:
