@@ -16,7 +16,15 @@ import toys
 
 from workbench import records
 from workbench.app.compare import table
-from workbench.core import Group, Problem, Rollout, StepRecord, Verdict, WorkbenchError
+from workbench.core import (
+    Group,
+    Problem,
+    Rollout,
+    StepRecord,
+    Verdict,
+    WorkbenchError,
+    refuse_on,
+)
 from workbench.records import (
     RunWriter,
     group_from_dict,
@@ -151,6 +159,28 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(WorkbenchError, match=r"could not write .*metrics.jsonl: No space left"):
         writer.write(record(0))
+
+
+def test_an_error_of_the_kinds_becomes_the_sentence_and_no_other_does():
+    full = OSError(errno.ENOSPC, "No space left", "a/file")
+    ours, other = WorkbenchError("said already"), KeyError("k")
+    for error, why, says in (
+        (full, True, "no file: No space left"),
+        (ValueError("first\nsecond"), True, "no file: first"),
+        (ValueError(), True, "no file: ValueError"),
+        (full, False, "no file"),
+        (ours, True, "said already"),
+    ):
+        with (
+            pytest.raises(WorkbenchError) as refusal,
+            refuse_on((OSError, ValueError), "no file", why),
+        ):
+            raise error
+        assert str(refusal.value) == says
+        assert error is ours or refusal.value.__cause__ is error
+    with pytest.raises(KeyError) as raised, refuse_on(OSError, "no file"):
+        raise other
+    assert raised.value is other
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.core import Batch, Credit, Group, Loss, Method, Scores, refuse_if
+from workbench.core import Batch, Credit, Group, Loss, Method, Scores, refuse_if, rollouts_of
 from workbench.rollouts.prefixes import expert_rollout
 
 
@@ -42,7 +42,7 @@ class SFT(Method):
         return groups
 
     def credit(self, groups, learner) -> list[Credit]:
-        return [Credit.of(rollout, nll=1.0) for group in groups for rollout in group.rollouts]
+        return [Credit.of(rollout, nll=1.0) for rollout in rollouts_of(groups)]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         """Metric ``nll``: nats a token of the expert.

@@ -243,9 +243,8 @@ def spread(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) ->
     calls, failures, parts = zip(*gather((call, failure, results)))
     for failure in filter(None, failures):
         raise WorkbenchError(failure)
-    if len(set(calls)) > 1:
-        whereabouts = (f"{n} items in {name}" for name, n in sorted(set(calls)))
-        raise WorkbenchError(f"the processes have come apart: {' and '.join(whereabouts)}")
+    whereabouts = " and ".join(f"{n} items in {name}" for name, n in sorted(set(calls)))
+    refuse_if(len(set(calls)) > 1, f"the processes have come apart: {whereabouts}")
     return [parts[i % size()][i // size()] for i in range(len(items))]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workbench.core import Message, WorkbenchError, refuse_if
+from workbench.core import Message, refuse_if
 from workbench.model import families
 from workbench.model.scores import capped
 from workbench.model.templates import Template
@@ -54,8 +54,7 @@ class Policy:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or getattr(model.config, "_name_or_path", "")
-        self.template = Template(tokenizer, self.name, template)
-        self.template.stops = self._listed_ends
+        self.template = Template(tokenizer, self.name, template, self._listed_ends)
 
     @property
     def makes_cache(self) -> bool:
@@ -159,11 +158,10 @@ class Policy:
         """
         ids = self.probe[None, :4]
         logits = self.base(input_ids=ids, use_cache=False).logits.float()
-        if not logits.isfinite().all():
-            why = "its weights are damaged"
-            if self.head.dtype == torch.float16:
-                why = "its states are too large for fp16, the only 16 bits of this GPU"
-            raise WorkbenchError(f"{self.name} gives no probabilities (NaN): {why}")
+        why = "its weights are damaged"
+        if self.head.dtype == torch.float16:
+            why = "its states are too large for fp16, the only 16 bits of this GPU"
+        refuse_if(not logits.isfinite().all(), f"{self.name} gives no probabilities (NaN): {why}")
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         errors = []
         for scale, cap in forms:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from workbench.core import WorkbenchError, refuse_if
+from workbench.core import refuse_if
 from workbench.model import distributed
 from workbench.model.policy import Policy
 
@@ -117,9 +117,11 @@ class Sharded(Replicated):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        if policy.unsloth or getattr(policy.base, "is_quantized", False):
-            how = "Unsloth" if policy.unsloth else "4 bits"
-            raise WorkbenchError(f"{policy.name} cannot be sharded in {how}: load it without")
+        how = "Unsloth" if policy.unsloth else "4 bits"
+        refuse_if(
+            policy.unsloth or getattr(policy.base, "is_quantized", False),
+            f"{policy.name} cannot be sharded in {how}: load it without",
+        )
         layers = _layers(policy)
         refuse_if(
             distributed.size() == 1,

@@ -49,14 +49,15 @@ GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}  # by who ca
 class Template:
     """A tokenizer's chat template with its options, at a moment that does not go on.
 
-    Raises WorkbenchError where there is none, and for an option that it does not read.
+    ``stops``: tokens that end a turn whatever the template says. Raises WorkbenchError where there
+    is none, and for an option that it does not read.
     """
 
-    def __init__(self, tokenizer, name: str, options: Mapping | None = None):
+    def __init__(self, tokenizer, name: str, options: Mapping | None, stops: Sequence[int]):
         self.tokenizer, self.name = tokenizer, name
         self.options = dict(options or {})
         self.moment = datetime.now()
-        self.stops: Sequence[int] = ()  # tokens that end a turn whatever the template says
+        self.stops = stops
         refuse_if(
             tokenizer.chat_template and not isinstance(tokenizer.chat_template, str | dict),
             f"the chat template of {name} is no text",

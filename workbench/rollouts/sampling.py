@@ -240,12 +240,18 @@ def sample_groups(
     ``seed`` are the coordinates of the call, such as (run seed, step); the others as in
     ``generate``.
     """
-    how = {"max_new": task.max_new, "temperature": temperature, "top_p": top_p}
 
     def sample(share: list[Problem]) -> list[Group]:
         prompts = [policy.prompt_ids(problem.messages) for problem in share]
         seeds = [[coordinates(*seed, problem.id, j) for j in range(k)] for problem in share]
-        written = generate(policy, prompts, seeds, **how)
+        written = generate(
+            policy,
+            prompts,
+            seeds,
+            max_new=task.max_new,
+            temperature=temperature,
+            top_p=top_p,
+        )
         # a grader that is slow waits for a process of its own: as many at a time as processors
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             rows = [
