@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from workbench.app import memory
 from workbench.core import Group, Method, Problem, Task, WorkbenchError, refuse_if
@@ -234,6 +234,11 @@ class Choices:
         )
 
     # ---- shown
+
+    # the controls, which cannot import this file, read them here
+    labels: ClassVar = LABELS
+    one_of: ClassVar = ONE_OF
+    least: ClassVar = LEAST
 
     def shown(self, name: str) -> str:
         """A choice in words."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import ipywidgets as w
 
-from workbench.app.choices import LABELS, LEAST, ONE_OF
 from workbench.core import WorkbenchError
 from workbench.viz.display import hiding
 from workbench.viz.texts import escape
@@ -33,7 +32,7 @@ class Controls:
 
     def __init__(self, choices):
         self.choices = choices
-        self.by_name = {name: self._control(name, label) for name, label in LABELS.items()}
+        self.by_name = {name: self._control(name, label) for name, label in choices.labels.items()}
         self.style, self.said = w.HTML(), w.HTML()
         controls = list(self.by_name.values())
         places = range(0, len(controls), ACROSS)
@@ -48,10 +47,10 @@ class Controls:
 
     def _control(self, name: str, label: str) -> w.Widget:
         value, how = getattr(self.choices, name), {"description": label, **STYLE}
-        if name in ONE_OF:
-            control = w.Dropdown(options=ONE_OF[name], **how)
-        elif name in LEAST:
-            control = w.BoundedIntText(min=LEAST[name], max=10**6, **how)
+        if name in self.choices.one_of:
+            control = w.Dropdown(options=self.choices.one_of[name], **how)
+        elif name in self.choices.least:
+            control = w.BoundedIntText(min=self.choices.least[name], max=10**6, **how)
         elif isinstance(value, bool):
             control = w.Checkbox(indent=True, **how)
         elif isinstance(value, float):

@@ -8,10 +8,9 @@ import argparse
 import platform
 import shutil
 from functools import partial
-from importlib import util
+from importlib import metadata, util
 
 from workbench.app.arguments import ADAPTER, add, named, positive, switch
-from workbench.app.colab import installed
 from workbench.core import refuse_if
 from workbench.paths import ORGANISM
 from workbench.tasks.sandbox import outside
@@ -98,12 +97,19 @@ def main(args: argparse.Namespace) -> None:
         print(measured(args.model, names, args.measure, sizes))
 
 
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def line() -> str:
     """Where this runs, in one line."""
     import torch
 
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    packages = ", ".join(f"{name} {installed(name)}" for name in ("torch", "transformers", "peft"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     return f"Python {platform.python_version()}, {packages}, {place}"
 
 
@@ -137,10 +143,10 @@ def _devices() -> list[str]:
 
 
 def _part(name: str, packages: tuple[str, ...]) -> str:
-    missing = [package for package in packages if not installed(package)]
+    missing = [package for package in packages if version(package) is None]
     if missing:
         return f"[ no ] {name}: not installed: {', '.join(missing)}"
-    versions = ", ".join(f"{package} {installed(package)}" for package in packages)
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     if name in NEEDS_CUDA:
         import torch
 

@@ -16,7 +16,7 @@ from workbench.viz.tokens import CREDIT, Channel
 Values = tuple[np.ndarray, ...]  # one [T] array a rollout; NaN where there is no number
 
 # What a layer's numbers are, by the last word of its name: "GRPO credit" is a credit.
-KINDS = {
+SIGNED = {
     "credit": CREDIT,
     "pg": Channel("", "weight in the policy-gradient term", "pushed up", "pushed down"),
     "nll": Channel("", "weight in the imitation term", "imitated", "unlearned"),
@@ -40,6 +40,8 @@ KINDS = {
         "likelier than when sampled",
         "less likely",
     ),
+}
+SIZES = {
     "mask": Channel("", "1: the token has a weight in some term", "trained on", "", False),
     "entropy": Channel("", "nats", "less sure", "", False),
     "rank": Channel(
@@ -52,7 +54,7 @@ OTHER = Channel("", "as given", "positive", "negative")
 
 def channel_of(name: str) -> Channel:
     kind = name.rsplit(" ", 1)[-1]
-    return replace(KINDS.get(kind, OTHER), name=name)
+    return replace(SIGNED.get(kind) or SIZES.get(kind, OTHER), name=name)
 
 
 def all_layers(inspection: Inspection) -> dict[str, Values]:

@@ -214,7 +214,7 @@ def _item(group: Group, credit: Sequence[Sequence[float]], pieces) -> dict[str, 
         "right": sum(rollout.verdict.correct for rollout in rollouts),
         "length": float(np.mean(sizes)),
         "entropy": _surprise(rollouts),
-        "rollouts": [_head(rollout) for rollout in rollouts],
+        "rollouts": [[len(r.completion_ids), r.verdict.mark, r.verdict.words] for r in rollouts],
         "limit": limit,
     }
     rewards = _rewards([rollout.verdict.reward for rollout in rollouts])
@@ -232,10 +232,6 @@ def _surprise(rollouts) -> float | None:
     """Nats a token that the sampler gave its own tokens: an estimate of its entropy."""
     logprobs = np.concatenate([np.array(rollout.logprobs, float) for rollout in rollouts])
     return float(-np.nanmean(logprobs)) if np.isfinite(logprobs).any() else None
-
-
-def _head(rollout) -> list:
-    return [len(rollout.completion_ids), rollout.verdict.mark, rollout.verdict.words]
 
 
 def _packed(places: list[list[int]], values: list[np.ndarray], limit: float) -> dict[str, Any]:
