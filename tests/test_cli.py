@@ -12,7 +12,9 @@ import torch
 import toys
 from safetensors import SafetensorError
 
+from workbench import records
 from workbench.app.cli import COMMANDS, main
+from workbench.core import WorkbenchError
 from workbench.model import learner
 from workbench.paths import ORGANISM
 from workbench.records import read_run
@@ -221,3 +223,26 @@ def test_a_disk_that_is_full_when_the_policy_is_saved(tmp_path, capsys, monkeypa
         and "No space left on device" in said
     )
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize("command", ["credit", "lead", "rescue", "locators", "discover"])
+@pytest.mark.parametrize("place", ["below a file", "a folder"])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    command, place, tmp_path, monkeypatch, capsys
+):
+    """And what is there stays: hours of sampling must not end in a traceback."""
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "record.json" if place == "below a file" else tmp_path / "folder"
+    if place == "a folder":
+        for folder in (out, out / "locators.json"):
+            folder.mkdir()
+    module = import_module(COMMANDS[command][0])
+    monkeypatch.setattr(module, "load_policy", lambda *_, **__: pytest.fail("it began to work"))
+    if command == "discover":  # a record that is there is gone on with
+        with pytest.raises(WorkbenchError, match="could not write"):
+            module._opened(out, {}) if place == "below a file" else records.refuse_unwritable(out)
+        return
+    models = ["--model", "3m", "--teacher", "3m"] if command == "rescue" else []
+    assert main([command, *models, "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("workbench: could not write ")
+    assert (tmp_path / "file").read_text() == "mine"

@@ -66,6 +66,21 @@ def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
         _sync(path.parent)
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Before the work whose result ``path`` will hold: its folder is made.
+
+    Raises WorkbenchError where it cannot be, or the file cannot be written.
+    """
+    ordinary = path.is_file() or not path.exists()
+    refuse_if(not ordinary, f"could not write {path}: it is no ordinary file")
+    with refuse_on(OSError, f"could not write {path}", why=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_if(
+        not os.access(path.parent, os.W_OK),
+        f"could not write {path}: nothing may be written into its folder",
+    )
+
+
 def _sync(path: Path) -> None:
     """What was written to a file or a folder goes onto the disk now."""
     handle = os.open(path, os.O_RDONLY)

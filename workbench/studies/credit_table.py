@@ -47,7 +47,7 @@ from workbench.model.learner import Learner
 from workbench.model.loading import load_policy
 from workbench.options import add_flags, with_options
 from workbench.paths import ORGANISM
-from workbench.records import dumps, write_atomic
+from workbench.records import dumps, refuse_unwritable, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.studies.credit_kept import kept_rows
 from workbench.tasks import load_task
@@ -236,6 +236,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.quick:
         args.groups, args.k, args.samples = 2, 4, 8
+    refuse_unwritable(args.out)
     methods = parse(args.methods or (QUICK if args.quick else ALL), args.k)
     task, learner = load_task(args.task), _learner(args)
     problems = task.problems(args.split, args.groups, args.seed)
@@ -263,7 +264,6 @@ def main(args: argparse.Namespace) -> None:
         if getattr(args, name):
             what[name] = getattr(args, name).name
     record = {**what, **amounts, **stages[-1], "before": stages[:-1]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out, dumps(record) + "\n")
     print(table(record))
 

@@ -39,7 +39,7 @@ from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.options import add_flags
-from workbench.records import dumps, environment, write_atomic
+from workbench.records import dumps, environment, refuse_unwritable, write_atomic
 from workbench.tasks import load_task
 from workbench.training.ttt import (
     METHODS,
@@ -187,10 +187,7 @@ def _opened(out: Path, settings: Mapping) -> dict:
     """The record in ``out``, or a new one."""
     settings = json.loads(dumps(settings))  # in JSON a tuple is a list
     if not out.exists():
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkbenchError(f"could not write {out}: {error.strerror or error}") from error
+        refuse_unwritable(out)
         return {
             "schema_version": SCHEMA_VERSION,
             "config": settings,

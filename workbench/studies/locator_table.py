@@ -37,7 +37,7 @@ from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.options import add_flags
 from workbench.paths import DATA, ORGANISM
-from workbench.records import write_atomic
+from workbench.records import refuse_unwritable, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
 from workbench.viz.page import markdown_table
@@ -199,6 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    refuse_unwritable(args.out / "locators.json")
     record = measure(
         load_policy(args.model, adapter=args.adapter),
         load_task(args.task),

@@ -26,7 +26,7 @@ from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.options import add_flags
 from workbench.paths import ORGANISM
-from workbench.records import dumps, write_atomic
+from workbench.records import dumps, refuse_unwritable, write_atomic
 from workbench.rollouts.sampling import generate, sample_groups
 from workbench.tasks import load_task
 
@@ -131,6 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.out:
+        refuse_unwritable(args.out)
     policy = load_policy(args.model, adapter=args.adapter, frozen=True)
     task = load_task(args.task)
     problems = task.problems(args.split, args.problems, args.seed)
@@ -140,6 +142,5 @@ def main(args: argparse.Namespace) -> None:
         what["adapter"] = args.adapter.name
     record = {"schema_version": 1, **what, "k": args.k, "seed": args.seed, **measured}
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, dumps(record) + "\n")
     print(summary(record))

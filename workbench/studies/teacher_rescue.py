@@ -39,7 +39,7 @@ from workbench.model.batch import rescore
 from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.options import add_flags
-from workbench.records import dumps, write_atomic
+from workbench.records import dumps, refuse_unwritable, write_atomic
 from workbench.rollouts.prefixes import Prefix, continue_from
 from workbench.rollouts.sampling import sample_groups
 from workbench.spans import Spans
@@ -222,6 +222,7 @@ ASKED = ("model", "teacher", "task", "problems", "samples", "seed")
 
 
 def main(args: argparse.Namespace) -> None:
+    refuse_unwritable(args.out)
     task = load_task(args.task)
     student = load_policy(args.model, adapter=args.adapter)
     teacher = load_policy(args.teacher)
@@ -229,7 +230,6 @@ def main(args: argparse.Namespace) -> None:
     problems = task.problems("test", args.problems, args.seed)
     groups = sample_groups(student, task, problems, 1, where)
     paths = teacher_prefix_completion(teacher, task, groups, samples=args.samples, seed=where)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     asked = {name: getattr(args, name) for name in ASKED}
     if args.adapter:
         asked["adapter"] = str(args.adapter)
