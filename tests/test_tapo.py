@@ -594,7 +594,7 @@ def test_copied_and_overlap_by_hand(tiny_policy, script):
     n = len(tiny_policy.completion_ids("17+5=22\n22-9=12\n")) - 1
     assert copied(made.rollout, g) == n
     joined = extend(g, [made])
-    assert joined.rollouts[-1].source == made.pair.name
+    assert joined.rollouts[-1] is made.rollout and made.rollout.source == made.pair.name
     assert joined.rollouts[made.pair.name].text == made.pair.wrong.text
     found = reconstructions.measure([joined], 2, 4)
     assert found["copied"] == n and found["copied_share"] == pytest.approx(

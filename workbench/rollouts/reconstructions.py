@@ -227,7 +227,8 @@ def _read(
         return drop(analysis, dropped="long")
     unscored = (float("nan"),) * len(ids)
     verdict = task.grade(pair.problem, policy.opening(prompt) + text)
-    return drop(analysis, Rollout(prompt, ids, unscored, text, verdict, origin="correction"))
+    y_ref = Rollout(prompt, ids, unscored, text, verdict, origin="correction", source=pair.name)
+    return drop(analysis, y_ref)
 
 
 def _splice(
@@ -257,11 +258,7 @@ def _head(task: Task, draft: Construction) -> str:
 
 def extend(group: Group, constructions: Sequence[Construction], wrong_too: bool = True) -> Group:
     """The group with its reconstructions, and notes of what was written and dropped."""
-    usable = [
-        replace(each.rollout, source=each.pair.name)
-        for each in constructions
-        if each.rollout is not None
-    ]
+    usable = [each.rollout for each in constructions if each.rollout is not None]
     reconstructions = [r for r in usable if wrong_too or r.verdict.correct]
     written = sum(each.written for each in constructions)
     notes = dict.fromkeys((f"dropped_{reason}" for reason in REASONS), 0)
