@@ -265,7 +265,7 @@ def test_a_file_alone_is_a_spelling_of_plain_mathematics(tmp_path):
     "name, message",
     [
         ("{}:max_new=0", "the task math takes max_new from 1"),
-        ("{}:max_new=", "the task math: max_new= is not a int"),
+        ("{}:max_new=", "the task math: max_new= is not a whole number"),
         ("{}:min_new=4", "the task math has no option 'min_new'"),
         ("{}x", "there is no task"),
         ("math:{},plain=true,question=task", "takes plain=true with a file whose columns are"),

@@ -37,7 +37,7 @@ def test_turned_by_hand():
     assert [p.id for p in task.problems("train", 9, 3)] == [
         p.id for p in Arithmetic().problems("train", 9, 3)
     ]
-    with pytest.raises(WorkbenchError, match="style=back"):
+    with pytest.raises(WorkbenchError, match="style=plain.turned, not back"):
         load_task("arithmetic:style=back")
 
 

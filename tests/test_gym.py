@@ -43,7 +43,7 @@ def test_dials_become_options_of_the_data_set(easy):
         ("gym", "no data set ''; there are 1"),
         ("gym:chain_sums", "no data set 'chain_sums'; did you mean chain_sum or"),
         ("gym:chain_sum,terms=2", "has no option 'terms'; it has min_terms"),
-        ("gym:chain_sum,min_terms=x", "min_terms=x is not a int"),
+        ("gym:chain_sum,min_terms=x", "min_terms=x is not a whole number"),
         ("gym:chain_sum,min_terms=9,max_terms=2", "max_terms must be >= min_terms"),
         (
             "gym:chain_sum,seed=1",

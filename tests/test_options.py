@@ -43,10 +43,10 @@ def test_a_value_is_read_as_the_type_of_its_default():
     [
         ("colour=1", "toy has no option 'colour'; it has size, weight, cap, soft, shape, rank"),
         ("size", "toy has no option 'size'"),
-        ("size=1.5", "toy: size=1.5 is not a int"),
+        ("size=1.5", "toy: size=1.5 is not a whole number"),
         ("weight=inf", "toy: weight=inf is not a finite number"),
         ("weight=heavy", "toy: weight=heavy is not a finite number"),
-        ("soft=yes", "toy: soft=yes is not a bool"),
+        ("soft=yes", "toy: soft=yes is not true or false"),
         ("shape=oval", r"^Toy takes shape=round\|square, not oval$"),
     ],
 )

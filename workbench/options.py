@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from workbench.core import WorkbenchError, refuse_if
 
+# what a value of an option is called
+WORDS = {bool: "true or false", int: "a whole number", float: "a finite number"}
+
 
 def with_options(kind: type, options: Sequence[str], of: str) -> Any:
     """Make a frozen dataclass from ``key=value`` strings.
@@ -28,9 +31,8 @@ def with_options(kind: type, options: Sequence[str], of: str) -> Any:
         try:
             values[key] = _parse(text, defaults[key])
         except (ValueError, KeyError) as error:
-            number = isinstance(defaults[key], float)
-            expected = "finite number" if number else type(defaults[key]).__name__
-            raise WorkbenchError(f"{of}: {key}={text} is not a {expected}") from error
+            expected = WORDS[type(defaults[key])]
+            raise WorkbenchError(f"{of}: {key}={text} is not {expected}") from error
     return kind(**values)
 
 

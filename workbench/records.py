@@ -48,13 +48,17 @@ CHECKSUMS = "checksums.json"
 
 
 def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
-    """All of the file or none of it, also when the process or the disk gives up half-way."""
+    """All of the file or none of it, also when the process or the disk gives up half-way.
+
+    Its folder is made.
+    """
     refuse_if(
         path.exists() and not path.is_file(), f"could not write {path}: it is no ordinary file"
     )
     # always the same name, so that a killed process leaves one at most
     partial = path.with_name(f".{path.name}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data.encode() if isinstance(data, str) else data)
         _sync(partial)
         os.replace(partial, path)
@@ -67,17 +71,16 @@ def write_atomic(path: Path, data: str | bytes | memoryview) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Before the work whose result ``path`` will hold: its folder is made.
+    """Before the work whose result ``path`` will hold. Nothing is made yet.
 
-    Raises WorkbenchError where it cannot be, or the file cannot be written.
+    Raises WorkbenchError where the file cannot be written.
     """
     ordinary = path.is_file() or not path.exists()
     refuse_if(not ordinary, f"could not write {path}: it is no ordinary file")
-    with refuse_on(OSError, f"could not write {path}", why=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
     refuse_if(
-        not os.access(path.parent, os.W_OK),
-        f"could not write {path}: nothing may be written into its folder",
+        not (above.is_dir() and os.access(above, os.W_OK)),
+        f"could not write {path}: nothing can be written into {above}",
     )
 
 
