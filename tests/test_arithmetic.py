@@ -307,7 +307,7 @@ def test_bad_dials_and_names_are_refused():
     )
     for name, message in (
         ("arithmetic:steps=0", "steps 1..12"),
-        ("arithmetic:steps=x", "not a int"),
+        ("arithmetic:steps=x", "not a whole number"),
         ("arithmetic:colour=red", "no option"),
         ("algebra", "no task 'algebra'; there are arithmetic"),
         ("file", "no task"),
