@@ -244,5 +244,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
         return
     models = ["--model", "3m", "--teacher", "3m"] if command == "rescue" else []
     assert main([command, *models, "--out", str(out)]) == 2
-    assert capsys.readouterr().err.startswith("workbench: could not write ")
+    assert main(["rollouts", "no.jsonl", "--model", "3m", "--html", str(out)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert [line[:27] for line in said] == ["workbench: could not write "] * 2
     assert (tmp_path / "file").read_text() == "mine"

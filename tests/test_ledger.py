@@ -109,6 +109,7 @@ def test_dsr_and_err_count_only_boundary_problems_of_all_arms(tmp_path):
     assert found.loc["a", "err"].value == 1 / 2 and found.loc["a", "spoils"].value == 1.0
     assert found.loc["b", "dsr"].value == 1.0 and found.loc["b", "err"].n == 0
     assert "recovery" not in found
+    assert ledger.reflection_rates(["absent"], root=tmp_path).empty
     alone = ledger.reflection_rates(["a"], root=tmp_path)  # easy: 4 of 4 samples, other: 1
     assert alone.loc["a", "dsr"].value == 2 / 3
 

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     from workbench.corrections.export import export_groups
     from workbench.model.loading import load_policy
+    from workbench.records import refuse_unwritable
     from workbench.rollouts.external import load_rollouts
     from workbench.tasks import load_task
 
@@ -46,6 +47,8 @@ def main(args: argparse.Namespace) -> None:
         (args.to is None) != (args.out is None),
         "--to and --out go together: the form, and the file to write",
     )
+    for path in filter(None, (args.html, args.out)):
+        refuse_unwritable(path)
     task = load_task(args.task) if args.task else None
     policy = load_policy(args.model, frozen=True)
     groups = load_rollouts(args.file, policy, task)

@@ -156,7 +156,8 @@ def _right(policy: Policy, group: Group, source: int, reference: int | None) -> 
         "sample more rollouts",
     )
     lines = [Spans(rollout, policy.decode).lines for rollout in group.rollouts]
-    return group.rollouts[max(right, key=lambda i: shared_steps(lines[source], lines[i]))]
+    nearest = max(right, key=lambda i: shared_steps(lines[source], lines[i]))
+    return group.rollouts[nearest]
 
 
 def reconstruct(

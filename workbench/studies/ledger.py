@@ -234,7 +234,7 @@ def differences(
     """
     records = of_arm(a, model, root), of_arm(b, model, root)
     by_seed = []
-    for seed in filter(records[1].get, records[0]):
+    for seed in sorted(records[0].keys() & records[1].keys()):
         of_a, of_b = (measured(arm[seed], measure) for arm in records)
         if of_a and of_b and (seeds is None or seed in seeds):
             refuse_if(
@@ -265,7 +265,10 @@ def reflection_rates(arms: Sequence[str], root: Path = RECORDS) -> pd.DataFrame:
     by_arm = {arm: of_arm(arm, root=root) for arm in arms}
     by_arm = {arm: records for arm, records in by_arm.items() if records}
     table, recovered = defaultdict(list), defaultdict(list)
-    for seed in set.intersection(*map(set, by_arm.values())):
+    some = next(iter(by_arm.values()), {})
+    for seed in some:
+        if not all(seed in records for records in by_arm.values()):
+            continue
         kept = _boundary([records[seed] for records in by_arm.values()])
         for arm, records in by_arm.items():
             table[arm] += _counts(records[seed], kept)

@@ -52,9 +52,8 @@ class LiveRun:
         self.steps = plan.steps
         self._show("<p>The first step …</p>")
         if self._area is not None:
-            with suppress(
-                ImportError
-            ):  # without anywidget: a notebook has a stop button of its own
+            # without anywidget there is none: a notebook has a stop button of its own
+            with suppress(ImportError):
                 from IPython.display import display
 
                 self._button = display(_button_class()(), display_id=True)

@@ -309,15 +309,17 @@ class Program:
         self._channel.sendall(json.dumps(message).encode() + b"\n")
 
     def _receive(self, deadline: float) -> dict:
-        while b"\n" not in self._rest:
+        parts = [self._rest]  # joined once: a reply may come in many small ones
+        size = len(self._rest)
+        while b"\n" not in parts[-1]:
             self._channel.settimeout(max(deadline - time.monotonic(), 1e-3))
-            data = self._channel.recv(1 << 20)
-            if not data:
+            parts.append(self._channel.recv(1 << 20))
+            size += len(parts[-1])
+            if not parts[-1]:
                 raise EOFError
-            self._rest += data
-            if len(self._rest) > REPLY + (1 << 20):
+            if size > REPLY + (1 << 20):
                 raise ValueError("the reply is too long")
-        line, _, self._rest = self._rest.partition(b"\n")
+        line, _, self._rest = b"".join(parts).partition(b"\n")
         if oversized(line):
             raise ValueError("the reply is too large")
         return json.loads(line)
