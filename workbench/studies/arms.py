@@ -15,6 +15,7 @@ TASK = "arithmetic:largest=26"  # measured before the plan: data/study/dial.json
 HARDER = "arithmetic:largest=34"
 TURNED = f"{TASK},style=turned"  # expert solutions in a style that the organism does not write
 TEACHER = "data/organism/teacher"
+ABLE = "data/organism/teacher-26"  # the same, at home with TASK's numbers
 # what the organism could do before, and may forget
 READING = "arithmetic:largest=99,shown=solution"
 
@@ -64,6 +65,7 @@ _GRPO = _arm("grpo")
 _SDPO = _arm("sdpo")
 PAPER = ("scale=none", "eps_hi=0.28")  # SDPO's baseline
 _TAUGHT = {"teacher": TEACHER, "many": True}
+_ABLY_TAUGHT = {"teacher": ABLE, "many": True}
 _PROGRAMS = {"task": "programs", "model": "programmer", "seeds": 5}
 # The most lessons with which first-pass accuracy stays at 80 % of the base's (data/LOG.md).
 COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "prompts=16", "lr=1e-5"))
@@ -79,7 +81,11 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
         _SDPO,
     ),
     "1b": (_arm("trapo"),),
-    "1c": (_arm("scope", **_TAUGHT), _arm("opd-1", "opd", "k=1", WIDE, **_TAUGHT)),
+    "1c": (
+        _arm("scope", **_TAUGHT),
+        _arm("opd-1", "opd", "k=1", WIDE, **_TAUGHT),
+        Arm("base", model="teacher", many=True),
+    ),
     "1d": (
         Arm("grpo-cold", (COLD_START, Stage("grpo"))),
         Arm("tapo-cold", (COLD_START, Stage("tapo"))),
@@ -115,6 +121,11 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
         _arm("sdpo-frozen", "sdpo", "teacher=frozen"),
         _arm("trapo-none", "trapo", "prefix=none"),
         _arm("trapo-luffy", "trapo", "prefix=luffy"),
+    ),
+    "11": (
+        Arm("base", model="teacher-26", many=True),
+        _arm("scope-strong", "scope", **_ABLY_TAUGHT),
+        _arm("opd-1-strong", "opd", "k=1", WIDE, **_ABLY_TAUGHT),
     ),
 }
 GRID = tuple(arm for arms in BLOCKS.values() for arm in arms)
