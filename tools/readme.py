@@ -7,43 +7,31 @@ compares the block with what this writes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from math import isnan
+
+import pandas as pd
 
 from data.words import run as runs_in_words
 from data.words import table as words
-from workbench.paths import FIRST_STUDY, ROOT
+from workbench.paths import ROOT
 from workbench.studies import claims, ledger
 from workbench.studies.arms import GRID, TASK
 from workbench.studies.cell import FULL
 
+TEACHERS = ("teacher", "teacher-26")  # of SCOPE and OPD
 BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
-# Until the second study has its arms: what the first one left.
-FIRST_ARMS = (
-    *("base", "grpo", "grpo-tokens", "sdpo", "tapo", "trapo", "scope", "opd", "opd-1", "kd"),
-    *("luffy", "sft", "sft-then-rl", "srpo"),
-)
-FIRST = """\
-| the first study | seeds | avg@32 (worst to best seed) | pass@32 | answer, tokens \
-| written in training, thousands of tokens |
-|---|---|---|---|---|---|
-{rows}
-
-40 updates of 16 problems, 8 rollouts each, on the organism, numbers up to 20, each method at its \
-own rate (grpo-tokens: 9 rollouts, about as many tokens as TAPO; opd-1: 1; kd: the teacher's; sft: \
-128 expert solutions, sft-then-rl: those in the first third; trapo, luffy and sft: solutions in a \
-style that the organism does not write; srpo: SDPO on wrong attempts, GRPO on right ones); 100 \
-held-out problems a seed, 32 samples, temperature 1; records in \
-[data/archive](data/archive/first_study). Most methods end too near each other and to the top to \
-be told apart: so there is a second study, on a harder dial."""
 LEARNING = """\
-| the second study | seeds | avg@{final.samples} (worst to best seed) | reads a shown solution \
+| sums, a model of 3M parameters | seeds | avg@{final.samples} (worst to best seed) \
+| reads a shown solution \
 | pass@{final.many_samples} | answer, tokens | written in training, thousands of tokens |
 |---|---|---|---|---|---|---|
 {rows}
 
-{count} of {planned} runs are there. {steps} updates of {prompts} problems x 8 rollouts at one \
-learning rate, numbers up to 26; \
-{final.problems} held-out problems a seed, temperature 1. By \
+{count} of {planned} runs are there. {steps} updates of {prompts} problems x 8 rollouts (opd-1: 64 \
+x 1; sft: 64 solutions) at one learning rate, numbers up to 26; expert solutions in its own \
+style; cold: after TAPO's cold start; scope and opd-1 listen to a teacher made for numbers up to \
+20, strong to one that knows 26. {final.problems} held-out problems a seed, temperature 1. By \
 [a plan that is older than the runs](data/study/PLAN.md), which says what the arms are; made by \
 `workbench study`. {decided} Each with interval, verdict and power: \
 [15_compare](notebooks/15_compare.ipynb), [data/study/ledger.md](data/study/ledger.md)."""
@@ -67,26 +55,16 @@ below 1 is faster or smaller. The floor: the matrix products of the weights alon
 a large product. `make bench`; records in [benchmarks/results](benchmarks/results)."""
 
 
-def first() -> str:
-    columns = ("avg", "pass@32", "length", "tokens")
-    rows = []
-    for name, row in ledger.summary(FIRST_ARMS, columns, root=FIRST_STUDY).iterrows():
-        rows.append(
-            f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} "
-            f"({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row['pass@32']:.3f} "
-            f"| {row.length:.1f} | {row.tokens / 1000:.0f} |"
-        )
-    return FIRST.format(rows="\n".join(rows))
-
-
 def learning() -> str:
     """Every arm on the 3m and the study's dial: held-out accuracy after its updates."""
     arms = [arm.name for arm in GRID if (arm.model, arm.task) == ("3m", TASK)]
-    columns = ("avg", "reading", "pass@32", "length", "tokens")
+    tables = [_of_arms(arms, "3m").rename({"base": "before"})]
+    for teacher in TEACHERS:
+        tables.append(_of_arms(["base"], teacher).rename({"base": f"({teacher}, unaided)"}))
     rows = []
-    for name, row in ledger.summary(arms, columns).iterrows():
+    for name, row in pd.concat(tables).iterrows():
         rows.append(
-            f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} "
+            f"| {name} | {row.seeds:.0f} | {row.avg:.3f} "
             f"({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row.reading:.3f} "
             f"| {'' if isnan(row['pass@32']) else format(row['pass@32'], '.3f')} "
             f"| {row.length:.1f} | {row.tokens / 1000:.0f} |"
@@ -98,6 +76,10 @@ def learning() -> str:
         decided=claims.decided(claims.verdicts()),
         **vars(FULL),
     )
+
+
+def _of_arms(arms: Sequence[str], model: str) -> pd.DataFrame:
+    return ledger.summary(arms, ("avg", "reading", "pass@32", "length", "tokens"), model)
 
 
 def in_words() -> str:
@@ -142,7 +124,7 @@ def speed_row(result: dict) -> str:
 
 
 def block() -> str:
-    return "\n\n".join([BEGIN, first(), learning(), in_words(), speed(), END])
+    return "\n\n".join([BEGIN, learning(), in_words(), speed(), END])
 
 
 def main() -> None:

@@ -116,6 +116,10 @@ ARMS = (
     "sft",
     "base",
     "sft-then-rl",
+    "grpo-paper",
+    "opd-1",
+    "tapo-cold",
+    "grpo-cold",
 )
 
 
