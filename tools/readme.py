@@ -29,8 +29,8 @@ LEARNING = """\
 {rows}
 
 {count} of {planned} runs are there. {steps} updates of {prompts} problems x 8 rollouts (opd-1: 64 \
-x 1; sft: 64 solutions) at one learning rate, numbers up to 26; expert solutions in its own \
-style; cold: after TAPO's cold start; scope and opd-1 listen to a teacher made for numbers up to \
+x 1; sft: 64 solutions) at one learning rate, numbers up to 26; solutions in the style it has \
+already; cold: after TAPO's cold start; scope and opd-1 listen to a teacher made for numbers up to \
 20, strong to one that knows 26. {final.problems} held-out problems a seed, temperature 1. By \
 [a plan that is older than the runs](data/study/PLAN.md), which says what the arms are; made by \
 `workbench study`. {decided} Each with interval, verdict and power: \
