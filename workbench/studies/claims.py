@@ -117,11 +117,14 @@ def _above(claim: Claim, seeds: Sequence[int], root: Path, _: Runs) -> Effect:
 COMPARISONS = {"better": _better, "rate": _rate, "sooner": _sooner, "above": _above}
 
 
-def _at_equal_tokens(claim: Claim, seeds: Sequence[int], runs: Runs) -> Effect:
+def _at_equal_tokens(claim: Claim, seeds: Sequence[int], runs: Runs) -> Effect | None:
+    """None where one of them writes nothing (SFT): then there is no amount to compare at."""
     by_seed = []
     for seed in seeds:
         a, b = runs[claim.a, seed], runs[claim.b, seed]
         budget = min(a.tokens.max(), b.tokens.max())
+        if not budget:
+            return None
         accuracies = [np.interp(budget, run.tokens, run.avg) for run in (a, b)]
         by_seed.append(-np.diff(accuracies))
     return paired(by_seed)
