@@ -52,6 +52,7 @@ lab: $(STAMP) ## JupyterLab on the notebooks
 
 organism: $(STAMP) ## train the small models in data/organism again
 	$(BIN)/python -m data.organism.build.arithmetic
+	$(BIN)/python -m data.organism.build.teacher_26
 	$(BIN)/python -m data.organism.build.programs
 
 bench: $(STAMP) ## step time, parts and memory against TRL, side by side

@@ -11,7 +11,7 @@ again; TRL's own environment is that of vs_trl.py.
 The target is reached when the lower end of avg@8's 95 % interval over 400 problems of the test
 split is at least .85. The driver asks after every second step, from saved weights, with one sampler
 for all: neither that nor loading is on the clock. Below .8 of 100 validation problems x 4 it does
-not ask: that is some four standard errors under what the target needs, and most of the waiting. An
+not ask: that is some three standard errors under what the target needs, and most of the waiting. An
 entry is one seed's time; the other seed must reach the target too, or it is void. Every step is 16
 problems x 8 rollouts of the standard dial at the study's learning rate of the method (TRL: that of
 grpo); TRL in its fastest setting on a CPU.

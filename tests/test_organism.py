@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from data.organism.build import arithmetic as organism
-from data.organism.build import skills
+from data.organism.build import skills, teacher_26
 from data.organism.build.arithmetic import (
     REFLECT,
     REQUIRED,
@@ -44,13 +45,16 @@ from data.organism.build.common import (
     rows_by_width,
     tokenizer,
 )
+from workbench.evaluation.metrics import evaluate
+from workbench.model.loading import load_policy
 from workbench.paths import ORGANISM
-from workbench.tasks import prompts
+from workbench.studies import arms
+from workbench.tasks import load_task, prompts
 from workbench.tasks.arithmetic import WAIT, Arithmetic, check, draw, parse, solve, split_of
 
 TASK = Arithmetic()
 TABLE = json.loads((ORGANISM / "table.json").read_text())
-FOLDERS = [ORGANISM / name for name in (*SIZES, TEACHER, "programmer", "programmer-teacher")]
+FOLDERS = [ORGANISM / name for name in (*SIZES, *arms.TEACHERS, "programmer", "programmer-teacher")]
 DRAWS = {
     "plain": plain,
     "mixture": partial(mixture, slips=0.0),
@@ -456,3 +460,26 @@ def test_the_committed_3m_measured_on_other_problems_is_as_often_right():
     assert measure(ORGANISM / "3m", problems=100, seed=1)["plain"][0] == pytest.approx(
         TABLE["models"]["3m"]["plain"][0], abs=0.08
     )
+
+
+# ---- the teacher that knows larger numbers
+
+
+def test_it_is_right_where_the_other_teacher_is_not():
+    task = load_task(arms.TASK)
+    problems = task.problems("validation", 60, 1)
+    other, strong = (
+        evaluate(load_policy(ORGANISM / name), task, problems, 4, 0).avg for name in arms.TEACHERS
+    )
+    assert other < 0.7 and strong > 0.75
+
+
+def test_its_build_leaves_the_teacher_with_other_weights(tmp_path, monkeypatch):
+    small = replace(teacher_26.PLAN, steps=12, prompts=2, eval_every=0)
+    monkeypatch.setattr(teacher_26, "PLAN", small)
+    teacher_26.main(tmp_path / "taught")
+    before, after = weights(ORGANISM / "teacher"), weights(tmp_path / "taught")
+    assert before.keys() == after.keys()
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert load_policy(tmp_path / "taught").tokenizer.get_vocab()

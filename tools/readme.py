@@ -7,7 +7,6 @@ compares the block with what this writes.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from math import isnan
 
 import pandas as pd
@@ -19,7 +18,6 @@ from workbench.studies import claims, ledger
 from workbench.studies.arms import GRID, TASK
 from workbench.studies.cell import FULL
 
-TEACHERS = ("teacher", "teacher-26")  # of SCOPE and OPD
 BEGIN, END = "<!-- numbers: tools/readme.py -->", "<!-- end of numbers -->"
 LEARNING = """\
 | sums, a model of 3M parameters | seeds | avg@{final.samples} (worst to best seed) \
@@ -29,8 +27,8 @@ LEARNING = """\
 {rows}
 
 {count} of {planned} runs are there. {steps} updates of {prompts} problems x 8 rollouts (opd-1: 64 \
-x 1; sft: 64 solutions) at one learning rate, numbers up to 26; solutions in the style it has \
-already; cold: after TAPO's cold start; scope and opd-1 listen to a teacher made for numbers up to \
+x 1; sft: 64 solutions) at one learning rate, numbers up to 26; experts in the organism's own \
+style; cold: after TAPO's cold start; scope and opd-1 listen to a teacher made for numbers up to \
 20, strong to one that knows 26. {final.problems} held-out problems a seed, temperature 1. By \
 [a plan that is older than the runs](data/study/PLAN.md), which says what the arms are; made by \
 `workbench study`. {decided} Each with interval, verdict and power: \
@@ -58,11 +56,11 @@ a large product. `make bench`; records in [benchmarks/results](benchmarks/result
 def learning() -> str:
     """Every arm on the 3m and the study's dial: held-out accuracy after its updates."""
     arms = [arm.name for arm in GRID if (arm.model, arm.task) == ("3m", TASK)]
-    tables = [_of_arms(arms, "3m").rename({"base": "before"})]
-    for teacher in TEACHERS:
-        tables.append(_of_arms(["base"], teacher).rename({"base": f"({teacher}, unaided)"}))
+    columns = ("avg", "reading", "pass@32", "length", "tokens")
+    table = ledger.summary(arms, columns).rename({"base": "before"})
+    teachers = ledger.teachers(columns).rename("({}, unaided)".format)
     rows = []
-    for name, row in pd.concat(tables).iterrows():
+    for name, row in pd.concat([table, teachers]).iterrows():
         rows.append(
             f"| {name} | {row.seeds:.0f} | {row.avg:.3f} "
             f"({row['worst seed']:.3f} to {row['best seed']:.3f}) | {row.reading:.3f} "
@@ -76,10 +74,6 @@ def learning() -> str:
         decided=claims.decided(claims.verdicts()),
         **vars(FULL),
     )
-
-
-def _of_arms(arms: Sequence[str], model: str) -> pd.DataFrame:
-    return ledger.summary(arms, ("avg", "reading", "pass@32", "length", "tokens"), model)
 
 
 def in_words() -> str:

@@ -15,7 +15,8 @@ TASK = "arithmetic:largest=26"  # measured before the plan: data/study/dial.json
 HARDER = "arithmetic:largest=34"
 TURNED = f"{TASK},style=turned"  # expert solutions in a style that the organism does not write
 TEACHER = "data/organism/teacher"
-ABLE = "data/organism/teacher-26"  # the same, at home with TASK's numbers
+STRONG_TEACHER = "data/organism/teacher-26"  # the same, trained on TASK, too
+TEACHERS = ("teacher", "teacher-26")  # their names as models, measured unaided
 # what the organism could do before, and may forget
 READING = "arithmetic:largest=99,shown=solution"
 
@@ -65,7 +66,7 @@ _GRPO = _arm("grpo")
 _SDPO = _arm("sdpo")
 PAPER = ("scale=none", "eps_hi=0.28")  # SDPO's baseline
 _TAUGHT = {"teacher": TEACHER, "many": True}
-_ABLY_TAUGHT = {"teacher": ABLE, "many": True}
+_STRONGLY_TAUGHT = {"teacher": STRONG_TEACHER, "many": True}
 _PROGRAMS = {"task": "programs", "model": "programmer", "seeds": 5}
 # The most lessons with which first-pass accuracy stays at 80 % of the base's (data/LOG.md).
 COLD_START = Stage("coldstart", ("problems=200", "epochs=1", "prompts=16", "lr=1e-5"))
@@ -124,8 +125,8 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
     ),
     "11": (
         Arm("base", model="teacher-26", many=True),
-        _arm("scope-strong", "scope", **_ABLY_TAUGHT),
-        _arm("opd-1-strong", "opd", "k=1", WIDE, **_ABLY_TAUGHT),
+        _arm("scope-strong", "scope", **_STRONGLY_TAUGHT),
+        _arm("opd-1-strong", "opd", "k=1", WIDE, **_STRONGLY_TAUGHT),
     ),
 }
 GRID = tuple(arm for arms in BLOCKS.values() for arm in arms)

@@ -31,6 +31,7 @@ from workbench.evaluation.metrics import pass_at_k
 from workbench.evaluation.reflection import COUNTS, RATES, rates
 from workbench.evaluation.statistics import Effect, paired
 from workbench.paths import RECORDS
+from workbench.studies.arms import TEACHERS
 from workbench.viz.curves import evaluations
 
 
@@ -147,6 +148,12 @@ def summary(
                 "best seed": of_arm.avg.max(),
             }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def teachers(columns: Sequence[str], root: Path = RECORDS) -> pd.DataFrame:
+    """``summary`` of the models that SCOPE and OPD listen to, unaided: a row each."""
+    rows = [summary(["base"], columns, name, root).rename({"base": name}) for name in TEACHERS]
+    return pd.concat(rows)
 
 
 CURVE = ["arm", "seed", "updates", "tokens", "avg"]

@@ -2,9 +2,9 @@
 
     python -m data.organism.build.teacher_26        some five minutes of one core
 
-The teacher in data/organism learned with numbers up to 20, and with numbers up to 26 it is right
-about every second time. This one has read 100 x 64 solutions of such problems more, of the training
-split. It is measured with the study: `workbench study --only base`.
+The teacher that arithmetic.py makes learns with numbers up to 20, and with numbers up to 26 it is
+right about every second time. This one has read 100 x 64 solutions of such problems more, of the
+training split. It is measured with the study: `workbench study --only base`.
 """
 
 from __future__ import annotations
