@@ -10,7 +10,8 @@ written whole or not at all. Several processes share the queue, each a run of it
 
 The warm start and the teacher are the base with an adapter merged into it, so that all runs train a
 fresh adapter on a plain model. A record is data/words/runs/NAME: the configuration, the metrics of
-every update, some groups, and what was measured on held-out problems. Not the weights.
+every update, some groups, what was measured on held-out problems, and the attempts at the first few
+of these (examples.jsonl). Not the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from workbench.model.loading import load_policy
 from workbench.model.policy import Policy
 from workbench.options import split_options, with_options
 from workbench.paths import DATA, ROOT
-from workbench.records import dumps, write_atomic
+from workbench.records import dumps, group_to_dict, write_atomic
 from workbench.rollouts.sampling import sample_groups
 from workbench.studies.arms import Arm, Stage
 from workbench.studies.cell import kind_of
@@ -96,7 +97,7 @@ class Scale(NamedTuple):
     samples: int = 2
     held: int = 100
     held_samples: int = 2
-    examples: int = 6  # problems whose texts are kept
+    examples: int = 6  # problems whose attempts are kept
 
 
 FULL = Scale()
@@ -140,9 +141,9 @@ def run(arm: Arm, seed: int, rate: float, records: Path = RECORDS, scale: Scale 
                 save(policy.model.merge_and_unload(), policy, model)
         folders.append(WORK / f"{name}-stage{number}")
         policy = train(arm, stage, seed, rate, model, folders[-1])
-    evaluation = measure(policy, seed, scale)
+    evaluation, examples = measure(policy, seed, scale)
     evaluation |= {"arm": asdict(arm), "seconds": time.perf_counter() - began}
-    return leave(evaluation, folders, records / name)
+    return leave(evaluation, examples, folders, records / name)
 
 
 def train(arm: Arm, stage: Stage, seed: int, rate: float, model: Path, out: Path) -> Policy:
@@ -178,8 +179,10 @@ def settings(stage: Stage, seed: int, rate: float, steps: int) -> tuple:
     )
 
 
-def measure(policy: Policy, seed: int, scale: Scale) -> dict:
-    """On the same held-out problems for every run; the samples are the seed's own."""
+def measure(policy: Policy, seed: int, scale: Scale) -> tuple[dict, list[Group]]:
+    """On the same held-out problems for every run; the samples are the seed's own. And the first
+    few groups.
+    """
     task, held = load_task("words"), load_task("words:stories=held")
     groups = sample_groups(
         policy, task, task.problems("test", scale.problems, 0), scale.samples, (seed, "words")
@@ -187,13 +190,13 @@ def measure(policy: Policy, seed: int, scale: Scale) -> dict:
     others = sample_groups(
         policy, held, held.problems("test", scale.held, 0), scale.held_samples, (seed, "held")
     )
-    return {
+    evaluation = {
         "seed": seed,
         "test": asdict(Evaluation.of(groups)),
         "answers": _answered(groups),
         "held": asdict(Evaluation.of(others)),
-        "examples": [_example(group) for group in groups[: scale.examples]],
     }
+    return evaluation, groups[: scale.examples]
 
 
 def _answered(groups: Sequence[Group]) -> float:
@@ -202,13 +205,10 @@ def _answered(groups: Sequence[Group]) -> float:
     return sum(rollout.verdict.parts["answer"] for rollout in rollouts) / len(rollouts)
 
 
-def _example(group: Group) -> dict:
-    texts = [[rollout.text, rollout.verdict.correct] for rollout in group.rollouts]
-    return {"problem": group.problem.id, "rollouts": texts}
-
-
-def leave(evaluation: dict, folders: Sequence[Path], record: Path) -> Path:
-    """The last stage's files, the metrics of all stages in turn, the evaluation."""
+def leave(
+    evaluation: dict, examples: Sequence[Group], folders: Sequence[Path], record: Path
+) -> Path:
+    """The last stage's files, the metrics of all stages in turn, the evaluation, the examples."""
     fresh = record.with_name(f".{record.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -218,6 +218,8 @@ def leave(evaluation: dict, folders: Sequence[Path], record: Path) -> Path:
         lines = [line for folder in folders for line in _lines(folder)]
         rows = [dumps({**line, "step": step}) + "\n" for step, line in enumerate(lines)]
         write_atomic(fresh / "metrics.jsonl", "".join(rows))
+    groups = "".join(dumps(group_to_dict(group)) + "\n" for group in examples)
+    write_atomic(fresh / "examples.jsonl", groups)
     write_atomic(fresh / "evaluation.json", dumps(evaluation) + "\n")
     shutil.rmtree(record, ignore_errors=True)
     os.replace(fresh, record)
