@@ -117,3 +117,7 @@ def test_the_table_pairs_each_problem_with_itself_before(tmp_path):
 def test_the_committed_records_are_of_one_set_of_problems():
     lengths = {len(e["test"]["per_problem"]) for arm in words.read().values() for e in arm}
     assert lengths == {200}
+
+
+def test_the_committed_table_is_what_the_records_say():
+    assert words.TABLE.read_text() == words.as_csv(words.table())

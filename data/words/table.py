@@ -1,4 +1,4 @@
-"""What the runs of PLAN.md came to: python -m data.words.table
+"""What the runs of PLAN.md came to: python -m data.words.table, which also writes table.csv.
 
 One row an arm, means over its seeds. ``over before``: how much more of the same 200 problems is
 right than before training, paired by problem, with a 95 % bootstrap interval over the problems. It
@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.words.run import ARMS, RECORDS
+from data.words.run import ARMS, HERE, RECORDS
 from workbench.evaluation.statistics import bootstrap
+from workbench.records import write_atomic
 
+TABLE = HERE / "table.csv"  # for the notebooks
 COLUMNS = (
     *("seeds", "avg", "worst", "best", "over before", "low", "high"),
     *("held", "answers", "length", "seconds"),
@@ -65,5 +67,11 @@ def _per_problem(evaluations: list[dict]) -> np.ndarray:
     return np.mean([evaluation["test"]["per_problem"] for evaluation in evaluations], axis=0)
 
 
+def as_csv(found: pd.DataFrame) -> str:
+    return found.to_csv(float_format="%.4f", index_label="arm")
+
+
 if __name__ == "__main__":
-    print(table().round(3).to_string())
+    found = table()
+    write_atomic(TABLE, as_csv(found))
+    print(found.round(3).to_string())
