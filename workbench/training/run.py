@@ -362,15 +362,17 @@ def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequ
 
 _EVALUATIONS = ("eval_avg", "final_eval_avg")
 WINDOW = 5  # steps
+SURE = 4.0  # standard errors
 
 
 def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     """In words, whether a run seems to collapse; "" if not.
 
     The last evaluation under half of the best (of .05 or more). Means over 5 steps: ``correct``
-    under half of its best (of .1 or more); of a method that learns from itself also ``entropy``
-    under a tenth or ``length`` under a fifth of where it began. (A reward or an expert may rightly
-    lower these.)
+    under half of its best (of .1 or more), by more than steps of few problems differ anyway (SURE
+    standard errors, from the steps' differences to the next); of a method that learns from itself
+    also ``entropy`` under a tenth or ``length`` under a fifth of where it began. (A reward or an
+    expert may rightly lower these.)
     """
     evaluated = _evaluations(history)
     if evaluated and 0.05 <= max(evaluated) > 2 * evaluated[-1]:
@@ -385,8 +387,11 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     for name, floor in floors.items():
         values = [line.get(name, np.nan) for line in history]
         means = np.convolve(values, np.full(WINDOW, 1 / WINDOW), "valid")
-        was = means.max() * (means.max() >= 0.1) if name == "correct" else means[0]
-        if means[-1] < floor * was:
+        was, noise = means[0], 0.0
+        if name == "correct":
+            was = means.max() * (means.max() >= 0.1)
+            noise = np.sqrt(np.square(np.diff(values)).mean() / WINDOW)
+        if means[-1] < floor * was and was - means[-1] > SURE * noise:
             return f"{name} fell from {was:.3g} to {means[-1]:.3g} (means over {WINDOW} steps)"
     return ""
 
