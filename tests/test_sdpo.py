@@ -1166,7 +1166,10 @@ def test_a_policy_that_stays_as_it_is_hardly_ever_seems_to_collapse_on_few_probl
     alarms = [any(collapse(run[:n], GRPO()) for n in range(6, 31)) for run in runs]
     assert sum(alarms) <= 20
     # and one that loses everything within three steps is told of by the fifth
-    lost = [history(correct=[*row[:15], row[15] / 2, *[0.0] * 6]) for row in np.clip(correct + 0.3, 0, 1)]
+    lost = [
+        history(correct=[*row[:15], row[15] / 2, *[0.0] * 6])
+        for row in np.clip(correct + 0.3, 0, 1)
+    ]
     assert sum(bool(collapse(run, GRPO())) for run in lost) > 190
 
 
