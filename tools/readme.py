@@ -79,13 +79,13 @@ def learning() -> str:
 def in_words() -> str:
     """Every method's LoRA run on a small real model."""
     rows = []
-    lines = words.table()
+    lines = words.table().rename({"base": "before", "teacher": "(teacher, unaided)"})
     for name, row in lines.iterrows():
         gain = ""
-        if name != "base":
+        if name != "before":
             gain = f"{row['over before']:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
         rows.append(
-            f"| {'before' if name == 'base' else name} | {row.seeds:.0f} | {row.avg:.3f} "
+            f"| {name} | {row.seeds:.0f} | {row.avg:.3f} "
             f"({row.worst:.3f} to {row.best:.3f}) | {gain} | {row.held:.3f} | {row.length:.1f} |"
         )
     planned = sum(arm.seeds for arm in runs_in_words.ARMS)
