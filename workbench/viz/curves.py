@@ -112,7 +112,7 @@ def _add_evaluations(axes: Axes, runs: Mapping[str, pd.DataFrame]) -> None:
             )
     if axes.containers:
         note += "\ndots: validation, 95 % interval"
-    axes.text(0.98, 0.04, note, transform=axes.transAxes, ha="right", fontsize=8.5, color=INK)
+    axes.set_title(note, loc="right", fontsize=8.5, color=INK)  # inside, it would lie on a line
 
 
 def _name_lines(axes: Axes) -> None:
