@@ -40,7 +40,8 @@ IN_WORDS = """\
 {rows}
 
 {count} of {planned} runs are there. 30 updates of 3 problems x 8 rollouts, LoRA of rank 8, one \
-learning rate; the same 200 held-out problems for all, the intervals over these. By \
+learning rate, tuned on GRPO; the experts of TRAPO, LUFFY and SFT write in another style than the \
+model; the same 200 held-out problems for all, the intervals over these. By \
 [a plan that is older than the runs](data/words/PLAN.md); `python -m data.words.run`."""
 SPEED = """\
 | ours / TRL on the same step | step time | generation | training | peak memory \
