@@ -17,7 +17,6 @@ from pathlib import Path
 import gpu
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from workbench.methods.grpo import GRPO
 from workbench.model import decoder, llama
@@ -26,7 +25,7 @@ from workbench.records import dumps, write_atomic
 from workbench.training.update import update
 
 OUT = Path(__file__).resolve().parent.parent / "data" / "study" / "fast_path.json"
-SHAPES = {  # hidden, inner, layers, heads, heads of keys and values, size of a head, vocabulary
+SHAPES = {  # the six of gpu.SHAPES, and the vocabulary
     "organism": (192, 512, 6, 6, 6, 32, 512),
     "smollm2, 6 layers": (576, 1536, 6, 9, 3, 64, 49_152),
 }
@@ -35,21 +34,8 @@ ROUNDS, PROBLEMS, PROMPT, NEW, RANK = 3, 2, 32, 32, 8
 
 def learner_of(family: str, shape: str) -> Learner:
     """Random weights, checked as every model is when it is loaded."""
-    hidden, inner, layers, heads, kv, head, vocabulary = SHAPES[shape]
-    tok = gpu.tokenizer()
-    config = CONFIG_MAPPING[family](
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv,
-        head_dim=head,
-        max_position_embeddings=1024,
-        bos_token_id=None,
-        eos_token_id=tok.eos_token_id,
-        pad_token_id=tok.pad_token_id,
-    )
+    *sizes, vocabulary = SHAPES[shape]
+    config = gpu.config_of(family, sizes, vocabulary, max_position_embeddings=1024)
     torch.manual_seed(0)
     net = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     policy = gpu.policy_of(net.eval().requires_grad_(False), f"{family}, {shape}")

@@ -27,7 +27,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
@@ -104,26 +104,36 @@ class Coins:
         return problem.messages
 
 
-def configuration(shape: str, rehearse: bool):
+def config_of(family: str, sizes: Sequence[int], vocabulary: int, **more):
+    """``sizes``: the six of SHAPES."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    family, *sizes = SHAPES[shape]
-    hidden, inner, layers, heads, kv, head = list(TINY.values())[:6] if rehearse else sizes
+    hidden, inner, layers, heads, kv, head = sizes
     tok = tokenizer()
     return CONFIG_MAPPING[family](
-        vocab_size=TINY["vocabulary"] if rehearse else VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv,
         head_dim=head,
-        max_position_embeddings=4096,
-        initializer_range=0.2 if rehearse else 0.02,
-        tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tok.eos_token_id,
         pad_token_id=tok.pad_token_id,
+        **more,
+    )
+
+
+def configuration(shape: str, rehearse: bool):
+    family, *sizes = SHAPES[shape]
+    return config_of(
+        family,
+        list(TINY.values())[:6] if rehearse else sizes,
+        TINY["vocabulary"] if rehearse else VOCABULARY,
+        max_position_embeddings=4096,
+        initializer_range=0.2 if rehearse else 0.02,
+        tie_word_embeddings=True,
     )
 
 

@@ -94,3 +94,10 @@ def test_is_committed_with_outputs_and_without_widget_state(notebook):
         ]
     )
     assert not re.search(r"/(work|tmp|root|home|Users)/", shown), "no path of the machine it ran on"
+
+
+def test_a_styled_table_escapes_what_a_model_wrote(notebook):
+    """pandas' Styler, unlike DataFrame.to_html, writes markup as markup."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code" and ".style." in text(cell):
+            assert '.style.format(escape="html")' in text(cell)
