@@ -16,6 +16,7 @@ import torch
 import toys
 
 from workbench.core import Credit, Distil, Group, Problem, Rollout, Scores, Verdict, WorkbenchError
+from workbench.evaluation.statistics import bootstrap
 from workbench.methods import find
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO, teacher_prompt
@@ -1130,6 +1131,15 @@ def history(**values):
     ]
 
 
+def certain(average):
+    return SimpleNamespace(avg=average, low=average, high=average, length=1.0)
+
+
+def evaluations(*averages, error=0.01):
+    rows = np.add.outer([0.0, -error, error], averages)
+    return dict(zip(("eval_avg", "eval_low", "eval_high"), rows.tolist(), strict=True))
+
+
 @pytest.mark.parametrize(
     "values, word",
     [
@@ -1142,11 +1152,12 @@ def history(**values):
         ({"length": [50.0] * 5 + [9.0] * 5}, "length fell"),
         ({"correct": [0.5] * 4}, ""),
         (
-            {"eval_avg": [0.5, 0.4, 0.2]},
+            evaluations(0.5, 0.4, 0.2),
             "right answers to the validation problems fell from 0.5 to 0.2",
         ),
-        ({"eval_avg": [0.5, float("nan"), 0.26]}, ""),
-        ({"eval_avg": [0.04, 0.0]}, ""),
+        (evaluations(0.5, 0.4, 0.2, error=0.2), ""),  # few problems: the intervals overlap
+        (evaluations(0.5, float("nan"), 0.26), ""),
+        (evaluations(0.04, 0.0), ""),
     ],
 )
 def test_collapse_is_told_from_noise(values, word):
@@ -1173,6 +1184,22 @@ def test_a_policy_that_stays_as_it_is_hardly_ever_seems_to_collapse_on_few_probl
     assert sum(bool(collapse(run, GRPO())) for run in lost) > 190
 
 
+@pytest.mark.parametrize("problems, samples", [(8, 4), (12, 2)])
+def test_evaluations_of_the_same_policy_hardly_ever_seem_to_collapse(problems, samples):
+    """Ten looks at few and hard problems: by their means alone, half of such runs fell by half."""
+    rng = np.random.default_rng(0)
+    halved = alarms = 0
+    for _ in range(100):
+        chances = rng.beta(0.1, 0.7, problems)
+        rates = rng.binomial(samples, chances, (10, problems)) / samples
+        lows, highs = np.transpose([bootstrap(each, draws=400) for each in rates])
+        run = history(eval_avg=rates.mean(1), eval_low=lows, eval_high=highs)
+        best = np.maximum.accumulate(rates.mean(1))
+        halved += any((rates.mean(1) < best / 2) & (best >= 0.05))
+        alarms += any(collapse(run[:n], GRPO()) for n in range(1, 11))
+    assert halved >= 40 and alarms <= 10
+
+
 def test_a_reward_may_lower_entropy_and_length():
     fallen = history(entropy=[1.0] * 5 + [0.01] * 5, length=[50.0] * 5 + [5.0] * 5)
     assert collapse(fallen, SDPO()) and not collapse(fallen, GRPO())
@@ -1187,7 +1214,7 @@ def test_a_run_keeps_its_best_policy_and_warns_once_when_it_collapses(tmp_path, 
     scores = iter([0.3, 0.6, 0.6] + [0.2] * 20)
     monkeypatch.setattr(
         "workbench.training.run.evaluate",
-        lambda *_: SimpleNamespace(avg=next(scores), low=0.0, high=1.0, length=1.0),
+        lambda *_: certain(next(scores)),
     )
     learner = Learner(toys.tiny_policy(), OptimConfig(lr=1e-2))
     policies, save = [], learner.save

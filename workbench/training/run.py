@@ -290,7 +290,7 @@ class _Log:
             return
         self.history.append(record.metrics)
         self.warn_of_collapse(record.step)
-        keep = keep if any(name in record.metrics for name in _EVALUATIONS) else 0
+        keep = keep if any(f"{name}_avg" in record.metrics for name in _EVALUATIONS) else 0
         own, *others = self.writers
         own.write(replace(record, groups=record.groups[:keep], credit=record.credit[:keep]))
         for writer in others:
@@ -360,7 +360,7 @@ def _agree(learner: Learner, out: Path, config: dict, start: int, problems: Sequ
 # ---- collapse
 
 
-_EVALUATIONS = ("eval_avg", "final_eval_avg")
+_EVALUATIONS = ("eval", "final_eval")
 WINDOW = 5  # steps
 SURE = 4.0  # standard errors
 
@@ -368,17 +368,17 @@ SURE = 4.0  # standard errors
 def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     """In words, whether a run seems to collapse; "" if not.
 
-    The last evaluation under half of the best (of .05 or more). Means over 5 steps: ``correct``
-    under half of its best (of .1 or more), by more than steps of few problems differ anyway (SURE
-    standard errors, from the steps' differences to the next); of a method that learns from itself
-    also ``entropy`` under a tenth or ``length`` under a fifth of where it began. (A reward or an
-    expert may rightly lower these.)
+    The last evaluation under half of the best (of .05 or more), its interval wholly under one
+    before. Means over 5 steps: ``correct`` under half of its best (of .1 or more), by more than
+    steps of few problems differ anyway (SURE standard errors, from the steps' differences to the
+    next); of a method that learns from itself also ``entropy`` under a tenth or ``length`` under a
+    fifth of where it began. (A reward or an expert may rightly lower these.)
     """
-    evaluated = _evaluations(history)
-    if evaluated and 0.05 <= max(evaluated) > 2 * evaluated[-1]:
+    averages, lows, highs = (_evaluations(history, part) for part in ("avg", "low", "high"))
+    if averages and 0.05 <= max(averages) > 2 * averages[-1] and max(lows) > highs[-1]:
         return (
-            f"right answers to the validation problems fell from {max(evaluated):.3g} to "
-            f"{evaluated[-1]:.3g}"
+            f"right answers to the validation problems fell from {max(averages):.3g} to "
+            f"{averages[-1]:.3g}"
         )
     if len(history) <= WINDOW:
         return ""
@@ -396,9 +396,9 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     return ""
 
 
-def _evaluations(history: Sequence[Mapping[str, float]]) -> list[float]:
-    averages = [line.get(name, np.nan) for line in history for name in _EVALUATIONS]
-    return [average for average in averages if np.isfinite(average)]
+def _evaluations(history: Sequence[Mapping[str, float]], part: str = "avg") -> list[float]:
+    values = [line.get(f"{name}_{part}", np.nan) for line in history for name in _EVALUATIONS]
+    return [value for value in values if np.isfinite(value)]
 
 
 # ---- files
