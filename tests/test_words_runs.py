@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import util
 
+import numpy as np
 import pytest
 import tiny
 
@@ -113,6 +114,13 @@ def test_the_table_pairs_each_problem_with_itself_before(tmp_path):
     # by problem: 0.5, 0.5, 0, 0.75
     assert row["over before"] == pytest.approx(0.4375)
     assert 0.0 <= row.low < 0.4375 < row.high <= 0.75
+    # QLoRA begins as the quantised model
+    leave("grpo-4bit", 0, [0.0, 0.5, 0.0, 0.5])
+    assert np.isnan(words.table(tmp_path).loc["grpo-4bit", "over before"])
+    leave("base-4bit", 0, [0.0, 0.0, 0.0, 0.5])
+    lines = words.table(tmp_path)
+    assert lines.loc["grpo-4bit", "over before"] == 0.125
+    assert np.isnan(lines.loc["base-4bit", "over before"])
 
 
 def test_the_committed_records_are_of_one_set_of_problems():

@@ -87,8 +87,11 @@ _TAUGHT = (
 _TWO_STAGES = (Stage("sft", SFT, 1 / 3), Stage("grpo", (), 2 / 3))
 _BOTH = (Arm("sft-then-rl", _TWO_STAGES, task=TURNED, model="warm", seeds=2),)
 _QUANTISED = tuple(_arm(f"{name}{FOUR_BIT}", method=name, seeds=1) for name in ("grpo", "sdpo"))
-_TEACHER = (Arm("teacher", task="words", model="teacher", seeds=2),)  # measured only
-ARMS = (*_ALONE, *_TAUGHT, *_BOTH, *_QUANTISED, *_TEACHER)
+_MEASURED = (
+    Arm("teacher", task="words", model="teacher", seeds=2),
+    Arm(f"base{FOUR_BIT}", task="words", model="warm", seeds=1),
+)
+ARMS = (*_ALONE, *_TAUGHT, *_BOTH, *_QUANTISED, *_MEASURED)
 
 
 class Scale(NamedTuple):
@@ -134,7 +137,7 @@ def run(arm: Arm, seed: int, rate: float, records: Path = RECORDS, scale: Scale 
     began, name = time.perf_counter(), arm.cell(seed)
     folders: list[Path] = []
     model = merged(arm.model)
-    policy = load_policy(model)
+    policy = load_policy(model, four_bit=arm.name.endswith(FOUR_BIT))
     for number, stage in enumerate(arm.stages, 1):
         if number > 1:  # the next stage starts from what the last one left, merged
             model = WORK / f"{name}-stage{number - 1}-merged"

@@ -1,9 +1,9 @@
 """What the runs of PLAN.md came to: python -m data.words.table, which also writes table.csv.
 
 One row an arm, means over its seeds. ``over before``: how much more of the same 200 problems is
-right than before training, paired by problem, with a 95 % bootstrap interval over the problems. It
-says how sure we are of these runs on such problems, and nothing of other runs: ``worst`` and
-``best`` seed do, a little.
+right than before training (of QLoRA: than the quantised model before training), paired by problem,
+with a 95 % bootstrap interval over the problems. It says how sure we are of these runs on such
+problems, and nothing of other runs: ``worst`` and ``best`` seed do, a little.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from data.words.run import ARMS, HERE, RECORDS
+from data.words.run import ARMS, FOUR_BIT, HERE, RECORDS
 from workbench.evaluation.statistics import bootstrap
 from workbench.records import write_atomic
 
@@ -40,7 +40,6 @@ def table(records: Path = RECORDS) -> pd.DataFrame:
     no training saw; ``length`` in tokens; ``seconds`` of one run.
     """
     by_arm = read(records)
-    before = _per_problem(by_arm["base"]) if "base" in by_arm else None
     rows = {}
     for name, evaluations in by_arm.items():
         averages = [evaluation["test"]["avg"] for evaluation in evaluations]
@@ -54,8 +53,9 @@ def table(records: Path = RECORDS) -> pd.DataFrame:
             "length": np.mean([evaluation["test"]["length"] for evaluation in evaluations]),
             "seconds": np.mean([evaluation["seconds"] for evaluation in evaluations]),
         }
-        if before is not None and name != "base":
-            gains = _per_problem(evaluations) - before
+        start = f"base{FOUR_BIT}" if name.endswith(FOUR_BIT) else "base"
+        if start in by_arm and name != start:
+            gains = _per_problem(evaluations) - _per_problem(by_arm[start])
             row["over before"] = gains.mean()
             row["low"], row["high"] = bootstrap(gains)
         rows[name] = row
