@@ -14,6 +14,7 @@ from workbench.model import loading, loss_scale
 from workbench.model.batch import collate, rescore
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loss_scale import LossScale
+from workbench.paths import ORGANISM
 from workbench.rollouts.sampling import generate
 from workbench.training.run import TrainConfig, fit
 from workbench.training.update import accumulate, update
@@ -205,6 +206,24 @@ def test_a_frozen_model_on_a_card_without_bf16_is_fp16(monkeypatch, tmp_path):
     with pytest.raises(WorkbenchError):
         loading.load_policy(folder, device="cpu", frozen=True)
     assert asked["dtype"] == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [FP16, torch.bfloat16])
+def test_four_bits_are_what_their_layers_compute_in_and_not_what_the_head_is_in(
+    dtype, tmp_path, monkeypatch
+):
+    """The head is in fp32 where an adapter trained it, where all else is, on a CPU."""
+    monkeypatch.setattr(loading, "half_type", lambda device: dtype)
+    policy = loading.load_policy(ORGANISM / "0.4m", four_bit=True)
+    assert policy.head.dtype == torch.float32
+    assert policy.dtypes == {torch.float32, dtype}
+    quantised = Learner(policy, OptimConfig(lr=1e-2), lora=4)
+    assert (quantised.loss_scale is not None) == (dtype == FP16)
+    plan = TrainConfig(steps=1, prompts=2, eval_every=0)
+    task = Task(toys.HALF, max_new=4)
+    fit(GRPO(k=4), quantised, task, plan, tmp_path / "run", progress=False)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
 
 
 def load_with(folder, **how):

@@ -14,8 +14,10 @@ import torch
 
 from workbench import methods
 from workbench.methods import find
+from workbench.model import loading
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
+from workbench.paths import DATA
 from workbench.records import read_run
 from workbench.rollouts.sampling import generate
 from workbench.tasks import load_task
@@ -127,6 +129,14 @@ def test_the_first_step_of_the_committed_run_comes_out_again(tmp_path):
     ).metrics
     for name, tolerance in {"correct": 2 / 48, "length": 0.5, "entropy": 0.05}.items():
         assert again[name][0] == pytest.approx(run.metrics[name][0], abs=tolerance), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trained_adapter_goes_on_the_model_in_four_bits(dtype, monkeypatch):
+    """Computed with in bf16, it was refused for what bf16 rounds: its head is in fp32."""
+    monkeypatch.setattr(loading, "half_type", lambda device: None if dtype.itemsize == 4 else dtype)
+    policy = load_policy("smollm2", adapter=DATA / "words" / "warm", four_bit=True)
+    assert policy.dtypes == {torch.float32, dtype}
 
 
 def test_the_committed_run_learned_what_its_evaluations_say():

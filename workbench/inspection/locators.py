@@ -74,8 +74,7 @@ class Case:
 
     def siblings(self) -> list[Rollout]:
         """The other rollouts of the group that are correct."""
-        rollouts = self.inspection.group.rollouts
-        return [rollouts[i] for i in self._right()]
+        return [self.inspection.group.rollouts[i] for i in self._right()]
 
     def _right(self) -> list[int]:
         right = self.inspection.group.places(correct=True)

@@ -160,7 +160,7 @@ def _logp(policy: Policy, states: Sequence[Tensor]) -> Tensor:
 
 def _same(policy: Policy, logp: Tensor, plain: Tensor, close: float = CLOSE) -> bool:
     """Whether they differ by little, of what the rows' different beginnings make of one end."""
-    eps = torch.finfo(policy.head.dtype).eps
+    eps = max(torch.finfo(dtype).eps for dtype in policy.dtypes)
     half = eps > 1e-4
     effect = (plain[0] - plain[1]).square().mean().sqrt()
     rounding = (1 if half else 4) * eps * plain.square().mean().sqrt()

@@ -136,7 +136,7 @@ class Learner:
         self._trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
         self.parameters = list(self._trained.values())
         self.optimizer = _adamw(self.parameters, optimizer)
-        self.loss_scale = LossScale() if policy.head.dtype == torch.float16 else None
+        self.loss_scale = LossScale() if torch.float16 in policy.dtypes else None
         self._teacher: dict[str, Tensor] | None = None  # made when it is first asked for
         self._start = {name: p.detach().clone() for name, p in self._weights().items()}
 

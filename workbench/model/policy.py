@@ -107,6 +107,14 @@ class Policy:
         return torch.tensor(sorted(ids), dtype=torch.long, device=self.device)
 
     @property
+    def dtypes(self) -> set[torch.dtype]:
+        """What it computes in: its head, and 4-bit layers, whose weights are unpacked to a type of
+        their own. They differ where an adapter trained the head, or all else stays in fp32.
+        """
+        unpacked = {getattr(layer, "compute_dtype", None) for layer in self.base.modules()}
+        return {self.head.dtype, *unpacked} - {None}
+
+    @property
     def _biased(self) -> bool:
         bias = getattr(self.base.get_output_embeddings(), "bias", None)
         return bias is not None or len(self.holes) > 0
@@ -159,7 +167,7 @@ class Policy:
         ids = self.probe[None, :4]
         logits = self.base(input_ids=ids, use_cache=False).logits.float()
         why = "its weights are damaged"
-        if self.head.dtype == torch.float16:
+        if torch.float16 in self.dtypes:
             why = "its states are too large for fp16, the only 16 bits of this GPU"
         refuse_if(not logits.isfinite().all(), f"{self.name} gives no probabilities (NaN): {why}")
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state

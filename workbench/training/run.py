@@ -135,7 +135,7 @@ def _settings(method: Method, learner: Learner, plan: TrainConfig) -> dict:
         "adapter_use": learner.adapter_use,
         "teacher_adapter": (learner.expert and learner.expert.adapter) or None,
     }
-    dtype = learner.policy.head.dtype
+    dtype = max(learner.policy.dtypes, key=lambda each: torch.finfo(each).eps)
     if dtype != torch.float32:
         settings["dtype"] = str(dtype).removeprefix("torch.")
     if learner.settings.scheduled:

@@ -110,8 +110,7 @@ def credit_columns(
                     words = f"{rollout.verdict.mark} {writer}"
                     _write(axes, x, top + y + 2.2, words, size=8, color=LIGHT.dim)
                 else:
-                    italic = rollout.borrowed
-                    _draw(axes, x, top + y + 2.2, line, layer, size=8.5, italic=italic)
+                    _draw(axes, x, top + y + 2.2, line, layer, size=8.5, italic=rollout.borrowed)
     return figure
 
 

@@ -223,8 +223,7 @@ def _only(call: int, argument: int, values: Sequence[int]) -> list[tuple]:
 
 
 def _numbers(table: str, machine: int) -> list[int]:
-    words = table.split()
-    return list(map(int, words[1 + machine :: 3]))
+    return list(map(int, table.split()[1 + machine :: 3]))
 
 
 def filter_code(read_only: bool) -> bytes:
