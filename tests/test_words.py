@@ -164,6 +164,8 @@ def test_dials():
         ("12-5=7", "4*3=12", 1, "Line 2 should say 12-5=7."),  # once more: it leads nowhere
         ("Answer: 7", "Answer: 9", 2, "Line 3 should say Answer: 7."),
         ("\nAnswer: 7", "", 2, "Line 3 should say 12-5=7."),  # it stopped before the answer
+        ("Answer: 7", "Answer: " + "7" * 25, 2, "Line 3 should say 12-5=7."),  # nor is this one
+        ("Answer: 7", "Answer:\n9", 4, "Line 5 should say Answer: 7."),
     ],
 )
 def test_first_error_and_what_is_said_of_it(old, new, line, feedback):
@@ -211,6 +213,25 @@ def test_other_words_and_another_order_are_right():
     assert TASK.grade(problem, "4*3 - 5 = 7, so \\boxed{7}").correct
     for text in ("", "7", "\n\n", "Answer: seven", "Answer: -7", "Answer: 7 " + "9" * 5000 + "=1"):
         assert TASK.grade(problem, text).correct is text.startswith("Answer: 7 ")
+
+
+PIECES = (
+    *("0", "7", "3.5", "1,200", "9" * 30, "٣", "½", "７", "\x00", "\ud800", "\u202e", "$", "%"),
+    *("+", "-", "*", "/0", "×", "=", "(", ")", " of ", "so ", "Wait", "Step 1:", " ", "\n", "."),
+    *("Answer:", "The answer is", "#### ", "\\boxed{", "}", "12-5=7", "3*4=12 pencils"),
+)
+
+
+def test_whatever_a_model_writes_is_graded():
+    """A 4-bit model wrote an answer of more digits than are read, and its run broke off."""
+    rng, problem = Random(0), boxes()
+    for _ in range(3000):
+        written = "".join(rng.choices(PIECES, k=rng.randint(1, 9)))
+        text = BOXES[: rng.randint(0, len(BOXES))] + written
+        verdict, error = TASK.grade(problem, text), TASK.first_error(problem, text)
+        assert verdict.correct == (verdict.reward == 1) == (verdict.feedback == "")
+        assert verdict.correct or 0 <= error.start <= error.end <= len(text)
+    assert TASK.grade(problem, BOXES.replace("Answer: 7", "Answer: ٣\nAnswer: 7")).correct
 
 
 def test_slips_are_found_where_they_were_planted():

@@ -37,7 +37,8 @@ ASK = "Solve it step by step."
 ANSWER = "Answer: "
 WAIT = "Wait"
 _ANSWERS = re.compile(
-    r"(?:answer(?: is)?\s*:?|####|\\boxed\{)\s*(-?[$€£]?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE
+    r"(?:answer(?: is)?\s*:?|####|\\boxed\{)\s*(-?[$€£]?\d[\d,]*(?:\.\d+)?)",
+    re.IGNORECASE | re.ASCII,
 )
 
 Style = Literal["plain", "turned"]
@@ -168,9 +169,12 @@ def check(problem: Problem, text: str) -> Check:
 
 
 def final_answer(text: str) -> Fraction | None:
-    """The last number that is said to be the answer; None where none is."""
-    stated = _ANSWERS.findall(text)
-    return numbers(stated[-1].replace("-", ""))[0] * (-1) ** ("-" in stated[-1]) if stated else None
+    """The last number that is said to be the answer; None where none is, or one of too many digits
+    to be read.
+    """
+    said = (_ANSWERS.findall(text) or [""])[-1]
+    sizes = numbers(said.replace("-", ""))
+    return sizes[0] * (-1) ** ("-" in said) if sizes else None
 
 
 class _Walk:
@@ -240,10 +244,11 @@ class _Walk:
                 needed.remove(_sum(equation))
             elif len(equation.operands) == 2 or equation.result not in self.results:
                 return index, self._should_be(index)
+        # an answer said over two lines is on neither
+        place = size if self.answer_line is None else self.answer_line
         if stated is None or self.answer not in there:
-            place = size if self.answer_line is None else self.answer_line
             return place, self._should_be(place)
-        return self.answer_line, f"Line {self.answer_line + 1} should say {ANSWER}{self.answer}."
+        return place, f"Line {place + 1} should say {ANSWER}{self.answer}."
 
 
 def _sum(equation: Equation) -> tuple:
