@@ -41,7 +41,8 @@ IN_WORDS = """\
 
 {count} of {planned} runs are there. 30 updates of 3 problems x 8 rollouts, LoRA of rank 8, one \
 learning rate, tuned on GRPO; the experts of TRAPO, LUFFY and SFT write in another style than the \
-model; the same 200 held-out problems for all, the intervals over these. By \
+model; 4bit: QLoRA, over its own start; the same 200 held-out problems for all, the intervals over \
+these. By \
 [a plan that is older than the runs](data/words/PLAN.md); `python -m data.words.run`."""
 SPEED = """\
 | ours / TRL on the same step | step time | generation | training | peak memory \
@@ -80,10 +81,11 @@ def learning() -> str:
 def in_words() -> str:
     """Every method's LoRA run on a small real model."""
     rows = []
-    lines = words.table().rename({"base": "before", "teacher": "(teacher, unaided)"})
+    names = {"base": "before", "base-4bit": "before, 4 bits", "teacher": "(teacher, unaided)"}
+    lines = words.table().rename(names)
     for name, row in lines.iterrows():
         gain = ""
-        if name != "before":
+        if not isnan(row["over before"]):
             gain = f"{row['over before']:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
         rows.append(
             f"| {name} | {row.seeds:.0f} | {row.avg:.3f} "

@@ -86,12 +86,12 @@ _TAUGHT = (
 )
 _TWO_STAGES = (Stage("sft", SFT, 1 / 3), Stage("grpo", (), 2 / 3))
 _BOTH = (Arm("sft-then-rl", _TWO_STAGES, task=TURNED, model="warm", seeds=2),)
-_QUANTISED = tuple(_arm(f"{name}{FOUR_BIT}", method=name, seeds=1) for name in ("grpo", "sdpo"))
-_MEASURED = (
-    Arm("teacher", task="words", model="teacher", seeds=2),
+_QUANTISED = (
     Arm(f"base{FOUR_BIT}", task="words", model="warm", seeds=1),
+    *(_arm(f"{name}{FOUR_BIT}", method=name, seeds=1) for name in ("grpo", "sdpo")),
 )
-ARMS = (*_ALONE, *_TAUGHT, *_BOTH, *_QUANTISED, *_MEASURED)
+_TEACHER = (Arm("teacher", task="words", model="teacher", seeds=2),)  # measured only
+ARMS = (*_ALONE, *_TAUGHT, *_BOTH, *_TEACHER, *_QUANTISED)
 
 
 class Scale(NamedTuple):
