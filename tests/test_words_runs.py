@@ -114,6 +114,10 @@ def test_the_table_pairs_each_problem_with_itself_before(tmp_path):
     # by problem: 0.5, 0.5, 0, 0.75
     assert row["over before"] == pytest.approx(0.4375)
     assert 0.0 <= row.low < 0.4375 < row.high <= 0.75
+    assert row["over grpo":"grpo high"].isna().all()
+    leave("tapo", 0, [0.5, 1.0, 0.5, 1.0])
+    # by problem: 0, 0, 0.25, 0
+    assert words.table(tmp_path).loc["tapo", "over grpo"] == pytest.approx(0.0625)
     # QLoRA begins as the quantised model
     leave("grpo-4bit", 0, [0.0, 0.5, 0.0, 0.5])
     assert np.isnan(words.table(tmp_path).loc["grpo-4bit", "over before"])

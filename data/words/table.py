@@ -2,8 +2,9 @@
 
 One row an arm, means over its seeds. ``over before``: how much more of the same 200 problems is
 right than before training (of QLoRA: than the quantised model before training), paired by problem,
-with a 95 % bootstrap interval over the problems. It says how sure we are of these runs on such
-problems, and nothing of other runs: ``worst`` and ``best`` seed do, a little.
+with a 95 % bootstrap interval over the problems; ``over grpo`` the same beside GRPO's runs. It says
+how sure we are of these runs on such problems, and nothing of other runs: ``worst`` and ``best``
+seed do, a little.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from workbench.records import write_atomic
 TABLE = HERE / "table.csv"  # for the notebooks
 COLUMNS = (
     *("seeds", "avg", "worst", "best", "over before", "low", "high"),
-    *("held", "answers", "length", "seconds"),
+    *("over grpo", "grpo low", "grpo high", "held", "answers", "length", "seconds"),
+)
+_OTHERS = (
+    ("base", "over before", "low", "high"),
+    ("grpo", "over grpo", "grpo low", "grpo high"),
 )
 
 
@@ -53,11 +58,11 @@ def table(records: Path = RECORDS) -> pd.DataFrame:
             "length": np.mean([evaluation["test"]["length"] for evaluation in evaluations]),
             "seconds": np.mean([evaluation["seconds"] for evaluation in evaluations]),
         }
-        start = f"base{FOUR_BIT}" if name.endswith(FOUR_BIT) else "base"
-        if start in by_arm and name != start:
-            gains = _per_problem(evaluations) - _per_problem(by_arm[start])
-            row["over before"] = gains.mean()
-            row["low"], row["high"] = bootstrap(gains)
+        suffix = FOUR_BIT if name.endswith(FOUR_BIT) else ""
+        for other, *columns in _OTHERS:
+            if other + suffix in by_arm and name != other + suffix:
+                gains = _per_problem(evaluations) - _per_problem(by_arm[other + suffix])
+                row |= dict(zip(columns, (gains.mean(), *bootstrap(gains))))
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(COLUMNS))
 
