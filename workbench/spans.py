@@ -169,8 +169,7 @@ class Spans:
 
     def tokens_through(self, step: int) -> int:
         """How many tokens it takes to have all of a step, its line break included."""
-        end = self.steps[step].end
-        return sum(start < end for start in self.starts[: self.written])
+        return sum(start < self.steps[step].end for start in self.starts[: self.written])
 
 
 def shared_steps(own: Sequence[str], other: Sequence[str]) -> int:

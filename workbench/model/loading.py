@@ -5,6 +5,7 @@ The ways in which loading fails, said in one sentence each.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -22,6 +23,10 @@ from workbench.core import WorkbenchError, first_line, refuse_if, refuse_on
 from workbench.model import adapters, decoder, distributed, families, gguf, templates
 from workbench.model.policy import Policy
 from workbench.records import check_seal
+
+# bitsandbytes misses a kernel for CPUs with bf16 instructions, and says so to every reader of a
+# notebook. It has no backward pass and is not used here (``_keep_gradients``).
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _NO_HUB = (
     "the hub cannot be reached, and {model} is not in its cache: name a folder or a GGUF file, or "
@@ -128,9 +133,9 @@ def _from_pretrained(
 ) -> tuple[nn.Module, object]:
     """The network and its tokenizer, through transformers."""
     from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()  # of reading and writing files, between those of the work
+    disable_progress_bar()  # of reading and writing files, between those of the work
     beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     own = {"trust_remote_code": False}  # code in a model's folder is never run
     tokenizer = AutoTokenizer.from_pretrained(adapter if beside else source, **own)

@@ -375,7 +375,11 @@ def collapse(history: Sequence[Mapping[str, float]], method: Method) -> str:
     fifth of where it began. (A reward or an expert may rightly lower these.)
     """
     averages, lows, highs = (_evaluations(history, part) for part in ("avg", "low", "high"))
-    if averages and 0.05 <= max(averages) > 2 * averages[-1] and max(lows) > highs[-1]:
+    if (
+        averages
+        and 0.05 <= max(averages) > 2 * averages[-1]
+        and (not lows or max(lows) > highs[-1])  # an evaluation may have no interval
+    ):
         return (
             f"right answers to the validation problems fell from {max(averages):.3g} to "
             f"{averages[-1]:.3g}"

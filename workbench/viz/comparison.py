@@ -200,5 +200,4 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
     """Each arm's name right of the plot, at the height of its last value."""
     if not ends:
         instead(axes, "no record yet")
-    right = axes.get_xlim()[1]
-    label_ends(axes, [(arm, right, y, color) for arm, y, color in ends])
+    label_ends(axes, [(arm, axes.get_xlim()[1], y, color) for arm, y, color in ends])
