@@ -73,8 +73,9 @@ def ours(kind: str, hidden, head, teacher, targets) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["logp", "entropy", "reverse", "forward", "middle"])
 @pytest.mark.parametrize("train_head", [True, False])
 def test_gradients_are_as_exact_as_plain_torch_in_the_same_type(kind, confident, dtype, train_head):
-    """Against fp64 on the same numbers. The rounding of the logits is everybody's, and a CPU's own:
-    with AVX-512 that of equal products in other shapes is up to three times as large.
+    """Against fp64 on the same numbers. The rounding of the logits is everybody's. Where the policy
+    is certain, next to nothing else is left of a gradient, and it is the CPU's own: with AVX-512
+    that of the same products in another shape was 2.7 times as large.
     """
     given = words(confident, dtype)
     hidden, head, *rest = given
@@ -88,7 +89,7 @@ def test_gradients_are_as_exact_as_plain_torch_in_the_same_type(kind, confident,
     )
     plain = error(slopes(lambda h: naive(kind, h, head, *rest), hidden), right)
     mine = error(slopes(lambda h: ours(kind, h, head, *rest), hidden), right)
-    assert mine <= 4 * plain + torch.finfo(dtype).eps, (mine, plain)
+    assert mine <= (4 if confident else 1.5) * plain + torch.finfo(dtype).eps, (mine, plain)
 
 
 def test_the_whole_kind_that_cancelled():
