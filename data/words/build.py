@@ -3,7 +3,8 @@
     python -m data.words.build --ship warm               the warm start, 35 steps: a quarter of an
                                                          hour on one core
     python -m data.words.build --steps 80 --ship teacher on from there: the teacher
-    python -m data.words.build --seed 1                  another one, to see the spread
+    python -m data.words.build --seed 1 --measure        another one, measured as the records are:
+                                                         a line of spread.csv
 
 Supervised fine-tuning on generated problems of the training split. Three of four lessons are a
 plain question and its solution. An eighth each: a prompt that holds a solution or feedback on a
@@ -20,9 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.words.run import FULL, measure
 from workbench.core import Problem, coordinates
 from workbench.methods.sft import SFT
 from workbench.model.learner import Learner, OptimConfig
@@ -35,6 +38,7 @@ from workbench.training.run import TrainConfig, fit
 
 HERE = DATA / "words"
 WORK = ROOT / "runs" / "words"
+SPREAD = HERE / "spread.csv"  # other warm starts, by their seeds
 RANK = 8
 LESSONS = ("plain", "plain", "plain", "plain", "plain", "plain", "shown", "synthesis")
 LOWER = {"He", "She", "There", "On", "The", "Each"}
@@ -122,6 +126,19 @@ def ship(adapter: Path, name: str) -> Path:
     return out
 
 
+def add_to_spread(adapter: Path, seed: int) -> None:
+    """The warm start of this seed on the test problems of the records (``measure`` of run.py)."""
+    evaluation, _ = measure(load_policy("smollm2", adapter=adapter), 0, FULL)
+    test, held = evaluation["test"], evaluation["held"]
+    row = {
+        **{name: test[name] for name in ("avg", "low", "high", "length", "finished")},
+        **{f"held {name}": held[name] for name in ("avg", "low", "high")},
+    }
+    others = pd.read_csv(SPREAD, index_col="seed") if SPREAD.is_file() else pd.DataFrame()
+    found = pd.concat([others.drop(index=seed, errors="ignore"), pd.DataFrame(row, index=[seed])])
+    write_atomic(SPREAD, found.sort_index().to_csv(float_format="%.4f", index_label="seed"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--steps", type=int, default=35)
@@ -129,12 +146,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--ship", help="the name under which it is kept in data/words")
+    parser.add_argument("--measure", action="store_true", help="add a line to spread.csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
     out = args.out or WORK / f"warm-seed{args.seed}"
     folder = build(args.steps, args.seed, args.lr, out)
     if args.ship:
         ship(folder / "adapter", args.ship)
+    if args.measure:
+        add_to_spread(folder / "adapter", args.seed)
     for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         if "eval_avg" in row:
             print(f"step {row['step']}: avg@4 {row['eval_avg']:.3f}, {row['eval_length']:.0f} tok")
