@@ -49,6 +49,12 @@ METHODS = {
     "LUFFY": LUFFY(),
 }
 TRUTH = "the truth"
+IN_WORDS = {  # the record's names of methods: those that differ from a name in capitals
+    "opd:k=4": "OPD",
+    "sdpo": "SDPO, Jensen-Shannon",
+    "sdpo:a=1": "SDPO, reverse KL",
+    "sdpo:srpo=true": "SRPO",
+}
 SAMPLES = 64  # continuations from each prefix
 
 
@@ -96,9 +102,12 @@ def in_english() -> Figure:
     """The picture of the record of English word problems."""
     record = read(DATA / "true_credit" / "words.json")
     kept, place = wrong_turns(record)[0]
-    rows = record["methods"].items()
-    notes = {name: f"cosine {row['cosine'][0]:.2f}" for name, row in rows}
-    columns = kept.of_attempt(place)
+    notes, columns = {}, {}
+    for name, column in kept.of_attempt(place).items():
+        title = IN_WORDS.get(name, name.upper()) if name in record["methods"] else name
+        columns[title] = column
+        if name in record["methods"]:
+            notes[title] = f"cosine {record['methods'][name]['cosine'][0]:.2f}"
     return credit_columns(columns, kept.decode, per_row=2, width=64, notes=notes)
 
 

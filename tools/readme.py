@@ -13,7 +13,7 @@ import pandas as pd
 
 from data.words import run as runs_in_words
 from data.words import table as words
-from workbench.paths import ROOT
+from workbench.paths import DATA, ROOT
 from workbench.studies import claims, ledger
 from workbench.studies.arms import GRID, TASK
 from workbench.studies.cell import FULL
@@ -43,7 +43,15 @@ IN_WORDS = """\
 learning rate, tuned on GRPO; the experts of TRAPO, LUFFY and SFT write in another style than the \
 model; 4bit: QLoRA, over its own start; the same 200 held-out problems for all, the intervals over \
 these. By \
-[a plan that is older than the runs](data/words/PLAN.md); `python -m data.words.run`."""
+[a plan that is older than the runs](data/words/PLAN.md); `python -m data.words.run`.
+
+![One wrong answer in English: what would have been right to tell each of its tokens, and what \
+each method tells them, with the cosine of its credit with that truth.](data/examples/words.png)
+
+One wrong answer of this model before training: how much each token changed its chance to end \
+right, and what each method says of it. Chosen by a rule, not by eye \
+([04_true_credit](notebooks/04_true_credit.ipynb)); beside each name its cosine over \
+{credited} problems."""
 SPEED = """\
 | ours / TRL on the same step | step time | generation | training | peak memory \
 | step / its floor: ours, TRL |
@@ -93,7 +101,10 @@ def in_words() -> str:
         )
     planned = sum(arm.seeds for arm in runs_in_words.ARMS)
     count = int(lines.seeds.sum())
-    return IN_WORDS.format(rows="\n".join(rows), count=count, planned=planned)
+    credit = json.loads((DATA / "true_credit" / "words.json").read_text())
+    return IN_WORDS.format(
+        rows="\n".join(rows), count=count, planned=planned, credited=credit["groups"]
+    )
 
 
 def speed() -> str:

@@ -130,11 +130,11 @@ def locate(
 
 def scope(text: str) -> str:
     """What a reader must know who sees a locator's answer on such a text: locators were scored on
-    sums (data/locators.md).
+    sums (data/locators.md), and on the stories of one small model (data/words/locators.md).
     """
     if not equations(text):
         return "not validated on text without written equations"
-    return "not validated on equations in sentences" if in_words(text) else ""
+    return "validated on one small model's stories alone" if in_words(text) else ""
 
 
 class OneByOne:
