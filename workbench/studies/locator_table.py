@@ -147,7 +147,8 @@ SCOPES = {
     "words": "One model of 135M on short stories with one equation a line, all in a wording that "
     "it was taught. The truth is the first equation that does not hold, uses a number from "
     "nowhere, or is not the solution's.\nThe numbers say how the locators compare there, and "
-    "nothing about text without written equations. Here with --model and --task of the first line.",
+    "nothing about text without written equations. (Further options of the command below: "
+    "data/words/README.md.)",
 }
 TEXT = """# Where did it go wrong?
 
