@@ -49,7 +49,7 @@ these. By \
 each method tells them, with the cosine of its credit with that truth.](data/examples/words.png)
 
 One wrong answer of this model before training: how much each token changed its chance to end \
-right, and what each method says of it. Chosen by a rule, not by eye \
+right, and what the methods that add no words of their own say of it. Chosen by a rule, not by eye \
 ([04_true_credit](notebooks/04_true_credit.ipynb)); beside each name its cosine over \
 {credited} problems."""
 SPEED = """\
