@@ -6,10 +6,10 @@ Beside a method's name the cosine of the two over its whole group. The question 
 validation problem on which every method has something to say: some attempts right and some wrong,
 so that TAPO writes corrections and TRAPO lends a beginning.
 
-data/examples/words.png, with ``words``. One wrong answer in English, the truth and what each method
-says, out of the committed record: no model is loaded. It is the first that ``wrong_turn``
-(workbench/studies/credit_kept.py) finds. Beside a method's name its cosine over all problems of
-the record.
+data/examples/words.png, with ``words``. One wrong answer in English, the truth and what the methods
+that add no words of their own say, out of the committed record: no model is loaded. It is the first
+that ``wrong_turn`` (workbench/studies/credit_kept.py) finds. Beside a method's name its cosine over
+all problems of the record.
 """
 
 from __future__ import annotations
@@ -102,12 +102,10 @@ def in_english() -> Figure:
     """The picture of the record of English word problems."""
     record = read(DATA / "true_credit" / "words.json")
     kept, place = wrong_turns(record)[0]
-    notes, columns = {}, {}
-    for name, column in kept.of_attempt(place).items():
-        title = IN_WORDS.get(name, name.upper()) if name in record["methods"] else name
-        columns[title] = column
-        if name in record["methods"]:
-            notes[title] = f"cosine {record['methods'][name]['cosine'][0]:.2f}"
+    methods = record["methods"]
+    titles = {TRUTH: TRUTH} | {name: IN_WORDS.get(name, name.upper()) for name in methods}
+    columns = {titles[name]: column for name, column in kept.of_attempt(place).items()}
+    notes = {titles[name]: f"cosine {row['cosine'][0]:.2f}" for name, row in methods.items()}
     return credit_columns(columns, kept.decode, per_row=2, width=64, notes=notes)
 
 

@@ -46,7 +46,8 @@ these. By \
 [a plan that is older than the runs](data/words/PLAN.md); `python -m data.words.run`.
 
 ![One wrong answer in English: what would have been right to tell each of its tokens, and what \
-each method tells them, with the cosine of its credit with that truth.](data/examples/words.png)
+seven methods tell them, each with the cosine of its credit with that truth.]\
+(data/examples/words.png)
 
 One wrong answer of this model before training: how much each token changed its chance to end \
 right, and what the methods that add no words of their own say of it. Chosen by a rule, not by eye \

@@ -126,11 +126,12 @@ def ship(adapter: Path, name: str) -> Path:
     return out
 
 
-def add_to_spread(adapter: Path, seed: int) -> None:
+def add_to_spread(adapter: Path, seed: int, steps: int) -> None:
     """The warm start of this seed on the test problems of the records (``measure`` of run.py)."""
     evaluation, _ = measure(load_policy("smollm2", adapter=adapter), 0, FULL)
     test, held = evaluation["test"], evaluation["held"]
     row = {
+        "steps": steps,
         **{name: test[name] for name in ("avg", "low", "high", "length", "finished")},
         **{f"held {name}": held[name] for name in ("avg", "low", "high")},
     }
@@ -154,7 +155,7 @@ def main() -> None:
     if args.ship:
         ship(folder / "adapter", args.ship)
     if args.measure:
-        add_to_spread(folder / "adapter", args.seed)
+        add_to_spread(folder / "adapter", args.seed, args.steps)
     for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         if "eval_avg" in row:
             print(f"step {row['step']}: avg@4 {row['eval_avg']:.3f}, {row['eval_length']:.0f} tok")
