@@ -96,6 +96,12 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
         _arm("sft", "sft", WIDE),
         Arm("sft-then-rl", (Stage("sft", (WIDE,), 1 / 3), Stage("grpo", (), 2 / 3))),
     ),
+    # planned later than the others, and to run before them
+    "11": (
+        Arm("base", model="teacher-26", many=True),
+        _arm("scope-strong", "scope", **_STRONGLY_TAUGHT),
+        _arm("opd-1-strong", "opd", "k=1", WIDE, **_STRONGLY_TAUGHT),
+    ),
     "3": (
         _arm("scope-tuned", "scope", **_TAUGHT, tuned=True),
         _arm("opd-1-tuned", "opd", "k=1", WIDE, **_TAUGHT, tuned=True),
@@ -122,11 +128,6 @@ BLOCKS: dict[str, tuple[Arm, ...]] = {
         _arm("sdpo-frozen", "sdpo", "teacher=frozen"),
         _arm("trapo-none", "trapo", "prefix=none"),
         _arm("trapo-luffy", "trapo", "prefix=luffy"),
-    ),
-    "11": (
-        Arm("base", model="teacher-26", many=True),
-        _arm("scope-strong", "scope", **_STRONGLY_TAUGHT),
-        _arm("opd-1-strong", "opd", "k=1", WIDE, **_STRONGLY_TAUGHT),
     ),
 }
 GRID = tuple(arm for arms in BLOCKS.values() for arm in arms)

@@ -55,8 +55,8 @@ def in_processes(
 ) -> list[str]:
     """``python -m workbench.studies.grid WORDS`` for each job, one thread each.
 
-    ``after`` each job gets its words and what it printed. Returns what the failed ones said; the
-    others go on.
+    ``after`` each job gets its words and the line that it printed last. Returns what the failed
+    ones said; the others go on.
     """
 
     def one(words: list[str]) -> str:
@@ -70,7 +70,7 @@ def in_processes(
         if process.returncode:
             lines = process.stderr.strip().splitlines()
             return f"{' '.join(words)}: {lines[-1] if lines else 'killed'}"
-        after(words, process.stdout)
+        after(words, process.stdout.strip().splitlines()[-1])
         return ""
 
     with ThreadPoolExecutor(workers) as pool:
@@ -93,7 +93,7 @@ def study(
         cells = [(arm, seed) for arm, seed in cells if not _at_common_rate(arm)]
     jobs = [["--cell", arm.cell(seed), *places] for arm, seed in cells]
     print(f"{len(jobs)} cells to make, {workers} at a time", flush=True)
-    failures = in_processes(jobs, workers, lambda _, output: print(_last(output), flush=True))
+    failures = in_processes(jobs, workers, lambda _, line: print(line, flush=True))
     if failures:
         raise WorkbenchError(f"{len(failures)} of {len(jobs)} cells failed: {'; '.join(failures)}")
 
@@ -111,20 +111,16 @@ def tune_all(workers: int, work: Path) -> None:
 
     runs = tuning_runs()
 
-    def keep(_: list[str], output: str) -> None:
-        runs.append(json.loads(_last(output)))
+    def keep(_: list[str], line: str) -> None:
+        runs.append(json.loads(line))
         write_tuning(runs)
-        print(_last(output), flush=True)
+        print(line, flush=True)
 
     while left := untried(runs):
         jobs = [["--tune-one", *map(str, words), "--work", str(work)] for words in left]
         failures = in_processes(jobs, workers, keep)
         if failures:
             raise WorkbenchError("; ".join(failures))
-
-
-def _last(output: str) -> str:
-    return output.strip().splitlines()[-1]
 
 
 # ---- workbench study
@@ -157,19 +153,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     if args.workers < 1:
         raise WorkbenchError(f"a study needs 1 worker or more, not {args.workers}")
-    if args.tune:
-        tune_all(args.workers, args.work.resolve())
-        return
     if args.truth and args.out == RECORDS:
         args.out = DATA / "true_credit" / "runs"
     if args.quick and args.out == RECORDS:
         raise WorkbenchError(
             "a quick study is not to be mixed with the committed records: name a folder with --out"
         )
-    seeds = [0] if args.quick else args.seeds
-    places = args.out.resolve(), args.work.resolve()
-    for arms in _chosen(args):
-        study(arms, seeds, args.workers, *places, args.quick)
+    chosen = _chosen(args)
+    from workbench.training.resume import sole_training  # torch takes a second to import
+
+    work = args.work.resolve()
+    with sole_training(work):
+        if args.tune:
+            tune_all(args.workers, work)
+            return
+        for arms in chosen:
+            seeds = [0] if args.quick else args.seeds
+            study(arms, seeds, args.workers, args.out.resolve(), work, args.quick)
 
 
 def _chosen(args: argparse.Namespace) -> list[tuple[Arm, ...]]:
