@@ -19,13 +19,13 @@ from test_readings import group_of
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
 from workbench.corrections.buffer import Correction, append
 from workbench.corrections.compose import to_rollout
-from workbench.corrections.export import (
+from workbench.exchange.export import (
     as_dataset,
     export_corrections,
     export_groups,
     rows,
 )
-from workbench.rollouts.external import load_rollouts
+from workbench.exchange.external import load_rollouts
 
 ASKED = [{"role": "user", "content": "47+85-29"}]
 

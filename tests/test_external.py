@@ -13,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_graded import chat
+from test_graded_solutions import chat
 from test_spans import byte_level
 
 from workbench.core import Group, Problem, Verdict, WorkbenchError
 from workbench.corrections.editor import CorrectionEditor
+from workbench.exchange import external
+from workbench.exchange.external import load_rollouts
 from workbench.inspection.locators import Divergence, Truth, locate
 from workbench.inspection.readings import inspect_group
 from workbench.methods.grpo import GRPO
 from workbench.methods.sdpo import SDPO
 from workbench.model.policy import Policy
 from workbench.records import dumps, group_to_dict
-from workbench.rollouts import external
-from workbench.rollouts.external import load_rollouts
 from workbench.spans import Spans
 from workbench.tasks import load_task
 from workbench.tasks.verify import grade

@@ -213,7 +213,7 @@ def test_corrections_of_another_tokenizer_are_refused(path, tiny_policy):
 
 
 def replace_tokenizer(policy):
-    from test_graded import chat
+    from test_graded_solutions import chat
     from test_spans import byte_level
 
     return type(policy)(None, chat(byte_level()), "other")

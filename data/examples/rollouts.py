@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 
 from workbench.core import Problem
+from workbench.exchange.external import GivenAnswers
 from workbench.model.loading import load_policy
 from workbench.paths import ORGANISM
-from workbench.rollouts.external import GivenAnswers
 from workbench.rollouts.sampling import sample_groups
 from workbench.tasks import load_task
 

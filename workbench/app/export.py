@@ -93,7 +93,7 @@ def _write(policy, out: Path, dtype: str, gguf: bool) -> None:
     """All of the folder or none of it."""
     import torch
 
-    from workbench.model.gguf_write import write_gguf
+    from workbench.exchange.gguf_write import write_gguf
 
     net = policy.model.to(getattr(torch, dtype))
     refuse_if(

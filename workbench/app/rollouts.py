@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    from workbench.corrections.export import export_groups
+    from workbench.exchange.export import export_groups
+    from workbench.exchange.external import load_rollouts
     from workbench.model.loading import load_policy
     from workbench.records import refuse_unwritable
-    from workbench.rollouts.external import load_rollouts
     from workbench.tasks import load_task
 
     refuse_if(

@@ -31,11 +31,11 @@ from workbench.core import (
     WorkbenchError,
     refuse_if,
 )
+from workbench.exchange.formats import Attempt, Entry
+from workbench.exchange.logs import entry_of
+from workbench.exchange.sources import Source, sources
 from workbench.model.policy import Policy
 from workbench.records import group_from_dict
-from workbench.rollouts.formats import Attempt, Entry
-from workbench.rollouts.logs import entry_of
-from workbench.rollouts.sources import Source, sources
 from workbench.spans import split_steps
 from workbench.tasks.base import FreeText, chat
 from workbench.tasks.loading import Row

@@ -1,5 +1,5 @@
-"""Graded text as groups: labels kept, bad lines named; on the real GSM8K solutions where the folder
-is at hand.
+"""GSM8K's published model solutions as groups: labels kept, bad records named; on the real ones
+where the folder is at hand.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from test_spans import byte_level
 
 from data.organism.build.common import tokenizer
 from workbench.core import WorkbenchError
-from workbench.inspection.graded import read_graded
+from workbench.exchange.external import load_rollouts
 from workbench.inspection.locators import Chance, Divergence, locate
+from workbench.model.policy import Policy
 from workbench.spans import Spans
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_graded_solutions_150.jsonl"
@@ -24,6 +25,11 @@ GOOD = {
     "a": {"solution": "2+3=6\nA: 6", "is_correct": False},
     "b": {"solution": "2+3=5\nA: 5", "is_correct": True},
 }
+
+
+def read(path: Path, tok=None):
+    """No model is needed, only a tokenizer."""
+    return load_rollouts(path, Policy(None, tok or tokenizer(), "reader"))
 
 
 def written(folder: Path, *rows) -> Path:
@@ -45,23 +51,14 @@ def chat(core):
     return made
 
 
-def test_labels_texts_and_authors(tmp_path):
-    [group] = read_graded(written(tmp_path, GOOD), tokenizer())
+def test_labels_and_texts(tmp_path):
+    [group] = read(written(tmp_path, GOOD))
     wrong = group.rollouts[0]
-    assert (
-        group.problem.answer == "5"
-        and group.problem.meta["authors"] == ["a", "b"]
-        and group.problem.solutions == ("2+3=5\nA: 5",)
-    )
-    assert [r.verdict.correct for r in group.rollouts] == [
-        False,
-        True,
-    ] and group.rewards.tolist() == [0, 1]
-    assert (
-        wrong.text == "2+3=6\nA: 6"
-        and wrong.borrowed == len(wrong.completion_ids)
-        and all(map(math.isnan, wrong.logprobs))
-    )
+    assert group.problem.answer == "5" and group.problem.solutions == (GOOD["ground_truth"],)
+    assert [r.verdict.correct for r in group.rollouts] == [False, True]
+    assert group.rewards.tolist() == [0, 1]
+    assert wrong.text == "2+3=6\nA: 6"
+    assert all(map(math.isnan, wrong.logprobs))
 
     def decode(ids):
         return tokenizer().decode(list(ids))
@@ -70,40 +67,39 @@ def test_labels_texts_and_authors(tmp_path):
     assert locate(group, decode, [Divergence()])[0]["divergence"].candidates[0][:2] == (0, 4)
 
 
+def test_other_columns_of_these_names_are_a_groups(tmp_path):
+    row = {"question": "Two?", "ground_truth": "2", "completions": ["2", "3"]}
+    [group] = read(written(tmp_path, row))
+    assert [r.verdict.correct for r in group.rollouts] == [True, False]
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
         ("{", "line 2 is not JSON"),
-        ("[1]", 'line 2 needs a "question"'),
-        ({**GOOD, "question": " "}, 'line 2 needs a "question"'),
-        ({**GOOD, "ground_truth": 5}, 'line 2 needs a "question" and a "ground_truth"'),
-        ({**GOOD, "a": "text"}, "line 2: 'a' needs"),
-        ({**GOOD, "a": {"solution": "5"}}, "line 2: 'a' needs"),
-        ({**GOOD, "a": {"solution": "5", "is_correct": 1}}, "line 2: 'a' needs"),
-        ({"question": "?", "ground_truth": "1"}, "line 2 has no solutions"),
-        ("[" * 100_000, "line 2 is not JSON"),
+        ({**GOOD, "question": " "}, "line 2 has a question that is neither text"),
+        ({**GOOD, "a": {"solution": "5"}}, 'line 2: a has no "solution" with its "is_correct"'),
+        ({**GOOD, "a": {"solution": "5", "is_correct": "yes"}}, "line 2 has the verdict 'yes'"),
+        ({**GOOD, "a": {"solution": 5, "is_correct": True}}, "line 2 has a completion that is nei"),
+        ({"question": "?", "ground_truth": "1"}, "line 2 has no completions"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, row, message):
     with pytest.raises(WorkbenchError, match=message) as caught:
-        read_graded(written(tmp_path, GOOD, row), tokenizer())
+        read(written(tmp_path, GOOD, row))
     assert "graded.jsonl" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_an_unreadable_file(tmp_path):
-    with pytest.raises(WorkbenchError, match="could not read"):
-        read_graded(tmp_path / "none.jsonl", tokenizer())
 
 
 @pytest.mark.skipif(
     not REAL.exists(),
     reason=f"the real GSM8K solutions are not at {REAL.name} beside this checkout",
 )
+@pytest.mark.filterwarnings("ignore:.*come back from their tokens")  # of the organism's alphabet
 @pytest.mark.parametrize("kind", ["organism", "byte-level"])
 def test_real_solutions_without_any_model(kind):
     tok = tokenizer() if kind == "organism" else chat(byte_level())
     rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()]
-    groups = read_graded(REAL, tok)
+    groups = read(REAL, tok)
     assert len(groups) == len(rows) == 150
 
     def decode(ids):
@@ -112,15 +108,12 @@ def test_real_solutions_without_any_model(kind):
 
     known = answered = 0
     for group, row in zip(groups[:40], rows):
-        names = group.problem.meta["authors"]
-        assert [r.verdict.correct for r in group.rollouts] == [
-            row[name]["is_correct"] for name in names
-        ]
+        solutions = [value for value in row.values() if isinstance(value, dict)]
+        labels = [solution["is_correct"] for solution in solutions]
+        assert [r.verdict.correct for r in group.rollouts] == labels
         if kind == "byte-level":  # a tokenizer that knows every character gives the text back
-            assert all(
-                decode(r.completion_ids) == r.text == row[name]["solution"]
-                for r, name in zip(group.rollouts, names)
-            )
+            for rollout, solution in zip(group.rollouts, solutions):
+                assert decode(rollout.completion_ids) == rollout.text == solution["solution"]
         for i, found in locate(group, decode, [Divergence(), Chance()]).items():
             layout, candidates = Spans(group.rollouts[i], decode), found["divergence"].candidates
             assert bool(candidates) == any(r.verdict.correct for r in group.rollouts)

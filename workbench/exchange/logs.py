@@ -11,6 +11,8 @@ Read as they are, recognised by their columns (the versions that were looked at)
     ProcessBench    problem, steps, label (first wrong step, -1: none), final_answer_correct
     TRL's steps     prompt, completions (the steps of one solution), labels (true or false for each)
     PRM800K         question.problem, label.steps with a rating for each, finish_reason
+    GSM8K's         the model solutions published with it: question, ground_truth, and a column a
+                    model with its solution and is_correct
     any other       by the names of its columns (formats.py)
 """
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 import math
 
 from workbench.core import Message, WorkbenchError, refuse_if
-from workbench.rollouts.formats import (
+from workbench.exchange.formats import (
     QUESTIONS,
     REWARDS,
     VERDICTS,
@@ -39,6 +41,7 @@ from workbench.rollouts.formats import (
     verdict_of,
 )
 from workbench.tasks.loading import Row, check_text, has_text
+from workbench.tasks.verify import final_answer
 
 
 def entry_of(row: Row) -> Entry:
@@ -193,11 +196,34 @@ def _chosen(step: dict) -> tuple[str, int]:
     return completion["text"], completion["rating"]
 
 
+def _gsm8k(row: Row) -> Entry:
+    """A right solution, and one of each model with its label. Other columns of these names are a
+    group's.
+    """
+    by_model = {name: value for name, value in row.columns.items() if isinstance(value, dict)}
+    labelled = [name for name, value in by_model.items() if {"solution", "is_correct"} <= {*value}]
+    if not labelled:
+        return by_columns(row)
+    unlabelled = sorted(by_model.keys() - labelled)
+    refuse_if(
+        unlabelled,
+        f'{row.where}: {", ".join(unlabelled)} has no "solution" with its "is_correct"',
+    )
+    attempts = [
+        Attempt(text_of(row, value["solution"]), correct=verdict_of(row, value["is_correct"]))
+        for value in by_model.values()
+    ]
+    right = str(row.columns["ground_truth"])
+    asked = question_of(row, row.columns["question"])
+    return Entry(row.where, asked, tuple(attempts), "", None, final_answer(right), (right,))
+
+
 FORMS = (
     ("token_ids loss_mask inference_logprobs advantages", _prime_rl),
     ("steps label", _processbench),
     ("prompt completions labels", _stepwise),
     ("label question labeler", _prm800k),
+    ("question ground_truth", _gsm8k),
     ("input output", _verl),
     ("step prompt completion advantage", _trl),
 )
