@@ -105,7 +105,7 @@ def _write(file: Path, folder: Path) -> None:
     # transformers takes the numbers for quantised ones still, and would refuse to save them
     model.hf_quantizer = None
     model.is_quantized = False
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)  # an older transformers sets none
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     again = AutoTokenizer.from_pretrained(folder)

@@ -102,7 +102,8 @@ def check_file(fields: dict[str, Any]) -> None:
     cut = fields.get("tokenizer.ggml.pre")
     refuse_if(
         fields.get("tokenizer.ggml.model") == "gpt2" and cut not in _known_cuts(),
-        f"tokenizer.ggml.pre is {cut!r}, a way to cut text that is not known",
+        f"tokenizer.ggml.pre is {cut!r}, a way to cut text that is not known here; a newer "
+        "transformers may know it",
     )
 
 
