@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 import venv
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -278,8 +279,10 @@ def test_a_copy_says_what_to_fill_in_and_then_works(runtime, path):
 )
 def test_the_field_takes_what_a_browser_shows(runtime, source, branch):
     repository(runtime.hub, "o/r", "main", "feature/x")
-    runtime.server.shutdown()  # and needs no list of sessions
+    runtime.server.shutdown()  # and needs no list of sessions, nor waits for one
+    began = time.perf_counter()
     assert runtime("fileId=1x0V", source=source) == f"o/r {branch}"
+    assert time.perf_counter() - began < 10
 
 
 @pytest.mark.parametrize("source", ["o/r", "main", "ftp://x", "https://example.org/o/r", "; ls"])

@@ -39,8 +39,8 @@ HERE, text = "/content/workbench", f'fileId={SOURCE.strip()}"'
 if "google.colab" in sys.modules and not os.path.isdir(f"{HERE}/workbench"):
     with suppress(Exception):  # no list of sessions: nothing is found in it
         sessions = "http://{COLAB_JUPYTER_IP}:{KMP_TARGET_PORT}/api/sessions".format(**os.environ)
-        with web.urlopen(sessions, timeout=20) as answer:
-            text = text if SOURCE else web.unquote(web.unquote(answer.read().decode()))
+        if not SOURCE:
+            text = web.unquote(web.unquote(web.urlopen(sessions, timeout=20).read().decode()))
     repository = r"fileId=(https://github\.com/[\w.-]+/[\w.-]+)(?:/(?:blob|tree)/([^\"]+?))?"
     place = re.search(repository + r"(?:/notebooks/[^/\"]+\.ipynb[^\"]*|/?)\"", text)
     if not place:
