@@ -77,11 +77,13 @@ def test_the_branch_is_the_one_that_github_shows_first(clone):
 
 
 @pytest.mark.parametrize(
-    "address", ["https://gitlab.com/a/b.git", "https://notgithub.com/a/b", "/srv/workbench", None]
+    "address",
+    ["https://me:secret@gitlab.com/a/b.git", "https://notgithub.com/a/b", "/srv/workbench", None],
 )
 def test_elsewhere_than_on_github_it_is_refused_and_nothing_is_written(clone, address, tmp_path):
     root = clone(address) if address else tmp_path
     texts = {file: file.read_bytes() for file in root.glob("notebooks/*")}
-    with pytest.raises(WorkbenchError, match=r"no repository on GitHub.*OWNER/NAME"):
+    with pytest.raises(WorkbenchError, match=r"no repository on GitHub.*OWNER/NAME") as caught:
         badges.write(root)
+    assert "secret" not in str(caught.value)
     assert texts == {file: file.read_bytes() for file in root.glob("notebooks/*")}

@@ -31,8 +31,9 @@ def repository(root: Path) -> str:
         r"(?:^|[/@.])github\.com(?::\d+)?[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?$", address
     )
     if not found:
+        named = re.sub(r"//[^/@]*@", "//", address)  # without a password or token in it
         raise WorkbenchError(
-            f"origin is {address or 'not set'}, which is no repository on GitHub: Colab opens "
+            f"origin is {named or 'not set'}, which is no repository on GitHub: Colab opens "
             "notebooks from there alone (git remote set-url origin "
             "https://github.com/OWNER/NAME.git)"
         )
