@@ -196,26 +196,36 @@ def _chosen(step: dict) -> tuple[str, int]:
     return completion["text"], completion["rating"]
 
 
+_GRADED = {"solution", "is_correct"}
+
+
 def _gsm8k(row: Row) -> Entry:
     """A right solution, and one of each model with its label. Other columns of these names are a
     group's.
     """
     by_model = {name: value for name, value in row.columns.items() if isinstance(value, dict)}
-    labelled = [name for name, value in by_model.items() if {"solution", "is_correct"} <= {*value}]
-    if not labelled:
+    if not any(map(_GRADED.issubset, by_model.values())):
         return by_columns(row)
-    unlabelled = sorted(by_model.keys() - labelled)
-    refuse_if(
-        unlabelled,
-        f'{row.where}: {", ".join(unlabelled)} has no "solution" with its "is_correct"',
-    )
-    attempts = [
-        Attempt(text_of(row, value["solution"]), correct=verdict_of(row, value["is_correct"]))
-        for value in by_model.values()
-    ]
+    attempts = []
+    for name, value in by_model.items():
+        refuse_if(
+            not _GRADED.issubset(value),
+            f'{row.where}: {name} has no "solution" with its "is_correct"',
+        )
+        attempts.append(
+            Attempt(
+                text_of(row, value["solution"]),
+                correct=verdict_of(row, value["is_correct"]),
+            )
+        )
     right = str(row.columns["ground_truth"])
-    asked = question_of(row, row.columns["question"])
-    return Entry(row.where, asked, tuple(attempts), "", None, final_answer(right), (right,))
+    return Entry(
+        row.where,
+        question_of(row, row.columns["question"]),
+        tuple(attempts),
+        answer=final_answer(right),
+        solutions=(right,),
+    )
 
 
 FORMS = (
