@@ -74,9 +74,20 @@ def test_other_columns_of_these_names_are_a_groups(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "truth, answer, solutions", [(None, "", ()), (5, "5", ()), ("A: 5", "5", ("A: 5",))]
+)
+def test_a_truth_that_is_no_text_is_no_solution(tmp_path, truth, answer, solutions):
+    [group] = read(written(tmp_path, {**GOOD, "ground_truth": truth}))
+    assert (group.problem.answer, group.problem.solutions) == (answer, solutions)
+    assert [r.verdict.correct for r in group.rollouts] == [False, True]
+
+
+@pytest.mark.parametrize(
     "row, message",
     [
         ("{", "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ("[1]", "line 2"),
         ({**GOOD, "question": " "}, "line 2 has a question that is neither text"),
         ({**GOOD, "a": {"solution": "5"}}, 'line 2: a has no "solution" with its "is_correct"'),
         ({**GOOD, "a": {"solution": "5", "is_correct": "yes"}}, "line 2 has the verdict 'yes'"),
@@ -88,6 +99,11 @@ def test_a_bad_line_is_named(tmp_path, row, message):
     with pytest.raises(WorkbenchError, match=message) as caught:
         read(written(tmp_path, GOOD, row))
     assert "graded.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unreadable_file(tmp_path):
+    with pytest.raises(WorkbenchError, match="none.jsonl"):
+        read(tmp_path / "none.jsonl")
 
 
 @pytest.mark.skipif(

@@ -218,13 +218,13 @@ def _gsm8k(row: Row) -> Entry:
                 correct=verdict_of(row, value["is_correct"]),
             )
         )
-    right = str(row.columns["ground_truth"])
+    solutions = tuple(filter(has_text, [row.columns["ground_truth"]]))
     return Entry(
         row.where,
         question_of(row, row.columns["question"]),
         tuple(attempts),
-        answer=final_answer(right),
-        solutions=(right,),
+        answer=final_answer(answer_of(row)),
+        solutions=solutions,
     )
 
 
