@@ -2,7 +2,7 @@
 method, and by TRL's GRPOTrainer on the same model, problems, reward and target in the same run.
 
     python benchmarks/speedrun.py                 every method and TRL, two seeds
-    python benchmarks/speedrun.py --only grpo trl
+    python benchmarks/speedrun.py --only grpo trl-1e-4
     python benchmarks/speedrun.py --quick --out FILE   two steps of two entries: does it work?
 
 Run it alone on an idle machine. What has a line in benchmarks/results/speedrun.json is not run
@@ -13,8 +13,9 @@ split is at least .85. The driver asks after every second step, from saved weigh
 for all: neither that nor loading is on the clock. Below .8 of 100 validation problems x 4 it does
 not ask: that is some three standard errors under what the target needs, and most of the waiting. An
 entry is one seed's time; the other seed must reach the target too, or it is void. Every step is 16
-problems x 8 rollouts of the standard dial at the study's learning rate of the method (TRL: that of
-grpo); TRL in its fastest setting on a CPU.
+problems x 8 rollouts of the standard dial (SFT: 128 problems x 1 solution). TRL runs in its fastest
+setting on a CPU, once with each rate that a GRPO here would take; its faster entry counts. Rates:
+``rate_of``.
 """
 
 from __future__ import annotations
@@ -26,20 +27,24 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
-from vs_trl import ROOT, Worker, environment, machine, say
+from vs_trl import PINS, ROOT, Worker, environment, machine, say
 
 sys.path.insert(0, str(ROOT))
 
 MODEL = ROOT / "data" / "organism" / "3m"
 TEACHER = MODEL.with_name("teacher")
 RESULTS = ROOT / "benchmarks" / "results" / "speedrun.json"
-NAMES = ("grpo", "sdpo", "tapo", "scope", "opd", "kd", "luffy", "trl")
+METHODS = ("grpo", "sdpo", "tapo", "trapo", "scope", "opd", "kd", "luffy", "sft")
+TRL = {"trl-1e-4": 1e-4, "trl-3e-4": 3e-4}
+NAMES = (*METHODS, *TRL)
 SEEDS = (0, 1)
 TARGET, EVERY, LAST = 0.85, 2, 60
 LEAST = 0.8  # of the validation problems: below, the target is not asked for
 PROMPTS, GROUP = 16, 8
+SETTLE = 0.3  # seconds until the idle threads of the evaluation stop spinning
 
 
 # ---- the two sides: a line on the standard input is "step", or a folder to save the weights in ---
@@ -57,6 +62,7 @@ def ours(name: str, seed: int) -> None:
     expert = load_policy(TEACHER) if method.needs_expert else None
     learner = Learner(load_policy(MODEL), OptimConfig(lr=rate_of(name)), seed=seed, expert=expert)
     task = Arithmetic()
+    count = PROMPTS if method.samples else PROMPTS * GROUP
     numbers = itertools.count()
     say({"ready": True})
     for line in sys.stdin:
@@ -65,14 +71,14 @@ def ours(name: str, seed: int) -> None:
             say({"saved": True})
             continue
         number = next(numbers)
-        problems = task.problems("train", PROMPTS, coordinates(seed, number))
+        problems = task.problems("train", count, coordinates(seed, number))
         began = time.perf_counter()
         record = update(method, learner, task, problems, (seed, number), step=number)
         seconds = time.perf_counter() - began
         say({"seconds": seconds, "tokens": record.metrics["generated"]})
 
 
-def theirs(seed: int) -> None:
+def theirs(name: str, seed: int) -> None:
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import GRPOTrainer
@@ -112,7 +118,7 @@ def theirs(seed: int) -> None:
     trainer = Trainer(
         str(MODEL),
         reward_funcs=reward,
-        args=trl_settings(seed, task.max_new),
+        args=trl_settings(TRL[name], seed, task.max_new),
         train_dataset=data,
         callbacks=[Turns()],
     )
@@ -120,7 +126,7 @@ def theirs(seed: int) -> None:
     trainer.train()
 
 
-def trl_settings(seed: int, longest: int):
+def trl_settings(rate: float, seed: int, longest: int):
     from trl import GRPOConfig
 
     return GRPOConfig(
@@ -129,7 +135,7 @@ def trl_settings(seed: int, longest: int):
         num_generations=GROUP,
         max_completion_length=longest,
         beta=0.0,
-        learning_rate=rate_of("grpo"),
+        learning_rate=rate,
         lr_scheduler_type="constant",
         max_grad_norm=1.0,
         max_steps=LAST + 1,
@@ -146,10 +152,14 @@ def trl_settings(seed: int, longest: int):
     )
 
 
-def rate_of(method: str) -> float:
-    """As the first study tuned it, on this task."""
+def rate_of(name: str) -> float:
+    """As the first study tuned it on this task; those that read solutions it tuned on another
+    style's, so they have the common rate of the second.
+    """
+    if name in ("trapo", "luffy", "sft"):
+        return 1e-4
     tuning = ROOT / "data" / "archive" / "first_study" / "tuning.json"
-    return json.loads(tuning.read_text())["rates"][method]
+    return json.loads(tuning.read_text())["rates"][name]
 
 
 # ---- the driver ----------------------------------------------------------------------------------
@@ -164,6 +174,7 @@ def race(python, name: str, seed: int, last: int, problems: int, least: float) -
         worker.hear()
         with tempfile.TemporaryDirectory() as folder:
             while len(laps) < last and not at_target(curve):
+                time.sleep(SETTLE)
                 laps += [worker.ask("step") for _ in range(EVERY)]
                 worker.ask(folder)
                 point = {"steps": len(laps)} | measured(folder, problems, least)
@@ -201,53 +212,80 @@ def measured(folder: str, problems: int, least: float) -> dict:
     return {"look": look, "avg": result.avg, "low": result.low}
 
 
-def table(lines: list[dict]) -> str:
-    """The seeds' mean; an entry is void unless every seed reached the target."""
-    rows = [f"{'':8}{'seconds':>10}{'tokens':>10}{'steps':>8}"]
+def standings(lines: list[dict]) -> dict[str, dict | None]:
+    """The seeds' mean of each entry; None is void: not every seed reached the target."""
+    entries = {}
     for name in NAMES:
         runs = [line for line in lines if line["name"] == name]
-        if not runs:
-            continue
         ends = [line["curve"][-1] for line in runs if line["reached"]]
-        if len(ends) < len(SEEDS):
-            rows.append(f"{name:8}      void: {len(ends)} of {len(SEEDS)} seeds reached the target")
+        if len(ends) == len(SEEDS):
+            keys = ("seconds", "tokens", "steps")
+            entries[name] = {key: statistics.mean(end[key] for end in ends) for key in keys}
+        elif runs:
+            entries[name] = None
+    return entries
+
+
+def table(entries: dict[str, dict | None]) -> str:
+    rows = [f"{'':10}{'seconds':>10}{'tokens':>10}{'steps':>8}{'of TRL':>8}"]
+    rivals = [entries[name]["seconds"] for name in TRL if entries.get(name)]
+    for name, mean in entries.items():
+        if mean is None:
+            rows.append(f"{name:10}      void: not every seed reached the target")
             continue
-        seconds, tokens, steps = (
-            statistics.mean(end[key] for end in ends) for key in ("seconds", "tokens", "steps")
-        )
-        rows.append(f"{name:8}{seconds:10.1f}{tokens:10.0f}{steps:8.1f}")
+        ratio = f"{mean['seconds'] / min(rivals):8.2f}" if rivals else ""
+        row = f"{name:10}{mean['seconds']:10.1f}{mean['tokens']:10.0f}{mean['steps']:8.1f}{ratio}"
+        rows.append(row)
     return "\n".join(rows)
+
+
+def refuse_another_machine(result: dict, out: Path) -> None:
+    for key, here in (("machine", machine()), ("versions", versions())):
+        if result[key] != here:
+            raise SystemExit(f"{out} was measured with another {key}: give another --out")
+
+
+def versions() -> dict:
+    return {
+        **{name: metadata.version(name) for name in ("torch", "transformers")},
+        "trl": dict(pin.split("==") for pin in PINS),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="grpo and trl, two steps, 8 problems")
+    parser.add_argument("--quick", action="store_true", help="two entries, two steps, 8 problems")
     parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return theirs(args.seed) if args.worker == "trl" else ours(args.worker, args.seed)
+        return (theirs if args.worker in TRL else ours)(args.worker, args.seed)
     if args.quick and args.out == RESULTS:
         parser.error("--quick needs an --out of its own")
-    names = ("grpo", "trl") if args.quick else args.only
+    names = ("grpo", "trl-1e-4") if args.quick else args.only
     last, problems, least, seeds = LAST, 400, LEAST, SEEDS
     if args.quick:
         last, problems, least, seeds = EVERY, 8, 0.0, SEEDS[:1]
-    kept = json.loads(args.out.read_text())["runs"] if args.out.exists() else []
+    kept = []
+    if args.out.exists():
+        before = json.loads(args.out.read_text())
+        refuse_another_machine(before, args.out)
+        kept = before["runs"]
     for seed, name in itertools.product(seeds, names):
         if any((line["name"], line["seed"]) == (name, seed) for line in kept):
             continue
         # the test's own environment has TRL too, of whichever version
-        python = environment() if name == "trl" and not args.quick else sys.executable
+        python = environment() if name in TRL and not args.quick else sys.executable
         kept.append(race(python, name, seed, last, problems, least))
-        result = {"target": TARGET, "runs": kept, "machine": machine(), "quick": args.quick}
+        result = {"target": TARGET, "quick": args.quick, "standings": standings(kept)}
+        result |= {"machine": machine(), "versions": versions(), "runs": kept}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         partial = args.out.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(args.out)
-    print(table(kept))
+    print(table(standings(kept)))
 
 
 if __name__ == "__main__":

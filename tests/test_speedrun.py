@@ -22,7 +22,7 @@ def test_two_entries_are_timed_and_not_again(tmp_path):
     out = tmp_path / "speedrun.json"
     assert "void" in run(out)  # one seed does not verify
     runs = json.loads(out.read_text())["runs"]
-    assert [line["name"] for line in runs] == ["grpo", "trl"]
+    assert [line["name"] for line in runs] == ["grpo", "trl-1e-4"]
     for line in runs:
         [point] = line["curve"]
         assert point["steps"] == 2 and point["seconds"] > 0 and point["tokens"] > 16 * 8 * 2
@@ -30,11 +30,65 @@ def test_two_entries_are_timed_and_not_again(tmp_path):
     assert "seed" not in run(out).split("steps")[0] and json.loads(out.read_text())["runs"] == runs
 
 
-def test_an_entry_counts_when_every_seed_reached_the_target():
-    from speedrun import table
+END = {"seconds": 10.0, "tokens": 100, "steps": 4, "avg": 0.9, "low": 0.87}
 
-    end = {"seconds": 10.0, "tokens": 100, "steps": 4, "avg": 0.9, "low": 0.87}
-    two = [{"name": "grpo", "seed": s, "reached": True, "curve": [end]} for s in (0, 1)]
-    assert table(two).splitlines()[1].split() == ["grpo", "10.0", "100", "4.0"]
-    assert "void: 1 of 2" in table([two[0], two[1] | {"reached": False}])
-    assert "void: 1 of 2" in table(two[:1])
+
+def runs(name, seconds, reached=(True, True)):
+    lines = zip(range(2), seconds, reached, strict=True)
+    return [
+        {"name": name, "seed": seed, "reached": there, "curve": [END | {"seconds": clock}]}
+        for seed, clock, there in lines
+    ]
+
+
+def test_an_entry_counts_when_every_seed_reached_the_target():
+    from speedrun import standings, table
+
+    entries = standings(runs("grpo", (9.0, 11.0)))
+    assert entries == {"grpo": {"seconds": 10.0, "tokens": 100.0, "steps": 4.0}}
+    assert table(entries).splitlines()[1].split() == ["grpo", "10.0", "100", "4.0"]
+    for void in (runs("grpo", (9.0, 11.0), (True, False)), runs("grpo", (9.0, 11.0))[:1]):
+        assert standings(void) == {"grpo": None} and "void" in table(standings(void))
+
+
+def test_the_faster_entry_of_trl_is_what_others_are_measured_by():
+    from speedrun import standings, table
+
+    lines = [
+        *runs("sdpo", (8.0, 12.0)),
+        *runs("trl-1e-4", (50.0, 50.0)),
+        *runs("trl-3e-4", (20.0, 60.0)),
+    ]
+    assert [row.split()[-1] for row in table(standings(lines)).splitlines()[1:]] == [
+        "0.25",
+        "1.25",
+        "1.00",
+    ]
+    lines[-1]["reached"] = False  # the faster one is void: the other counts
+    assert table(standings(lines)).splitlines()[1].split()[-1] == "0.20"
+
+
+def test_a_record_of_another_machine_is_not_gone_on_with(tmp_path):
+    from speedrun import machine, refuse_another_machine, versions
+
+    here = {"machine": machine(), "versions": versions()}
+    refuse_another_machine(here, tmp_path)
+    for key in here:
+        with pytest.raises(SystemExit, match=f"another {key}: give another --out"):
+            refuse_another_machine(here | {key: {}}, tmp_path)
+
+
+def test_each_method_has_a_rate():
+    from speedrun import METHODS, rate_of
+
+    assert {name: rate_of(name) for name in METHODS} == {
+        "grpo": 3e-4,
+        "sdpo": 1e-4,
+        "tapo": 3e-4,
+        "trapo": 1e-4,
+        "scope": 3e-4,
+        "opd": 1e-4,
+        "kd": 1e-4,
+        "luffy": 1e-4,
+        "sft": 1e-4,
+    }
