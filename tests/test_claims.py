@@ -56,6 +56,50 @@ def test_every_number_is_what_its_source_says():
         assert sourced(forgets._replace(number=wrong), papers) != wrong
 
 
+# What a row is called in its reference, where that is another word; "": the value is in words.
+CALLED = {
+    ("Table 5, LCBv6", "SDPO"): "LCBv6 ",
+    ("Table 8, mean of the tasks", "GRPO"): "\\(",
+    ("Table 8, mean of the tasks", "SDPO"): "→ ",
+    ("section 4, LCBv6", "fewer generations"): "GRPO's final accuracy with ",
+    ("Table 1, AIME24", "TAPO"): "pass@1 ",
+    ("Table 2, AIME24", "DSR over GRPO"): "DSR ",
+    ("Table 2, AIME24", "ERR over GRPO"): "ERR ",
+    ("Table 2", "+ SFT"): "plain SFT ",
+    ("Figure 10", "order"): "",
+    ("Figure 17", "smallest model"): "",
+    ("Table 3", "SFT"): "",
+}
+# The place of a column in a list with slashes; a number alone stands for itself.
+COLUMNS = {"AIME24": 0, "Avg@32": 0, "Pass@32": 1}
+
+
+def said(row: dict) -> str:
+    """What the reference says of the row by its name, and in its column."""
+    name = CALLED.get((row["where"], row["row"]), re.escape(row["row"]) + " ")
+    if not name:
+        return row["value"] if row["value"] in row["reference"] else ""
+    there = re.search(rf"(?<![\w-]){name}([+\d.×/]*\d×?)", row["reference"])
+    values = there[1].split("/") if there else [""]
+    place = COLUMNS.get(row["where"].rsplit(", ")[-1], 0)
+    return values[place] if place < len(values) else ""
+
+
+def test_a_number_stands_by_its_name_and_in_its_column():
+    papers = pd.read_csv(STUDY / "papers.csv", dtype=str, keep_default_na=False)
+    rows = papers[papers.reference != ""].to_dict("records")
+    for row in rows:
+        assert said(row) == row["value"], row
+    by_name = {(row["where"], row["row"]): row for row in rows}
+    luffy = by_name["Table 1, general average", "LUFFY"]
+    grpo = by_name["Table 1, general average", "GRPO"]  # the first ledger's fault
+    assert said(luffy | {"reference": grpo["reference"]}) == ""
+    tapo = by_name["Table 1, AIME24", "TAPO"]  # AIME25's number
+    assert said(tapo | {"value": "46.88"}) == "62.50"
+    sft = by_name["Table 1, five benchmarks", "SFT"]  # another line's, whose name ends alike
+    assert said(sft | {"reference": "TRAPO-SFT 54.3"}) == ""
+
+
 def test_the_numbers_are_those_of_the_plan():
     plan = (STUDY / "PLAN.md").read_text().replace("\n", " ")
     for claim in PLANNED:

@@ -554,7 +554,9 @@ def test_silent_fall_backs_are_refused(environment, message):
     ],
 )
 def test_one_process_that_was_asked_for_is_left_alone(environment):
-    distributed.refuse_fallbacks(environment)
+    assert distributed.refuse_fallbacks(environment) is None
+    with pytest.raises(WorkbenchError, match="DEEPSPEED"):  # it was looked at
+        distributed.refuse_fallbacks(environment | {"ACCELERATE_USE_DEEPSPEED": "true"})
 
 
 def test_alone_everything_is_the_identity():

@@ -301,11 +301,23 @@ HARMLESS = {
 }
 
 
+def same_net(file, folder, plain):
+    """The file holds the network of the plain one, weight for weight and logit for logit."""
+    loaded, wanted = load_policy(file), load_policy(write(folder / "plain.gguf", "llama", *plain))
+    pairs = zip(loaded.model.parameters(), wanted.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    tokens = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded.model(tokens).logits, wanted.model(tokens).logits)
+
+
 def test_metadata_without_effect_is_not_refused(tmp_path, written):
     keys, weights = written["llama"]
-    keys = keys | {"rope.freq_base": 10000.0} | HARMLESS
+    plain = keys | {"rope.freq_base": 10000.0}
+    keys = plain | HARMLESS
     keys.pop("attention.head_count_kv")
-    load_policy(write(tmp_path / "a.gguf", "llama", keys | {"attention.head_count_kv": 2}, weights))
+    keys |= {"attention.head_count_kv": 2}
+    same_net(write(tmp_path / "a.gguf", "llama", keys, weights), tmp_path, (plain, weights))
 
 
 def test_what_a_key_that_is_not_there_means(tmp_path, written):
@@ -349,7 +361,7 @@ def test_a_tensor_without_a_place_is_named(name, tmp_path, written):
 def test_factors_of_one_turn_nothing(tmp_path, written):
     keys, weights = written["llama"]
     more = weights | {"rope_freqs.weight": np.ones(8, np.float32)}
-    load_policy(write(tmp_path / "a.gguf", "llama", keys, more))
+    same_net(write(tmp_path / "a.gguf", "llama", keys, more), tmp_path, written["llama"])
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path, written):

@@ -11,13 +11,17 @@ import pytest
 import torch
 import toys
 
+from workbench.app.cli import main
 from workbench.core import Verdict, WorkbenchError
+from workbench.evaluation.metrics import evaluate
 from workbench.methods.grpo import GRPO
+from workbench.methods.luffy import LUFFY
 from workbench.methods.sft import SFT
 from workbench.methods.trapo import TRAPO
 from workbench.model.batch import collate, logp_and_entropy, pack, score
 from workbench.model.learner import Learner, OptimConfig
-from workbench.records import read_metrics
+from workbench.paths import ORGANISM
+from workbench.records import read_metrics, read_run
 from workbench.rollouts.sampling import nucleus, sample_groups
 from workbench.training.run import TrainConfig, fit
 from workbench.training.selection import contrast, written
@@ -204,6 +208,32 @@ def test_the_nucleus_is_that_of_transformers(top_p):
     logits = torch.randn(64, 40, generator=torch.Generator().manual_seed(0)) * 3
     want = TopPLogitsWarper(top_p)(None, logits.clone()).isfinite()
     assert torch.equal(nucleus(logits.softmax(-1), top_p) > 0, want)
+
+
+def test_an_evaluation_from_a_nucleus_of_one_token_is_the_greedy_one(capsys):
+    policy, problems = toys.tiny_policy(), TASK.problems("test", 24, 0)
+    free = evaluate(policy, TASK, problems, 8, 0)
+    nucleus_of_one = evaluate(policy, TASK, problems, 8, 0, top_p=1e-6)
+    greedy = evaluate(policy, TASK, problems, 1, 0, temperature=1e-6)
+    assert nucleus_of_one.per_problem == greedy.per_problem != free.per_problem
+    assert {0.0, 1.0} >= set(nucleus_of_one.per_problem)
+    words = ["--model", str(ORGANISM / "3m"), "--task", "arithmetic", "--problems", "5"]
+    main(["eval", *words, "--samples", "4", "--json", "--top-p", "0.000001"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["avg"] == result["pass_at"]["4"] and result["samples"] == 4
+
+
+# ---- the length to divide by
+
+
+def test_the_constant_of_the_length_is_the_tasks(tmp_path):
+    def loss(**constant):
+        return one_update(learner_of(), TRAPO(**constant)).metrics["loss"]
+
+    assert loss() == loss(constant=TASK.max_new) != loss(constant=80)
+    plan = TrainConfig(steps=1, prompts=2, eval_every=0)
+    fit(LUFFY(k=4), learner_of(), TASK, plan, tmp_path / "run", progress=False)
+    assert read_run(tmp_path / "run").config["options"]["constant"] == TASK.max_new
 
 
 # ---- which problems

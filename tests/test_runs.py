@@ -3,6 +3,7 @@ tests, whole runs chosen at random.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import SystemRandom
 
@@ -11,10 +12,10 @@ import pytest
 from workbench.methods import from_record
 from workbench.model.learner import Learner, OptimConfig
 from workbench.model.loading import load_policy
-from workbench.paths import FIRST_STUDY, RECORDS
+from workbench.paths import FIRST_STUDY, ORGANISM, RECORDS
 from workbench.records import read_run
 from workbench.studies import arms
-from workbench.studies.cell import run_cell
+from workbench.studies.cell import FULL, run_cell, train_stage
 from workbench.tasks import load_task
 from workbench.training.run import TrainConfig, collapse, fit
 
@@ -76,6 +77,20 @@ def first_steps_come_out_again(cell: str, folder: Path) -> None:
             continue
         there = pytest.approx(list(recorded[name]), abs=tolerance, rel=0.02)
         assert list(again[name]) == there, (cell, name)
+
+
+def test_the_first_steps_of_a_first_stage_come_out_again(tmp_path):
+    """SFT before GRPO. (What begins with a cold start needs all of its lessons first: that is for
+    the whole runs below.)
+    """
+    (arm,) = (arm for arm in arms.GRID if arm.name == "sft-then-rl")
+    seed = SystemRandom().randrange(arm.seeds)
+    scale = replace(FULL, steps=round(STEPS / arm.stages[0].share), eval_every=0)
+    folder = train_stage(arm, arm.stages[0], seed, tmp_path / "run", scale, ORGANISM / arm.model)
+    again, recorded = read_run(folder).metrics, read_run(RECORDS / arm.cell(seed)).metrics[:STEPS]
+    assert len(again) == STEPS and list(recorded.step) == [0, 1]
+    for name in ("loss", "nll", "grad_norm", "entropy"):
+        assert list(again[name]) == pytest.approx(list(recorded[name]), rel=0.02), (seed, name)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -126,6 +126,54 @@ def test_the_smallest_rate_within_a_standard_error_of_the_best_is_chosen():
     assert tuning.choose(tried(**{"3e-5": 0.5, "1e-4": 0.69, "3e-4": 0.7})) == 3e-4
 
 
+def test_a_rate_is_tried_with_the_rate_its_seed_and_problems_of_the_validation_split(
+    tmp_path, monkeypatch
+):
+    seen = {}
+
+    def train(arm, stage, seed, out, scale, model):
+        seen["trained"] = (cell._settings(arm, stage, seed, scale), model.name, out.name)
+        return out
+
+    def judge(policy, task, problems, samples, seed):
+        seen["judged"] = (policy, [problem.id for problem in problems], samples, seed)
+        return type("Result", (), {"avg": 0.4375})
+
+    monkeypatch.setattr(tuning, "train_stage", train)
+    monkeypatch.setattr(tuning, "evaluate", judge)
+    monkeypatch.setattr(tuning, "load_policy", lambda folder: folder)
+    line = tuning.tune("scope-tuned", 7e-4, 911, tmp_path)
+    assert line == {"arm": "scope-tuned", "rate": 7e-4, "seed": 911, "avg": 0.4375}
+    (_, optimizer, plan), model, folder = seen["trained"]
+    assert (optimizer.lr, plan.steps, plan.seed, plan.eval_every) == (7e-4, 50, 911, 0)
+    assert (model, folder) == ("3m", "tune-scope-tuned-0.0007-seed911")
+    problems = load_task("arithmetic:largest=26").problems("validation", 400, 0)
+    names = [problem.id for problem in problems]
+    assert seen["judged"] == (tmp_path / folder / "model", names, 4, 911)
+
+
+def test_runs_that_end_together_are_all_kept(tmp_path, monkeypatch):
+    """Six at a time, and each line is written while the others come in."""
+    monkeypatch.setattr(tuning, "TUNING", tmp_path / "tuning.json")
+
+    def one(words, **_):
+        arm, rate, seed = words[4:7]
+        line = {"arm": arm, "rate": float(rate), "seed": int(seed), "avg": 0.5}
+        return subprocess.CompletedProcess(words, 0, json.dumps(line) + "\n", "")
+
+    monkeypatch.setattr(grid.subprocess, "run", one)
+    grid.tune_all(6, tmp_path)
+    runs = json.loads((tmp_path / "tuning.json").read_text())["runs"]
+    cells = {(run["arm"], run["rate"], run["seed"]) for run in runs}
+    # all alike: the smallest rate is taken each time, and the grid grows below it until it differs
+    assert len(cells) == len(runs) and cells >= {
+        (name, rate, seed)
+        for name in tuning.TUNED
+        for rate in tuning.RATES
+        for seed in tuning.SEEDS
+    }
+
+
 def test_the_grid_grows_beyond_an_edge_that_wins_and_a_rate_counts_with_all_its_seeds():
     inner = tried(**{"3e-5": 0.5, "1e-4": 0.7, "3e-4": 0.6})
     assert tuning.wanted(inner) == set(tuning.RATES)

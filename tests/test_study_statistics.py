@@ -40,6 +40,7 @@ def test_ratios_are_pooled_and_too_few_are_not_measured():
     left = np.array([6 / 20 - 3 / 30, 9 / 30 - 2 / 30, 3 / 10 - 3 / 20])
     jackknife = np.sqrt(2 * np.mean((left - left.mean()) ** 2))
     assert effect.error == pytest.approx(jackknife)
+    assert (effect.above, effect.seeds) == (2, 3)  # .3 over .1 and .3 over .05; one has no ratio
     assert pooled_ratio(a, b, 31) is None
     assert pooled_ratio(np.array([[3, 40], [0, 0]]), np.array([[1, 40], [1, 40]]), 30) is None
 

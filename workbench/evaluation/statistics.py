@@ -186,9 +186,10 @@ def pooled_ratio(a: np.ndarray, b: np.ndarray, least: int) -> Effect | None:
         return whole[0] / whole[1], left[:, 0] / left[:, 1]
 
     (mean_a, left_a), (mean_b, left_b) = ratio(a), ratio(b)
-    mean, left, seeds = mean_a - mean_b, left_a - left_b, len(a)
-    error = np.sqrt((seeds - 1) * np.mean((left - left.mean()) ** 2))
-    return _effect(mean, error, seeds * mean - (seeds - 1) * left, int(sum(totals)))
+    mean, left = mean_a - mean_b, left_a - left_b
+    error = np.sqrt((len(a) - 1) * np.mean((left - left.mean()) ** 2))
+    signs = a[:, 0] * b[:, 1] - b[:, 0] * a[:, 1]  # those of the seeds' own differences
+    return _effect(mean, error, signs, int(sum(totals)))
 
 
 def sooner(a: Sequence[float], b: Sequence[float], share: float, horizon: float) -> Effect:

@@ -24,9 +24,10 @@ claims.
 
 Provisional: on fewer seeds than were planned. Power: the chance, with so many seeds and the spread
 that came out, to tell a true difference of one margin from 0, and to call equals the same. Equal
-tokens: a - b in validation accuracy (in length, where the claim is about it) where both have
-written as much as the thriftier one. Area: a - b of the mean of the same along the run, a
-description.
+tokens: a - b in validation accuracy (in length, where the claim is about it), whatever else the
+claim is about, where both have written as much as the thriftier one. Area: a - b of the mean of the
+same along the run, a description. The curves of all runs are of the same validation problems, so
+these two and "sooner" have the spread between runs in their interval and not that of measuring.
 """
 
 from __future__ import annotations
@@ -221,7 +222,9 @@ Written by `workbench claims --write` from the records in data/study/runs, by th
 [PLAN.md](PLAN.md); what the words
 mean stands at the top of `workbench/studies/claims.py`. On a model of three million parameters \
 that adds numbers: see
-`notebooks/15_compare.ipynb` for what that can tell.
+`notebooks/15_compare.ipynb` for what that can tell. Equal tokens and area are differences of the \
+accuracy along the runs (of
+the length, where the claim is about it), also beside a claim about something else.
 """
 COLUMNS = """
 | claim | the paper's | ours: a - b that should be above 0 | verdict | power | equal tokens | area \

@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from workbench.core import WorkbenchError
@@ -59,22 +59,26 @@ def in_processes(
     ones said; the others go on.
     """
 
-    def one(words: list[str]) -> str:
-        process = subprocess.run(
+    def run(words: list[str]) -> subprocess.CompletedProcess:
+        return subprocess.run(
             [sys.executable, "-m", "workbench.studies.grid", *words],
             cwd=ROOT,
             env={**os.environ, **ONE_THREAD},
             capture_output=True,
             text=True,
         )
-        if process.returncode:
-            lines = process.stderr.strip().splitlines()
-            return f"{' '.join(words)}: {lines[-1] if lines else 'killed'}"
-        after(words, process.stdout.strip().splitlines()[-1])
-        return ""
 
+    failures = []
     with ThreadPoolExecutor(workers) as pool:
-        return list(filter(None, pool.map(one, jobs)))
+        running = {pool.submit(run, words): words for words in jobs}
+        for ended in as_completed(running):  # one after another: ``after`` writes files
+            words, process = running[ended], ended.result()
+            if process.returncode == 0:
+                after(words, process.stdout.strip().splitlines()[-1])
+                continue
+            lines = process.stderr.strip().splitlines()
+            failures.append(f"{' '.join(words)}: {lines[-1] if lines else 'killed'}")
+    return failures
 
 
 def study(
