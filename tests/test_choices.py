@@ -185,6 +185,8 @@ def test_data_of_every_kind(tmp_path, monkeypatch):
     assert choose("cpu", data=file, new=9).task().max_new == 9
     assert choose("cpu", data=f"{file}:max_new=8").task().max_new == 8
     assert choose("cpu", data=f"{file}:max_new=8", new=9).task().max_new == 9
+    whole = choose("cpu", data=f"{file}:split=train", new=9).task()
+    assert (whole.split, whole.max_new) == ("train", 9)
     assert choose("cpu", data=str(tmp_path / "mine.json"), new=9).task().max_new == 9
     asked = []
     monkeypatch.setattr(choices, "load_task", lambda *name, **dials: asked.append((*name, dials)))

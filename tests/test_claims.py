@@ -13,7 +13,7 @@ from cells import rows, run, study, write
 
 from workbench.app.cli import main
 from workbench.paths import RECORDS, ROOT, STUDY
-from workbench.studies import claims
+from workbench.studies import cell, claims
 from workbench.studies.arms import BLOCKS, GRID
 from workbench.studies.claims import CLAIMS, verdict, verdicts
 from workbench.studies.ledger import paired
@@ -143,7 +143,7 @@ def test_the_families_are_those_of_the_plan():
 def test_every_claim_has_its_arms_its_seeds_and_its_margin():
     arms = {(arm.name, arm.model): arm for arm in GRID}
     blocks = [BLOCKS[name] for name in ("1a", "1b", "1c", "1d", "2", "3", "4", "5")]
-    assert claims.TUNING == STUDY / "tuning.json" and claims.FULL.lr == 1e-4
+    assert cell.TUNING == STUDY / "tuning.json" and claims.FULL.lr == 1e-4
     in_plan = {(arm.name, arm.model) for block in blocks for arm in block}
     assert len({(c.paper, c.claim) for c in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
@@ -410,7 +410,7 @@ def test_a_rate_of_ones_own_that_is_the_common_one_is_not_run_again(known, tmp_p
         for folder in known.glob(f"{arm}-3m-seed*"):
             shutil.copytree(folder, tmp_path / folder.name)
     tuning = tmp_path / "tuning.json"
-    monkeypatch.setattr(claims, "TUNING", tuning)
+    monkeypatch.setattr(cell, "TUNING", tuning)
     own = (claims.SCOPE, "better than OPD with one rollout, each at its own rate")
     for rate, words in ((3e-4, {"not measured"}), (1e-4, {"holds", "undecided", "the same"})):
         tuning.write_text(json.dumps({"rates": {"scope-tuned": rate, "opd-1-tuned": 1e-4}}))

@@ -3,6 +3,7 @@ nothing written.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -16,7 +17,7 @@ from workbench import records
 from workbench.app.cli import COMMANDS, main
 from workbench.core import WorkbenchError
 from workbench.model import learner
-from workbench.paths import ORGANISM
+from workbench.paths import ORGANISM, RECORDS
 from workbench.records import read_run
 
 MODEL = str(ORGANISM / "0.4m")
@@ -170,6 +171,20 @@ def test_train_eval_and_compare(tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["compare", str(run), "--html", str(page)]) == 0
     assert "GRPO" in capsys.readouterr().out and "<svg" in page.read_text()
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, capsys, monkeypatch):
+    runs = [tmp_path / seed / "grpo" for seed in ("s1", "s2")]
+    for number, run in enumerate(runs):
+        shutil.copytree(RECORDS / f"grpo-3m-seed{number}", run)
+    page = tmp_path / "page.html"
+    assert main(["compare", *map(str, runs), "--html", str(page)]) == 0
+    said, drawn = capsys.readouterr().out, page.read_text()
+    for run in runs:
+        assert str(run) in said and drawn.count(str(run)) >= 2  # in the table and beside its line
+    monkeypatch.chdir(runs[0])
+    assert main(["compare", "."]) == 0
+    assert "grpo GRPO" in " ".join(capsys.readouterr().out.split())
 
 
 def test_tour_and_doctor(tmp_path, capsys, monkeypatch):

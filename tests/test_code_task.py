@@ -451,7 +451,18 @@ def test_values_are_compared_exactly():
         ("So it is:\n```\nprint(1)\n", "print(1)\n", True),
         ("n = 1\nprint(n)\n```\nThat is all.", "n = 1\nprint(n)\n", True),
         ("print(5)\n```\nOutput:\n```\n5\n```", "print(5)\n", True),
+        (
+            "First:\n```python\na\n```\n"
+            "The program, which reads the input and prints:\n```python\nb\n```",
+            "b\n",
+            True,
+        ),
         # what is no program, or only shown
+        ("```python\na\n```\nThe output:\n```python\n5\n```", "a\n", True),
+        ("```python\na\n```\nThe output is:\n```python\n5\n```", "a\n", True),
+        ("```python\na\n```\nOutput of the program:\n```python\n5\n```", "a\n", True),
+        ("```python\na\n```\nSample Input 1:\n```python\n5\n```", "a\n", True),
+        ("```python\na\n```\nThe program that you asked for prints:\n```\n5\n```", "a\n", True),
         ("```python\na\n```\nIt prints:\n```\n5\n```", "a\n", True),
         ("```python\na\n```\n**Output**\n```text\n5\n```", "a\n", True),
         ("```Python3\na\n```\nrun\n```bash\npython a.py\n```", "a\n", True),

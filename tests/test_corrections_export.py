@@ -17,7 +17,7 @@ from test_external import same
 from test_readings import group_of
 
 from workbench.core import Group, Problem, Rollout, Verdict, WorkbenchError
-from workbench.corrections.buffer import Correction, append
+from workbench.corrections.buffer import Correction, append, groups
 from workbench.corrections.compose import to_rollout
 from workbench.exchange.export import (
     as_dataset,
@@ -165,6 +165,15 @@ def test_the_forms_for_trainers_are_read_back_too(tiny_policy, group, tmp_path, 
     assert list(back.problem.messages) == ASKED and rollout.verdict.correct
     assert rollout.completion_ids == group.rollouts[2].completion_ids
     assert rollout.prompt_ids == group.rollouts[2].prompt_ids
+
+
+def test_two_questions_with_one_id_are_two_rows_and_two_groups(tiny_policy, group, correction):
+    """Those of two files, both rollouts:1."""
+    problem = replace(group.problem, messages=({"role": "user", "content": "1+1"},))
+    assert len(rows([group, replace(group, problem=problem), group], "verl")) == 2
+    other = replace(correction, composition=replace(correction.composition, problem=problem))
+    two = groups([correction, other, correction], tiny_policy)
+    assert [len(each.rollouts) for each in two] == [2, 1]
 
 
 def test_verls_columns(group, tmp_path):

@@ -248,7 +248,7 @@ class Reader:
         self.decode, self.ids = policy.tokenizer.decode, policy.completion_ids
         self.chances = {"plain": plain, "right": right, "wrong": wrong, "feedback": feedback}
 
-    def generate(self, prompts, seeds, budgets, temperature):
+    def generate(self, prompts, seeds, budgets, temperature, top_p=1.0):
         results = []
         for prompt, row in zip(prompts, seeds):
             text = self.decode(prompt)

@@ -277,6 +277,41 @@ def test_prime_rls_token_export_keeps_every_id(tiny_policy, tmp_path):
     assert not first.rollouts[0].verdict.known and len(second.rollouts) == 1
 
 
+def test_a_text_that_was_decoded_with_the_end_of_its_turn(tiny_policy, tmp_path):
+    end = tiny_policy.tokenizer.decode(list(tiny_policy.end))
+    row = {"question": "1+6", "answer": "7", "completion": f"The answer is 7{end}"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (group,) = load_rollouts(lines(tmp_path, row), tiny_policy)
+        (rollout,) = group.rollouts
+    assert rollout.text == "The answer is 7" and verdicts(group) == [(1.0, True)]
+    assert rollout.completion_ids[-len(tiny_policy.end) :] == tiny_policy.end and rollout.finished
+
+
+def test_an_answer_after_hashes_and_a_missing_one(tiny_policy, tmp_path):
+    rows = [
+        {"question": "9*2", "answer": "9*2=18\n#### 18", "completion": "The answer is 18"},
+        {"question": "9*3", "ground_truth": "so\n#### 27", "completion": "The answer is 18"},
+        {"question": "9*4", "answer": math.nan, "completion": "The answer is 36"},
+    ]
+    right, wrong, unknown = load_rollouts(lines(tmp_path, *rows), tiny_policy)
+    assert verdicts(right) == [(1.0, True)] and right.problem.answer == "18"
+    assert verdicts(wrong) == [(0.0, False)] and wrong.problem.answer == "27"
+    assert not unknown.rollouts[0].verdict.known
+
+
+def test_a_run_of_another_tokenizer_is_said_so(tiny_policy, tmp_path):
+    problem = Problem("q", tuple(QUESTION), "2")
+    record = json.loads(dumps(group_to_dict(Group.from_texts(problem, ["2"], tiny_policy, [1]))))
+    other = json.loads(json.dumps(record))
+    other["rollouts"][0]["completion_ids"][0] += 1  # inside the vocabulary, and another text
+    with pytest.warns(UserWarning, match="do not come back from their tokens"):
+        load_rollouts(lines(tmp_path, other), tiny_policy)[0]
+    other["rollouts"][0]["completion_ids"][0] = 90_000
+    with pytest.raises(WorkbenchError, match="token id 90000, outside the vocabulary of tiny"):
+        load_rollouts(lines(tmp_path, other), tiny_policy)[0]
+
+
 # ---- labelled steps
 
 
@@ -392,6 +427,12 @@ GOOD = {"question": "1+1", "completions": ["2"], "rewards": [1]}
         ([GOOD, {**GOOD, "rewards": [True]}], r"mixed kinds: numbers \(.*line 1\), true or false"),
         ([{**GOOD, "rewards": ["good"]}], "the reward 'good'; rewards are numbers, or true and"),
         ([{**GOOD, "rewards": [float("inf")]}], "the reward 'inf'"),
+        ([{**GOOD, "rewards": [10**400]}], "the reward '1000"),
+        ([{**GOOD, "logprobs": [[-(10**400), 0]]}], "no list of log-probabilities"),
+        ([{**GOOD, "answer": "\ud800"}], "surrogate"),
+        ([{**GOOD, "id": "\ud800"}], "surrogate"),
+        ([{**GOOD, "solution": "\ud800"}], "surrogate"),
+        ([prime_record([5], [6], [True], "much")], "advantages that are no numbers"),
         ([{**GOOD, "rewards": [1, 0]}], "1 completions, and the column of reward has 2"),
         ([{**GOOD, "completions": ["2", "3"], "rewards": 1}], "one 'rewards' for all of them"),
         ([{**GOOD, "is_correct": ["yes"]}], "the verdict 'yes'; verdicts are true, false"),

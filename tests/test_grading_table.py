@@ -986,6 +986,116 @@ TABLE = r"""
 - 5 ¦ 5, since it is 5 or 6
 - 5 ¦ text:The answer is 5, where it might be 6.
 
+# where the answer stands
++ 18 ¦ text:I add.⏎<answer>⏎18⏎</answer>
++ 18 ¦ text:I add.⏎<answer>⏎⏎  18  ⏎</answer>
++ 18 ¦ text:####⏎18
++ 18 ¦ text:Answer:⏎$$⏎18⏎$$
++ 18 ¦ text:The final answer is⏎\[⏎18⏎\]
++ x^2 ¦ text:The final answer is:⏎\[⏎x^2⏎\]
++ B ¦ text:The answer is B. Option A says 6, which is incorrect.
++ 5 ¦ text:\boxed{5}. A common mistake is 6, which is wrong.
++ 5 ¦ text:\boxed{5}. If you think this is wrong, check again.
++ 5 ¦ text:\boxed{5}.⏎⏎Alternatively, we can note that 2 + 3 = 5.
++ 5 ¦ text:If x = 2 then the answer is 5.
++ St. Louis ¦ text:The answer is St. Louis. It is large.
++ Dr. Smith ¦ text:The answer is Dr. Smith.
++ yes ¦ text:Yes.
++ A ¦ text:(A)
++ A ¦ text:**A**
++ A ¦ text:A
+- 18 ¦ text:I add.⏎<answer>⏎19⏎</answer>
++ Main St ¦ text:The answer is Main St. It is long.
++ f(x) ¦ text:f(x)
++ yes ¦ text:<think>Or no?</think>Yes.
+- 5 ¦ text:\boxed{5}. Wait, that is wrong.
+- 5 ¦ text:\boxed{5}. That is incorrect.
+- 5 ¦ text:\boxed{5}. But that is wrong.
+- 5 ¦ text:\boxed{5}. I now see that this is wrong.
+- 5 ¦ text:\boxed{5}. No that is wrong.
+- 5 ¦ text:The answer is 5. Hmm that is wrong.
+- 5 ¦ text:\boxed{5}: that is wrong.
+- 5 ¦ text:\boxed{5}, which is wrong.
+- 5 ¦ text:\boxed{5} which is incorrect.
+- 5 ¦ text:The answer is 5, which is wrong.
+- 5 ¦ text:\boxed{5} or alternatively 6
+- 5 ¦ text:\boxed{5} or **6**
+- 5 ¦ text:\boxed{5} or 6 - I am not sure.
+- 5 ¦ text:\boxed{5} or 6-7
+- 5 ¦ text:\boxed{5} or 6 = 3 + 3
+- 5 ¦ text:\boxed{5}⏎⏎Or 6, I am not sure.
+- 5 ¦ text:\boxed{5}.⏎⏎Alternatively, the answer could be 6.
+- 5 ¦ text:I am not so sure the answer is 5.
+- 5 ¦ text:It is not so that the answer is 5.
+- no ¦ text:No, I do not know.
+- no ¦ text:No, I cannot.
+- Paris ¦ text:maybe Paris
+- yes ¦ text:
+- yes ¦ text:...
+- 5 ¦ text:If the answer is 5.
+- yes ¦ text:No.
+- yes ¦ text:Yes?
+- A ¦ text:A or B
+- A ¦ text:A⏎B
+- 18 ¦ text:eighteen or so
+- 18 ¦ \boxed{or}
+- or ¦ and
+- and ¦ or
+- B ¦ text:The answer is and
+- x=5 ¦ text:The answer is x = and
+- Paris ¦ \cup
+
+# a last number that is more than it looks
++ 0.05 ¦ text:so the rate is .05
++ -0.5 ¦ text:It falls by -.5
++ -7 ¦ text:x is −7.
++ -7 ¦ text:x is –7.
++ 2,3 ¦ text:x = 2 or x = 3
++ 2,3 ¦ text:The roots are x = 2 and x = 3.
++ 5 ¦ text:2 + 3 = 5
++ 18 ¦ text:The total is ...18
++ 5 ¦ text:It is problem No.5
++ 15 ¦ text:aged 10–15
++ 5 ¦ text:There are 5 band members.
+- 5 ¦ text:That makes 5 trillion.
+- 5 ¦ text:He has 5 dozens.
+- 5 ¦ text:She ate 5⅓
+- 5 ¦ text:so the rate is .05
+- 5 ¦ text:It is .5
+- 7 ¦ text:x is −7.
+- 3 ¦ text:x = 2 or x = 3
+- 3 ¦ text:The roots are x = 2 and x = 3.
+- 5 ¦ text:He has 5 thousand dollars.
+- 5 ¦ text:He has 5 dozen.
+- 5 ¦ text:She ate 5½
+- 3 ¦ text:x ≥ 3
+- 3 ¦ text:x ≠ 3
+- 3 ¦ text:It is ± 3
+- 3 ¦ text:2 × 3
+- 3 ¦ text:It is 2√3
+- 3 ¦ text:$2 \times 3$
+- 3 ¦ text:$x \neq 3$
+
+# plain names, and marks with a blank
++ \ln 2 ¦ ln(2)
++ \sin x ¦ sin(x)
++ \sin x + \cos x ¦ sin(x) + cos(x)
++ \log 5 ¦ log(5)
++ e^x ¦ exp(x)
++ \mathbb{R}\setminus\{0\} ¦ \mathbb{R} \setminus \{0\}
++ 5\,\Omega ¦ 5
++ 5\,\Omega ¦ 5 ohm
++ 5\,\Omega ¦ 5 Ω
++ 5 Ω ¦ 5\,\Omega
++ \tan x ¦ tan x
++ \log x ¦ log(x)
++ log(x) ¦ log x
++ (-\infty,\infty) ¦ \mathbb{R}
++ 2\text{ coulombs} ¦ 2
+- \ln 2 ¦ ln(3)
+- \sin x ¦ cos(x)
+- 5\,\Omega ¦ 5 volts
+
 # thoughts
 + 4 ¦ text:<think>2+2, \boxed{5}?</think>The answer is 4.
 + 4 ¦ text:First I add, \boxed{5}.⏎</think>⏎The answer is 4.

@@ -22,7 +22,7 @@ from workbench.model.batch import collate, logp_and_entropy, pack, score
 from workbench.model.learner import Learner, OptimConfig
 from workbench.paths import ORGANISM
 from workbench.records import read_metrics, read_run
-from workbench.rollouts.sampling import nucleus, sample_groups
+from workbench.rollouts.sampling import pick, sample_groups
 from workbench.training.run import TrainConfig, fit
 from workbench.training.selection import contrast, written
 from workbench.training.update import accumulate, mini_batches, update
@@ -201,13 +201,18 @@ def test_the_gradient_is_that_of_the_tempered_policy():
     assert score(learner, batch).logp.shape == batch.mask.shape
 
 
-@pytest.mark.parametrize("top_p", [0.05, 0.3, 0.9, 0.99])
-def test_the_nucleus_is_that_of_transformers(top_p):
-    from transformers import TopPLogitsWarper
-
-    logits = torch.randn(64, 40, generator=torch.Generator().manual_seed(0)) * 3
-    want = TopPLogitsWarper(top_p)(None, logits.clone()).isfinite()
-    assert torch.equal(nucleus(logits.softmax(-1), top_p) > 0, want)
+@pytest.mark.parametrize("top_p", [1e-6, 0.05, 0.3, 0.9, 0.99])
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_what_is_drawn_is_the_fewest_likeliest_tokens_that_have_the_mass(top_p, temperature):
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(0)) * 3
+    p = (logits / temperature).softmax(-1)
+    order = p.argsort(descending=True)
+    size = int((p[order].cumsum(0) < top_p).sum()) + 1
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    drawn = pick(logits.expand(4000, -1), uniform, temperature, top_p)
+    shares = torch.bincount(drawn, minlength=40) / 4000
+    inside = torch.zeros(40).index_fill(0, order[:size], 1.0) * p
+    torch.testing.assert_close(shares, inside / inside.sum(), atol=1 / 2000, rtol=0)
 
 
 def test_an_evaluation_from_a_nucleus_of_one_token_is_the_greedy_one(capsys):

@@ -17,13 +17,13 @@ def test_the_clock_to_a_target_is_told_with_what_did_not_reach_it():
     mean = {"seconds": 30.0, "tokens": 50_000.0, "steps": 12.0}
     result = {
         "target": 0.85,
-        "standings": {"sdpo": mean, "opd": None, "trl-1e-4": mean | {"seconds": 90.0}},
+        "standings": {"sdpo": mean, "opd": None, "trl": mean | {"seconds": 90.0}},
         "runs": [{"seed": 0}, {"seed": 1}],
     }
     text = TOOL["to_target"](result)
-    assert "| sdpo | 30 | 0.33 | 50 | 12 |" in text and "| trl-1e-4 | 90 | 1.00 |" in text
-    assert "a seed did not get there: opd." in text and "means of 2 seeds" in text
-    del result["standings"]["trl-1e-4"]
+    assert "| sdpo | 30 | 0.33 | 50 | 12 |" in text and "| trl | 90 | 1.00 |" in text
+    assert "Without both seeds at the target: opd." in text and "means of 2 seeds" in text
+    del result["standings"]["trl"]
     assert "| sdpo | 30 |  | 50 | 12 |" in TOOL["to_target"](result)
 
 

@@ -27,6 +27,7 @@ from workbench.core import (
 )
 from workbench.records import (
     RunWriter,
+    dumps,
     group_from_dict,
     group_to_dict,
     read_run,
@@ -73,6 +74,12 @@ def record(step: int, **metrics) -> StepRecord:
 def test_groups_survive_json():
     group = hostile_group()
     assert same(group_from_dict(json.loads(records.dumps(group_to_dict(group)))), group)
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32, np.float16])
+def test_no_number_is_null_whoever_holds_it(kind):
+    values = {"nan": kind("nan"), "row": (kind("inf"), kind(0.5)), "count": np.int64(3)}
+    assert json.loads(dumps(values)) == {"nan": None, "row": [None, 0.5], "count": 3}
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):

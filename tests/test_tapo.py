@@ -12,12 +12,13 @@ import pytest
 import torch
 import toys
 
-from workbench.core import Group, Rollout, Scores, Verdict, WorkbenchError
-from workbench.methods import find
+from workbench.core import Group, Problem, Rollout, Scores, Verdict, WorkbenchError
+from workbench.methods import find, tapo
 from workbench.methods.grpo import GRPO
+from workbench.methods.sdpo import SDPO
 from workbench.methods.tapo import TAPO, suppression
 from workbench.model.batch import collate, rescore, score
-from workbench.model.learner import Learner
+from workbench.model.learner import Learner, OptimConfig
 from workbench.model.scores import token_scores
 from workbench.records import read_run
 from workbench.rollouts import reconstructions
@@ -586,6 +587,31 @@ def test_spliced_prefix_is_the_wrong_rollout_verbatim_through_its_first_error(ti
 def test_failure_point_without_the_tasks_truth_is_the_first_step_that_differs(tiny_policy):
     pair = pairs(arithmetic_group(tiny_policy), 1, (0,))[0]
     assert WRONG[: reconstructions.failure_point(FreeText(), pair)] == "17+5=22\n22-9=12\n"
+
+
+def test_words_on_one_line_are_told_apart_by_sentence(tiny_policy):
+    """Where the task cannot place the mistake, the failure point of TAPO and the onset of SDPO."""
+    begin = "Tom has 3 apples. He buys 4 more. "
+    wrong, right = begin + "So he has 8 apples. All.", begin + "So he has 7 apples. All."
+    problem = Problem("p", ({"role": "user", "content": "How many?"},), "7")
+    group = Group.from_texts(problem, [wrong, right], tiny_policy, [0.0, 1.0])
+    pair = pairs(group, 1, (0,))[0]
+    place = reconstructions.failure_point(FreeText(), pair)
+    assert wrong[:place] == begin + "So he has 8 apples. "
+    mask = SDPO(onset=True).onset_mask(tiny_policy, group, 0)
+    tokens = group.rollouts[0].completion_ids
+    assert tiny_policy.decode(tokens[: int((mask == 0).sum())]) == begin
+
+
+def test_two_groups_of_one_problem_keep_their_own_reconstructions(tiny_policy, script, monkeypatch):
+    """A task may give a problem twice in a step."""
+    first, second = arithmetic_group(tiny_policy), arithmetic_group(tiny_policy)
+    monkeypatch.setattr(tapo, "sample_groups", lambda *_, **__: [first, second])
+    script(wrap(MENDED), wrap(MENDED))
+    method, learner = TAPO(n_pos=1, n_neg=1, m_max=1), Learner(tiny_policy, OptimConfig())
+    extended = method.sample(learner, Arithmetic(), [first.problem] * 2, (0, 0))
+    assert [len(split(group)[1]) for group in extended] == [1, 1]
+    assert [group.notes["pairs"] for group in extended] == [1, 1]
 
 
 def test_copied_and_overlap_by_hand(tiny_policy, script):

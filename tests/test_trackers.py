@@ -11,7 +11,7 @@ import pytest
 
 from workbench.app.cli import main
 from workbench.core import StepRecord, WorkbenchError
-from workbench.training.trackers import Tracker
+from workbench.exchange.trackers import Tracker
 
 
 def told(tracker: Tracker, *steps: int) -> None:

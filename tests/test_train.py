@@ -545,6 +545,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(lora, stop, tmp_path
     assert not [p.name for p in (tmp_path / "cut").iterdir() if p.name.startswith(".")]
 
 
+def test_watched_tasks_are_measured_beside_the_tasks_own_and_not_in_its_place(tmp_path):
+    plan = TrainConfig(steps=2, prompts=2, eval_every=1, eval_problems=6, eval_samples=2)
+    others = {"inverted": replace(TASK, inverted=True)}  # right where the task's are wrong
+    out = tmp_path / "run"
+    fit(GRPO(k=4), new_learner(), TASK, plan, out, watch=others, progress=False)
+    measured = read_run(out).metrics.dropna(subset=["eval_avg"])
+    assert len(measured) == 2 and set(measured.eval_avg + measured.eval_inverted) == {1.0}
+    for name in ("avg", "low", "high", "length", ""):
+        with pytest.raises(WorkbenchError, match=f"cannot be called '{name}'"):
+            fit(GRPO(k=4), new_learner(), TASK, plan, tmp_path / "no", watch={name: TASK})
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_finished_run_can_go_on_for_longer(tmp_path):
     run(tmp_path / "long", plan=replace(PLAN, steps=7, eval_every=0))
     run(tmp_path / "run", plan=replace(PLAN, steps=4, eval_every=0))

@@ -73,7 +73,7 @@ class Table:
             chances = np.array([(1 - self.sure) / 2, (1 - self.sure) / 2, self.sure])
         return chances
 
-    def generate(self, prompts, seeds, budgets, temperature):
+    def generate(self, prompts, seeds, budgets, temperature, top_p=1.0):
         results = []
         for prompt, row, budget in zip(prompts, seeds, budgets):
             problem, written = self.read(prompt)

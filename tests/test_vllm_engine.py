@@ -37,6 +37,7 @@ PROMPTS = [tuple(range(10, 10 + n)) for n in (5, 9, 7)]
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
+    top_p: float = 1.0
     temperature: float = 1.0
     seed: int | None = None
     max_tokens: int = 16

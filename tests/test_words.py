@@ -185,6 +185,22 @@ def test_first_error_and_what_is_said_of_it(old, new, line, feedback):
     assert verdict.feedback == feedback
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "**Answer:** 7",
+        "Answer: **7**",
+        "The answer is **7**.",
+        "**Answer**: 7",
+        "#### **7**",
+        "Answer:          7",
+    ],
+)
+def test_an_answer_in_bold_letters_is_read(said):
+    assert TASK.grade(boxes(), BOXES.replace("Answer: 7", said)).correct
+    assert not TASK.grade(boxes(), BOXES.replace("Answer: 7", said.replace("7", "8"))).correct
+
+
 def test_a_right_answer_under_a_wrong_equation_is_wrong_and_says_so():
     verdict = TASK.grade(boxes(), BOXES.replace("12-5=7", "12-5=8"))
     assert not verdict.correct and verdict.parts["answer"] == 1

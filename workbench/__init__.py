@@ -52,7 +52,7 @@ _PLACES = {
         "TrainConfig",
         "fit",
     ),
-    "workbench.training.trackers": ("Tracker",),
+    "workbench.exchange.trackers": ("Tracker",),
     "workbench.inspection.readings": (
         "inspect_group",
         "token_stats",

@@ -445,12 +445,19 @@ class Task(Protocol):
     name: str
     max_new: int  # longest completion, in tokens
 
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]: ...
-    def grade(self, problem: Problem, text: str) -> Verdict: ...
-    def first_error(self, problem: Problem, text: str) -> Step | None: ...
+    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
+        """n problems of train, validation or test: the same for the same seed."""
+
+    def grade(self, problem: Problem, text: str) -> Verdict:
+        """What a completion is worth. Never raises, whatever the text."""
+
+    def first_error(self, problem: Problem, text: str) -> Step | None:
+        """The first wrong step, where the task can tell."""
+
     def reprompt(
         self, problem: Problem, *, solution: str = "", attempt: str = "", feedback: str = ""
-    ) -> tuple[Message, ...]: ...
+    ) -> tuple[Message, ...]:
+        """The problem with what a teacher is shown beside it, as messages."""
 
 
 @dataclass(frozen=True)
@@ -495,9 +502,14 @@ class Method(Protocol):
 
     def sample(
         self, learner, task: Task, problems: list[Problem], seed: tuple[int, ...]
-    ) -> list[Group]: ...
-    def credit(self, groups: list[Group], learner) -> list[Credit]: ...
-    def loss(self, scores: Scores, batch: Batch) -> Loss: ...
+    ) -> list[Group]:
+        """Attempts at each problem. ``seed``: coordinates, so that a step can be made again."""
+
+    def credit(self, groups: list[Group], learner) -> list[Credit]:
+        """What each token of each rollout is worth: numbers, without gradient."""
+
+    def loss(self, scores: Scores, batch: Batch) -> Loss:
+        """The scalar to descend, and the weight that it gives each token's grad log p."""
 
     def diagnose(self, groups: Sequence[Group], credits: Sequence[Credit]) -> Mapping[str, float]:
         """More metrics of the step. None unless a method says otherwise."""

@@ -59,10 +59,10 @@ def clipped(
 
     And the coefficient of grad logp in it: rho A, or 0 where the clip holds the gradient back.
     """
-    ratio = _ratio(logp, old)
-    plain = ratio * advantage
-    bounded = ratio.clamp(1 - low, 1 + high) * advantage
-    passes = ((ratio >= 1 - low) | (advantage >= 0)) & ((ratio <= 1 + high) | (advantage <= 0))
+    rho = ratio(logp, old)
+    plain = rho * advantage
+    bounded = rho.clamp(1 - low, 1 + high) * advantage
+    passes = ((rho >= 1 - low) | (advantage >= 0)) & ((rho <= 1 + high) | (advantage <= 0))
     return torch.minimum(plain, bounded), torch.where(passes, plain, 0.0).detach()
 
 
@@ -92,10 +92,6 @@ def shaped(logp: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 def ratio(logp: Tensor, old_logp: Tensor | None) -> Tensor:
     """rho = pi / pi_old of each token, with gradient; 1 where pi_old is the policy itself, None."""
-    return _ratio(logp, logp.detach() if old_logp is None else old_logp)
-
-
-def _ratio(logp: Tensor, old: Tensor) -> Tensor:
-    log_ratio = _log_ratio(logp, old)
+    log_ratio = _log_ratio(logp, logp.detach() if old_logp is None else old_logp)
     value = log_ratio.clamp(max=STEEPEST).exp()
     return _with_slope(value, value, log_ratio)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from workbench.core import WorkbenchError, refuse_if
+from workbench.core import WorkbenchError, refuse_if, refuse_on
 
 # what a value of an option is called
 WORDS = {bool: "true or false", int: "a whole number", float: "a finite number"}
@@ -28,11 +28,9 @@ def with_options(kind: type, options: Sequence[str], of: str) -> Any:
             not equals or key not in defaults,
             f"{of} has no option {key!r}; it has {', '.join(defaults)} (written key=value)",
         )
-        try:
+        expected = WORDS.get(type(defaults[key]))
+        with refuse_on((ValueError, KeyError), f"{of}: {key}={text} is not {expected}"):
             values[key] = _parse(text, defaults[key])
-        except (ValueError, KeyError) as error:
-            expected = WORDS[type(defaults[key])]
-            raise WorkbenchError(f"{of}: {key}={text} is not {expected}") from error
     return kind(**values)
 
 

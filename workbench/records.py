@@ -75,8 +75,8 @@ def refuse_unwritable(path: Path) -> None:
 
     Raises WorkbenchError where the file cannot be written.
     """
-    ordinary = path.is_file() or not path.exists()
-    refuse_if(not ordinary, f"could not write {path}: it is no ordinary file")
+    special = path.exists() and not path.is_file()
+    refuse_if(special, f"could not write {path}: it is no ordinary file")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     refuse_if(
         not (above.is_dir() and os.access(above, os.W_OK)),
@@ -130,6 +130,8 @@ def _checksum(path: Path) -> str:
 
 def _plain(value: Any) -> Any:
     """``value`` as JSON has it: no NaN and no infinity (null), and no numbers of numpy's."""
+    if isinstance(value, np.floating):
+        value = float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -48,6 +48,11 @@ def step_texts(text: str) -> list[str]:
     return [text[step.start : step.end] for step in split_steps(text)]
 
 
+def thought_texts(text: str) -> list[str]:
+    """What each step of a text in words says."""
+    return [text[step.start : step.end] for step in thought_steps(text)]
+
+
 def step_places(text: str, starts: Sequence[int]) -> list[int]:
     """[T] the written step in which each token begins; a token after the text stands in the last
     step.
@@ -76,20 +81,15 @@ def _starts_by_window(decode: Decode, ids: list[int], text: str) -> list[int]:
     """
     starts = []
     before = begin = 0  # tokens: the window, and what in it is not yet placed
-    at = 0  # the character at which ``begin`` begins
+    at = whole = 0  # the character at which ``begin`` begins; whole characters since
     for t in range(len(ids)):
-        starts.append(at + _whole(decode, ids, before, begin, t))
+        starts.append(at + whole)
         new = decode(ids[before : t + 1])[len(decode(ids[before:begin])) :]
+        whole = len(new.rstrip(_PART))
         if new and not new.endswith(_PART) and text.startswith(new, at):
-            at += len(new)
+            at, whole = at + len(new), 0
             before, begin = begin, t + 1
     return starts
-
-
-def _whole(decode: Decode, ids: list[int], before: int, begin: int, end: int) -> int:
-    """Whole characters of the tokens from ``begin`` to ``end``."""
-    new = decode(ids[before:end])[len(decode(ids[before:begin])) :]
-    return len(new.rstrip(_PART))
 
 
 def common_prefix(left: Sequence, right: Sequence) -> int:
@@ -135,7 +135,7 @@ class Spans:
     @cached_property
     def lines(self) -> list[str]:
         """The text of each step."""
-        return [self.text[step.start : step.end] for step in self.steps]
+        return thought_texts(self.text)
 
     @cached_property
     def starts(self) -> list[int]:

@@ -111,9 +111,8 @@ class Choices:
         )
         if not isinstance(data, str) or self.reward:
             return None
-        if kind.endswith(".jsonl"):
-            return f"{kind}:max_new={self.new}" if self.new else data
-        if kind not in TASKS and ("/" in data or FILES.fullmatch(data)):
+        plain = kind.endswith(".jsonl")  # a file of problems, with options or without
+        if not plain and kind not in TASKS and ("/" in data or FILES.fullmatch(data)):
             data = f"math:{data}"
         return f"{data}{',' if ':' in data else ':'}max_new={self.new}" if self.new else data
 

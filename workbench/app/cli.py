@@ -44,7 +44,7 @@ COMMANDS = {  # in which module it is, and what it does
         "Make the comparison's runs: every method, several seeds; what is there already is kept.",
     ),
     "cold-start": (
-        "workbench.training.cold_start",
+        "workbench.app.cold_start",
         "Teach a policy TAPO's format on lessons that it writes itself.",
     ),
     "discover": (

@@ -37,7 +37,7 @@ def write_page(folders: Sequence[Path], out: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     frame = _frame(runs)
     rows = [tuple(map(str, row)) for row in frame.itertuples(index=False)]
-    curves = learning_curves({run.folder.name: run.metrics for run in runs})
+    curves = learning_curves(dict(zip(frame["run"], (run.metrics for run in runs))))
     sections = [
         Section("Summary", html_table(tuple(frame.columns), rows)),
         Section("Learning curves", svg(curves, "Learning curves of the runs")),
@@ -50,14 +50,20 @@ def _frame(runs: Sequence[Run]):
     import pandas as pd
 
     rows = []
-    for run in runs:
+    for name, run in zip(_names(runs), runs):
         try:
-            rows.append(summary(run))
-        except (KeyError, AttributeError, TypeError, IndexError, ValueError) as error:
+            rows.append(summary(run) | {"run": name})
+        except (LookupError, AttributeError, TypeError, ValueError, OverflowError) as error:
             raise WorkbenchError(
                 f"the run in {run.folder} is damaged: {type(error).__name__}: {error}"
             ) from error
     return pd.DataFrame(rows).fillna("")
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Their folders' names; where two have the same, their paths."""
+    names = [run.folder.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
 
 
 def summary(run: Run) -> dict[str, object]:

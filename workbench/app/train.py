@@ -94,11 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     from workbench.corrections.replay import WithCorrections
+    from workbench.exchange.trackers import Tracker
     from workbench.model import distributed
     from workbench.rollouts import vllm
     from workbench.tasks import load_task
     from workbench.training.run import fit
-    from workbench.training.trackers import Tracker
 
     distributed.start()
     method, optimizer, plan = _settings(args)

@@ -16,7 +16,7 @@ import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -139,14 +139,23 @@ class Rollouts(Sequence[Group]):
     def _made(self, i: int) -> Group:
         rows = [self._files[number].at(place) for number, place in self._places[self._keys[i]]]
         if _is_group(rows[0]):
-            return _recorded(rows[0])
+            group = _recorded(rows[0])
+            for rollout in group.rollouts:
+                _check_ids(self.policy, rows[0].where, rollout.prompt_ids + rollout.completion_ids)
+                if self.policy.decode(rollout.completion_ids) != rollout.text:
+                    self._strange.append(rows[0].where)
+            return group
         entries = list(map(entry_of, rows))
         first = entries[0]
         messages, prompt_ids = _prompt(self.policy, first)
         if first.written == "stripped" and _recovered(self.policy, first.question) is None:
             self._foreign.append(first.where)
         problem_id = first.id or _named(messages) or f"{Path(first.where).stem}:{rows[0].number}"
-        attempts = [(entry.where, attempt) for entry in entries for attempt in entry.attempts]
+        attempts = [
+            (entry.where, _without_end(self.policy, attempt))
+            for entry in entries
+            for attempt in entry.attempts
+        ]
         meta: dict[str, Any] = {} if first.step is None else {"step": first.step}
         labels = {a.text: _label(a) for _, a in attempts if a.labelled}
         if labels:
@@ -231,20 +240,26 @@ def _ids(policy: Policy, where: str, attempt: Attempt) -> tuple[int, ...]:
     if attempt.ids is not None:
         _check_ids(policy, where, attempt.ids)
         return attempt.ids
-    # a text with the end of its turn in it, as it was decoded
-    text = attempt.text.removesuffix(policy.tokenizer.decode(list(policy.end)))
-    ids = policy.text_ids(text)
+    ids = policy.text_ids(attempt.text)
     return ids if attempt.finished is False and ids else ids + policy.end
+
+
+def _without_end(policy: Policy, attempt: Attempt) -> Attempt:
+    """Its text as it was said, where it was decoded with the end of its turn."""
+    if attempt.text is None:
+        return attempt
+    end = policy.tokenizer.decode(list(policy.end))
+    return replace(attempt, text=attempt.text.removesuffix(end))
 
 
 def _check_ids(policy: Policy, where: str, ids: Sequence[int]) -> None:
     size = len(policy.tokenizer) if policy.model is None else len(policy.head)
-    if min(ids) < 0 or max(ids) >= size:
-        strange = min(ids) if min(ids) < 0 else max(ids)
-        raise WorkbenchError(
-            f"{where} holds the token id {strange}, outside the vocabulary of {policy.name} (0 to "
-            f"{size - 1}): it was written with another tokenizer"
-        )
+    strange = next((token for token in ids if not 0 <= token < size), None)
+    refuse_if(
+        strange is not None,
+        f"{where} holds the token id {strange}, outside the vocabulary of {policy.name} (0 to "
+        f"{size - 1}): it was written with another tokenizer",
+    )
 
 
 def _prompt(policy: Policy, entry: Entry) -> tuple[tuple[Message, ...], tuple[int, ...]]:

@@ -249,7 +249,9 @@ def _logprobs(row: Row, name: str, value: Any) -> tuple[float, ...] | None:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """One that a float can hold."""
+    small = isinstance(value, int) and value.bit_length() < 1024
+    return isinstance(value, float) or (small and not isinstance(value, bool))
 
 
 def _spread(row: Row, names: Sequence[str], count: int) -> list | None:
@@ -320,7 +322,8 @@ def step_of(row: Row) -> int | None:
 
 def answer_of(row: Row) -> str:
     value = first_of(row, ANSWERS)[1]
-    return str(value).strip() if isinstance(value, (str, int, float)) else ""
+    known = isinstance(value, (str, int, float)) and value == value  # a missing number is NaN
+    return str(value).rpartition("####")[2].strip() if known else ""
 
 
 def solutions_of(row: Row) -> tuple[str, ...]:

@@ -48,7 +48,9 @@ def entry_of(row: Row) -> Entry:
     """Raises WorkbenchError, naming the record, for one that does not hold rollouts."""
     readers = (reader for needed, reader in FORMS if set(needed.split()) <= row.columns.keys())
     entry = next(readers, by_columns)(row)
-    check_text(row.where, *(a.text or "" for a in entry.attempts), *_texts(entry.question))
+    texts = [attempt.text or "" for attempt in entry.attempts]
+    of_problem = (entry.id, entry.answer, *entry.solutions, *_texts(entry.question))
+    check_text(row.where, *texts, *of_problem)
     return entry
 
 
@@ -113,6 +115,10 @@ def _prime_rl(row: Row) -> Entry:
     )
     mask, logprobs, advantages = numbers
     refuse_if(not any(mask), f"{row.where} has no token that is trained on")
+    refuse_if(
+        not all(known is None or is_number(known) for known in (*logprobs, *advantages)),
+        f"{row.where} has log-probabilities or advantages that are no numbers",
+    )
     begin = mask.index(True)
     end = len(mask) - mask[::-1].index(True)
     refuse_if(not begin, f"{row.where} has no prompt: its first token is trained on")
@@ -181,7 +187,7 @@ def _prm800k(row: Row) -> Entry:
         answer, solution = question["ground_truth_answer"], question.get("ground_truth_solution")
         solutions = (solution,) if has_text(solution) else ()
         asked = question_of(row, question["problem"])
-        return Entry(row.where, asked, (attempt,), "", None, answer or "", solutions)
+        return Entry(row.where, asked, (attempt,), "", None, str(answer or ""), solutions)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise WorkbenchError(f"{row.where} is not of PRM800K's form: {error!r}") from error
 

@@ -23,8 +23,8 @@ from typing import ClassVar
 import numpy as np
 
 from workbench.core import Group
-from workbench.methods.rlsd import RLSD, rescored
-from workbench.methods.sdpo import SDPO, WEIGHTS, teacher_prompt
+from workbench.methods.rlsd import RLSD
+from workbench.methods.sdpo import SDPO, teacher_prompt
 
 
 @dataclass(frozen=True)
@@ -38,29 +38,23 @@ class CREDIT(RLSD):
         return delta
 
     def deltas(self, groups: Sequence[Group], learner) -> list[np.ndarray]:
-        deltas = super().deltas(groups, learner)
+        hints = self.hints(groups, learner)
+        deltas = self.hinted(groups, learner, hints)
         others = min(self.others, len(groups) - 1)
-        if not others:
-            return deltas
-        baseline = [np.zeros_like(delta) for delta in deltas]
         for ahead in range(1, others + 1):
-            for i, logp in self._under_another(groups, learner, ahead):
-                baseline[i] += logp / others
-        return [delta - self.lam * base for delta, base in zip(deltas, baseline)]
+            baseline = self.read(groups, learner, self._elsewhere(groups, learner, ahead))
+            for i, logp in enumerate(baseline):
+                if logp is not None and hints[i] is not None:
+                    deltas[i] = deltas[i] - self.lam * logp / others
+        return deltas
 
-    def _under_another(self, groups: Sequence[Group], learner, ahead: int):
-        """(place, [T] log q) of rollouts with a hint, under the problem so many groups on."""
-        shower = SDPO(demonstration=self.demonstration)
-        rollouts, prompts, places = [], [], []
-        place = -1
-        for g, group in enumerate(groups):
-            other = groups[(g + ahead) % len(groups)].problem
+    def _elsewhere(
+        self, groups: Sequence[Group], learner, ahead: int
+    ) -> list[tuple[int, ...] | None]:
+        """Each rollout's hint under the question so many groups on."""
+        shower, prompts = SDPO(demonstration=self.demonstration), []
+        for group, other in zip(groups, [*groups[ahead:], *groups[:ahead]]):
             for i, rollout in enumerate(group.rollouts):
-                place += 1
                 hint = shower.shown(group, i)
-                prompt = teacher_prompt(learner.policy, other, rollout, *hint)
-                if prompt is not None:
-                    rollouts.append(rollout)
-                    prompts.append(prompt)
-                    places.append(place)
-        return zip(places, rescored(learner, WEIGHTS[self.teacher], rollouts, prompts))
+                prompts.append(teacher_prompt(learner.policy, other.problem, rollout, *hint))
+        return prompts

@@ -21,7 +21,6 @@ each step, so that steps compare with the other methods'; ``correct`` leaves out
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from workbench.core import (
     Batch,
@@ -49,13 +48,11 @@ class KD(Method):
     k: int = 8  # the teacher's samples per problem
     correct: bool = False  # learn from the right ones only
 
-    teacher: ClassVar[str] = "expert"  # as in OPD and SCOPE, but no other makes sense
-
     def __post_init__(self):
         refuse_if(self.k < 1, f"KD needs k of 1 or more, not {self.k}")
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
-        require_teacher(learner, self.teacher, "KD")
+        require_teacher(learner, "expert", "KD")
         groups = []
         for group in sample_groups(learner.expert, task, problems, self.k, seed):
             rollouts = tuple(

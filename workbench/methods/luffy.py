@@ -35,7 +35,7 @@ from workbench.core import (
     refuse_if,
 )
 from workbench.losses import shaped
-from workbench.methods.trapo import centered, mixed, mixed_loss
+from workbench.methods.trapo import CENTERED, mixed, mixed_loss
 from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout
 
 
@@ -78,7 +78,7 @@ class LUFFY(Method):
     def credit(self, groups, learner) -> list[Credit]:
         credits = []
         for group in groups:
-            for rollout, advantage in zip(group.rollouts, centered(group)):
+            for rollout, advantage in zip(group.rollouts, CENTERED.advantages(group)):
                 credits.append(mixed(rollout, advantage, weight=advantage))
         return credits
 

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from workbench.core import Group, coordinates, refuse_if
+from workbench.core import Group, coordinates, refuse_if, rollouts_of
 from workbench.methods.rlsd import RLSD
 from workbench.methods.sdpo import teacher_prompt
 
@@ -52,17 +52,16 @@ class RLCSD(RLSD):
         return sign * np.maximum(sign * (advantage + residual), 0)
 
     def deltas(self, groups: Sequence[Group], learner) -> list[np.ndarray]:
-        right = self.hints(groups, learner)
-        against_right = self.hinted(groups, learner, right)
-        wrong = [self._wrong_hints(groups, learner, draw) for draw in range(self.wrong)]
-        against_wrong = [self.hinted(groups, learner, prompts) for prompts in wrong]
+        by_right = self.read(groups, learner, self.hints(groups, learner))
+        prompts = [self._wrong_hints(groups, learner, draw) for draw in range(self.wrong)]
+        by_wrong = zip(*(self.read(groups, learner, each) for each in prompts))
         deltas = []
-        for i, gain in enumerate(against_right):
-            shown = [gains[i] for gains, prompts in zip(against_wrong, wrong) if prompts[i]]
-            if right[i] is None or not shown:
-                deltas.append(np.zeros_like(gain))
+        for rollout, right, wrong in zip(rollouts_of(groups), by_right, by_wrong):
+            shown = [logp for logp in wrong if logp is not None]
+            if right is None or not shown:
+                deltas.append(np.zeros(len(rollout.completion_ids), np.float32))
             else:
-                deltas.append(gain - np.logaddexp.reduce(shown) + np.log(len(shown)))
+                deltas.append(right - np.logaddexp.reduce(shown) + np.log(len(shown)))
         return deltas
 
     def _wrong_hints(

@@ -104,13 +104,18 @@ class RLSD(Method):
     ) -> list[np.ndarray]:
         """[T] log q - log pi of each rollout with q under its prompt; 0 where there is none."""
         rollouts = rollouts_of(groups)
-        taught = [i for i, prompt in enumerate(prompts) if prompt is not None]
         student = rescored(learner, "policy", rollouts, [r.prompt_ids for r in rollouts])
-        read = [rollouts[i] for i in taught], [prompts[i] for i in taught]
-        deltas = [np.zeros_like(logp) for logp in student]
-        for i, logp in zip(taught, rescored(learner, WEIGHTS[self.teacher], *read)):
-            deltas[i] = logp - student[i]
-        return deltas
+        taught = self.read(groups, learner, prompts)
+        return [np.zeros_like(p) if q is None else q - p for p, q in zip(student, taught)]
+
+    def read(
+        self, groups: Sequence[Group], learner, prompts: Sequence[tuple[int, ...] | None]
+    ) -> list[np.ndarray | None]:
+        """[T] log q of each rollout under its prompt; None where there is none."""
+        asked = [(r, prompt) for r, prompt in zip(rollouts_of(groups), prompts) if prompt]
+        rows = [r for r, _ in asked], [prompt for _, prompt in asked]
+        scored = iter(rescored(learner, WEIGHTS[self.teacher], *rows))
+        return [next(scored) if prompt else None for prompt in prompts]
 
     def loss(self, scores: Scores, batch: Batch) -> Loss:
         return GRPO().loss(scores, batch)

@@ -39,10 +39,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Literal
 
 import numpy as np
+from scipy.special import softmax
 
 from workbench.core import (
     Batch,
@@ -109,10 +110,10 @@ class SCOPE(Method):
         members = _graded(groups, correct=True)
         if self.correct == "off":
             return _without_credit(members)
-        student = _by_group(rescore(learner.policy, _all(members)), members)
+        student = iter(rescore(learner.policy, list(chain.from_iterable(members))))
         credits = []
-        for rollouts, scored in zip(members, student):
-            rows = [(rollout, p, 1.0) for rollout, (p, _) in zip(rollouts, scored)]
+        for rollouts in members:  # zip takes as many of the student's as there are rollouts
+            rows = [(rollout, p, 1.0) for rollout, (p, _) in zip(rollouts, student)]
             credits.append(self._weighted(rows, "nll", self.correct))
         return credits
 
@@ -121,14 +122,13 @@ class SCOPE(Method):
         members = _graded(groups, correct=False)
         if self.wrong == "off":
             return _without_credit(members)
-        student = _by_group(rescore(learner.policy, _all(members)), members)
-        teacher = _by_group(teacher_logprobs(learner, _all(members), self.teacher), members)
+        wrong = list(chain.from_iterable(members))
+        student = iter(rescore(learner.policy, wrong))
+        teacher = iter(teacher_logprobs(learner, wrong, self.teacher))
         credits = []
-        for rollouts, by_student, by_teacher in zip(members, student, teacher):
-            rows = []
-            for rollout, (p, _), q in zip(rollouts, by_student, by_teacher):
-                if q is not None:
-                    rows.append((rollout, q, q - p))
+        for rollouts in members:
+            scored = zip(rollouts, student, teacher)
+            rows = [(rollout, q, q - p) for rollout, (p, _), q in scored if q is not None]
             credits.append(self._weighted(rows, "pg", self.wrong))
         return credits
 
@@ -196,16 +196,6 @@ def _graded(groups: Sequence[Group], correct: bool) -> list[list[Rollout]]:
     return [[r for r in group.rollouts if r.verdict.correct == correct] for group in groups]
 
 
-def _all(members: Sequence[Sequence[Rollout]]) -> list[Rollout]:
-    return list(chain.from_iterable(members))
-
-
-def _by_group(values: Sequence, members: Sequence[Sequence[Rollout]]) -> list[list]:
-    """Values for the rollouts of all groups, group by group."""
-    stream = iter(values)
-    return [list(islice(stream, len(rollouts))) for rollouts in members]
-
-
 def _without_credit(members: Sequence[Sequence[Rollout]]) -> list[list[Credit]]:
     return [list(map(Credit.of, rollouts)) for rollouts in members]
 
@@ -217,11 +207,7 @@ def perplexity(logp: np.ndarray) -> float:
 
 def weights(perplexities: Sequence[float], power: float) -> np.ndarray:
     """[n] perplexities to the ``power``, over their sum."""
-    if not len(perplexities):
-        return np.zeros(0)
-    logs = power * np.log(perplexities)
-    raised = np.exp(logs - logs.max())
-    return raised / raised.sum()
+    return softmax(power * np.log(perplexities)) if len(perplexities) else np.zeros(0)
 
 
 def effective_size(weights: Sequence[float]) -> float:

@@ -85,7 +85,7 @@ from workbench.core import (
 from workbench.methods.grpo import GRPO
 from workbench.options import check_choices
 from workbench.rollouts.sampling import sample_groups
-from workbench.spans import Spans, shared_steps, step_texts
+from workbench.spans import Spans, shared_steps, thought_texts
 from workbench.tasks.prompts import reprompt
 from workbench.thoughts import spoken
 
@@ -191,15 +191,12 @@ class SDPO(Method):
                 prompt = prompts[key]
                 taught = prompt is not None
                 pg = 0.0 if self.srpo and taught else pg
-                kl = taught * self.sign * self.onset_mask(learner.policy, group, i)
+                kl = taught * self.onset_mask(learner.policy, group, i)
+                kl = -kl if self.ascend else kl
                 credits.append(Credit.of(rollout, pg=pg, kl=kl, teacher_prompt_ids=prompt))
         if self.by_pass_rate:
             credits = pass_rate_weighted(credits, groups)
         return credits
-
-    @property
-    def sign(self) -> float:
-        return -1.0 if self.ascend else 1.0
 
     def onset_mask(self, policy, group: Group, i: int) -> np.ndarray | float:
         """[T] 1 from where rollout i leaves its nearest right sibling; 0 where it was right."""
@@ -209,7 +206,7 @@ class SDPO(Method):
         if rollout.verdict.correct:
             return 0.0
         spans = Spans(rollout, policy.decode)
-        right = [step_texts(r.text) for r in group.rollouts if r.verdict.correct]
+        right = [thought_texts(r.text) for r in group.rollouts if r.verdict.correct]
         shared = max((shared_steps(spans.lines, lines) for lines in right), default=0)
         return (np.arange(len(rollout.completion_ids)) >= spans.first_token(shared)).astype(float)
 

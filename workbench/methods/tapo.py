@@ -50,6 +50,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Literal
 
 import numpy as np
@@ -70,6 +71,7 @@ from workbench.core import (
 from workbench.methods.grpo import GRPO
 from workbench.options import check_choices
 from workbench.rollouts.reconstructions import (
+    Pair,
     construct,
     copied,
     eligible,
@@ -149,17 +151,18 @@ class TAPO(Method):
 
     def sample(self, learner, task, problems, seed) -> list[Group]:
         groups = sample_groups(learner.policy, task, problems, self.k, seed)
-        chosen = []
+        chosen: list[list[Pair]] = []
         for group in groups:
-            if eligible(group, self.n_pos, self.n_neg):
-                chosen += pairs(group, self.m_max, seed)
-        constructions = construct(
-            learner.policy, task, chosen, seed, prefix=self.prefix, reference=self.reference
+            usable = eligible(group, self.n_pos, self.n_neg)
+            chosen.append(pairs(group, self.m_max, seed) if usable else [])
+        how = {"prefix": self.prefix, "reference": self.reference}
+        written = iter(
+            construct(learner.policy, task, list(chain.from_iterable(chosen)), seed, **how)
         )
-        by_problem: dict[str, list] = {group.problem.id: [] for group in groups}
-        for construction in constructions:
-            by_problem[construction.pair.problem.id].append(construction)
-        return [extend(group, by_problem[group.problem.id], self.takes_wrong) for group in groups]
+        return [
+            extend(group, list(islice(written, len(of_group))), self.takes_wrong)
+            for group, of_group in zip(groups, chosen)
+        ]
 
     @property
     def takes_wrong(self) -> bool:

@@ -60,9 +60,12 @@ from workbench.core import (
     rollouts_of,
 )
 from workbench.losses import ratio, shaped, trsft
+from workbench.methods.grpo import GRPO
 from workbench.model.policy import Policy
 from workbench.options import check_choices
 from workbench.rollouts.prefixes import Prefix, continue_from, expert_rollout, prefix_length
+
+CENTERED = GRPO(scale="none")  # A_i = r_i - mean_G r
 
 
 class MicroGroup(NamedTuple):
@@ -171,7 +174,7 @@ class TRAPO(Method):
         credits = []
         for group in groups:
             learned = {()}
-            for rollout, advantage in zip(group.rollouts, centered(group)):
+            for rollout, advantage in zip(group.rollouts, CENTERED.advantages(group)):
                 prefix = rollout.completion_ids[: rollout.borrowed]
                 weight = float(prefix not in learned)
                 if self.prefix == "luffy":
@@ -235,13 +238,6 @@ class _Draft:
 def guided(stage: MicroGroup, rewards: list[float]) -> bool:
     """Is this micro-group given a prefix, after the rewards of all earlier samples?"""
     return bool(rewards) and sum(rewards) / len(rewards) < stage.bar
-
-
-def centered(group: Group) -> np.ndarray:
-    """[K] r - mean r; without contrast exactly 0, not the rounding of it."""
-    if not group.has_contrast:
-        return np.zeros(len(group.rollouts))
-    return group.rewards - group.rewards.mean()
 
 
 def mixed(rollout: Rollout, advantage: float, weight: float) -> Credit:

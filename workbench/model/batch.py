@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from workbench.core import (
     CHANNELS,
@@ -43,20 +44,18 @@ def pack(rows: Sequence[Row], pad_id: int, device: torch.device | str = "cpu") -
 
     So positions count from 0 and a causal model needs no mask for the padding.
     """
-    starts = np.array([len(prompt) for prompt, _ in rows])
-    lengths = np.array([len(completion) for _, completion in rows])
-    length, width = int((starts + lengths).max()), int(lengths.max())
-    input_ids = np.full((len(rows), length), pad_id, np.int64)
-    targets = np.zeros((len(rows), width), np.int64)
-    for i, (prompt, completion) in enumerate(rows):
-        input_ids[i, : starts[i] + lengths[i]] = prompt + completion
-        targets[i, : lengths[i]] = completion
-    steps = np.arange(width)[None]
+    starts = torch.tensor([len(prompt) for prompt, _ in rows])
+    lengths = torch.tensor([len(completion) for _, completion in rows])
+    whole = [torch.tensor(prompt + completion) for prompt, completion in rows]
+    input_ids = pad_sequence(whole, batch_first=True, padding_value=pad_id)
+    completions = [torch.tensor(completion, dtype=torch.long) for _, completion in rows]
+    targets = pad_sequence(completions, batch_first=True)
+    steps = torch.arange(targets.shape[1])
     mask = steps < lengths[:, None]
     # The one shift: the state at position p - 1 + t predicts completion token t. (Padded places
     # point at a real position; the mask drops them.)
-    gather = np.minimum(starts[:, None] - 1 + steps, length - 1)
-    tensors = (torch.from_numpy(array).to(device) for array in (input_ids, gather, targets, mask))
+    gather = (starts[:, None] - 1 + steps).clamp(max=input_ids.shape[1] - 1)
+    tensors = (tensor.to(device) for tensor in (input_ids, gather, targets, mask))
     return Packed(tuple(rows), *tensors)
 
 
@@ -133,10 +132,8 @@ def _denominators(credits: Sequence[Credit]) -> dict[str, float]:
 
 def _padded(packed: Packed, rows: Sequence[Sequence[float]]) -> Tensor:
     """[B, T] the numbers of each row, 0 where padded."""
-    values = np.zeros(packed.mask.shape, np.float32)
-    for padded, row in zip(values, rows):
-        padded[: len(row)] = row
-    return torch.from_numpy(values).to(packed.mask.device)
+    tensors = [torch.as_tensor(row, dtype=torch.float32) for row in rows]
+    return pad_sequence(tensors, batch_first=True).to(packed.mask.device)
 
 
 def spread(mask: Tensor, values: Tensor) -> Tensor:
@@ -153,20 +150,23 @@ def states(policy: Policy, packed: Packed) -> Tensor:
 
     Over the policy's temperature: what its products with the head say is said at that.
     """
-    if policy.memory is None or torch.is_grad_enabled() or not policy.gathered:
+    if torch.is_grad_enabled() or not policy.gathered:
         hidden = _states(policy, packed)
     else:
-        hidden = _remembered(policy, packed, policy.memory)
+        hidden = _remembered(policy, packed, {} if policy.memory is None else policy.memory)
     return hidden if policy.temperature == 1 else hidden / policy.temperature
 
 
 def _remembered(policy: Policy, packed: Packed, memory: dict[Row, Tensor]) -> Tensor:
-    """``_states``, where only rows that are not in the memory are read."""
+    """``_states``, where equal rows are read once and those in the memory not at all."""
     new = [row for row in dict.fromkeys(packed.rows) if row not in memory]
     if new:
-        hidden = _states(policy, pack(new, policy.pad_id, packed.mask.device))
-        lengths = [len(completion) for _, completion in new]
-        memory.update(zip(new, hidden.split(lengths)))
+        all_new = len(new) == len(packed.rows)
+        fewer = packed if all_new else pack(new, policy.pad_id, packed.mask.device)
+        hidden = _states(policy, fewer)
+        memory.update(zip(new, hidden.split([len(completion) for _, completion in new])))
+        if all_new:
+            return hidden
     return torch.cat([memory[row] for row in packed.rows])
 
 
@@ -175,12 +175,7 @@ def _states(policy: Policy, packed: Packed) -> Tensor:
     longest = packed.input_ids.shape[1]
     shared = policy.device.type == "cpu" and len(prompts) < len(packed.rows)
     if shared and llama.supported(policy, longest):
-        if torch.is_grad_enabled():
-            return llama_states.completion_states(policy, *zip(*packed.rows))
-        distinct = list(dict.fromkeys(packed.rows))  # a teacher reads equal attempts once
-        hidden = llama_states.completion_states(policy, *zip(*distinct))
-        by_row = dict(zip(distinct, hidden.split([len(completion) for _, completion in distinct])))
-        return torch.cat([by_row[row] for row in packed.rows])
+        return llama_states.completion_states(policy, *zip(*packed.rows))
     refuse_if(
         longest > policy.context,
         f"a prompt and its completion have {longest} tokens, more than the model's context of "

@@ -81,6 +81,12 @@ class Policy:
         return families.decoder(self.base)
 
     @property
+    def layers(self) -> list[nn.Module]:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [m for m in self.decoder.modules() if isinstance(m, GradientCheckpointingLayer)]
+
+    @property
     def head(self) -> Tensor:
         """[V, D] output embedding of the tokenizer's tokens, or [V, D + 1] with a bias.
 
@@ -326,12 +332,7 @@ class Policy:
 
         They are told so for this pass; what they do then, dropout, they do as outside training.
         """
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        layers = []
-        if self.checkpointing and torch.is_grad_enabled():
-            modules = self.decoder.modules()
-            layers = [m for m in modules if isinstance(m, GradientCheckpointingLayer)]
+        layers = self.layers if self.checkpointing and torch.is_grad_enabled() else []
         for layer in layers:
             layer.training = layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = partial(_again, layer)

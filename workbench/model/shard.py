@@ -219,11 +219,8 @@ def _layers(policy: Policy) -> list[nn.Module]:
 
     Raises WorkbenchError where there is more to it than layers, embeddings and a head.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    root = policy.decoder
-    layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
-    covered = {*root.parameters(), *policy.base.get_output_embeddings().parameters()}
+    layers = policy.layers
+    covered = {*policy.decoder.parameters(), *policy.base.get_output_embeddings().parameters()}
     refuse_if(
         not layers or set(policy.model.parameters()) - covered,
         f"{policy.name} cannot be sharded: it is not layers between embeddings and "

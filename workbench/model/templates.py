@@ -43,6 +43,7 @@ BEYOND_ASCII = (
 )
 CONTENT = "QZXCONTENTXZQ"  # stands for what somebody says; no template changes it but for its case
 _LIKE_CONTROL = re.compile(r"<[|\uff5c].*[|\uff5c]>")
+THOUGHTS = {mark for pair in MARKS for mark in pair}
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt"}  # by who calls a template
 
 
@@ -190,9 +191,8 @@ class Template:
         """Token ids of a reply's text. None of them ends the turn; thoughts keep their marks."""
         if not self._control_of_replies.search(text):
             return self._ids(text)
-        marks = {mark for pair in MARKS for mark in pair}
         for token, alias in self._alias.items():
-            text = text.replace(token, alias) if token in marks else text
+            text = text.replace(token, alias) if token in THOUGHTS else text
         return tuple(self._literal.encode(text, add_special_tokens=False).ids)
 
     def spells_control(self, text: str) -> bool:
@@ -227,8 +227,7 @@ class Template:
 
     @cached_property
     def _control_of_replies(self) -> re.Pattern:
-        thoughts = {mark for pair in MARKS for mark in pair}
-        return _any_of(set(self._controls.values()) - thoughts)
+        return _any_of(set(self._controls.values()) - THOUGHTS)
 
     @cached_property
     def _alias(self) -> dict[str, str]:

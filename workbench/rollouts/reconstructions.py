@@ -40,7 +40,7 @@ from workbench.model import distributed
 from workbench.model.batch import rescore
 from workbench.model.policy import Policy
 from workbench.rollouts.sampling import generate
-from workbench.spans import common_prefix, shared_steps, split_steps, step_texts
+from workbench.spans import common_prefix, shared_steps, thought_steps, thought_texts
 from workbench.tasks.prompts import LEAKS, TAGS, parse_synthesis
 from workbench.thoughts import said_aloud, spoken
 
@@ -281,10 +281,10 @@ def failure_point(task: Task, pair: Pair) -> int:
     truth = task.first_error(pair.problem, text)
     if truth is not None:
         return truth.end
-    steps = split_steps(text)
+    steps = thought_steps(text)
     if not steps:
         return 0
-    shared = shared_steps(step_texts(text), step_texts(pair.right.text))
+    shared = shared_steps(thought_texts(text), thought_texts(pair.right.text))
     return steps[min(shared, len(steps) - 1)].end
 
 

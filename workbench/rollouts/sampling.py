@@ -79,8 +79,7 @@ def generate(
             policy.temperature != 1,
             "vLLM gives log-probs at temperature 1 here: leave out temperature or --vllm",
         )
-        nucleus = {} if top_p == 1 else {"top_p": top_p}
-        return policy.engine.generate(prompts, seeds, budgets, temperature, **nucleus)
+        return policy.engine.generate(prompts, seeds, budgets, temperature, top_p)
     longest = max((len(prompt) + n for prompt, n in zip(prompts, budgets)), default=0)
     weights = llama.Weights.of(policy) if llama.supported(policy, longest) else None
     results: list[list[Sample]] = [[] for _ in prompts]
@@ -208,21 +207,17 @@ def pick(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    p = (logits / temperature).softmax(-1)
-    mass = (p if top_p == 1 else nucleus(p, top_p)).cumsum(-1)
+    logits = logits / temperature
+    if top_p < 1:
+        from transformers import TopPLogitsWarper
+
+        logits = TopPLogitsWarper(top_p)(None, logits)
+    mass = logits.softmax(-1).cumsum(-1)
     total = mass[:, -1:]
     # rounding must not carry the target up to the whole mass
     below = torch.nextafter(total, torch.zeros_like(total))
     token = torch.searchsorted(mass, torch.minimum(uniform[:, None] * total, below), right=True)
     return token[:, 0].clamp(max=logits.shape[-1] - 1)  # NaN ends past all of them
-
-
-def nucleus(p: torch.Tensor, top_p: float) -> torch.Tensor:
-    """[B, V] probabilities, 0 outside the fewest likeliest tokens that have ``top_p`` together."""
-    likeliest, order = p.sort(dim=-1, descending=True, stable=True)
-    before = likeliest.cumsum(-1) - likeliest
-    before[:, 0] = -1.0  # the likeliest stays, whatever top_p is
-    return torch.zeros_like(p).scatter(-1, order, likeliest.where(before < top_p, 0.0))
 
 
 def sample_groups(

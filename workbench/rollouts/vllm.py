@@ -253,10 +253,9 @@ class VLLM:
 
         Only the policy's stop tokens end a turn; ignore_eos leaves out what else vLLM knows.
         """
-        nucleus = {} if top_p == 1 else {"top_p": top_p}
         return self._params(
-            **nucleus,
             temperature=temperature,
+            top_p=top_p,
             seed=seed,
             max_tokens=budget,
             stop_token_ids=sorted(self.policy.stop_ids),

@@ -146,9 +146,19 @@ def kind_of(stage: Stage) -> type:
     return ColdStartConfig if stage.method == "coldstart" else methods.find(stage.method)
 
 
+def own_rates() -> dict[str, float]:
+    """By arm, as far as they were tuned."""
+    return json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
+
+
+def at_common_rate(arm: Arm) -> bool:
+    """Its own rate came out as the common one, at which it is run already."""
+    return arm.tuned and own_rates().get(arm.name) == FULL.lr
+
+
 def tuned_rate(arm: str) -> float:
     """The arm's own learning rate, as ``workbench study`` tuned it."""
-    rates = json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
+    rates = own_rates()
     if arm not in rates:
         raise WorkbenchError(f"{arm} has no rate of its own yet: workbench study --tune finds it")
     return rates[arm]

@@ -33,7 +33,6 @@ these two and "sooner" have the spread between runs in their interval and not th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -46,7 +45,7 @@ from workbench.evaluation.statistics import Effect, holm, paired
 from workbench.paths import RECORDS, ROOT, STUDY
 from workbench.records import write_atomic
 from workbench.studies import ledger
-from workbench.studies.cell import FULL, TUNING
+from workbench.studies.cell import FULL, own_rates
 
 LEDGER = STUDY / "ledger.md"
 SDPO = "SDPO 2601.20802"
@@ -195,8 +194,7 @@ def _outcome(claim: Claim, root: Path) -> dict:
 
 def _run_as(arm: str, root: Path) -> str:
     """The arm whose records stand for it: one whose own rate is the common one is not run again."""
-    rates = json.loads(TUNING.read_text())["rates"] if TUNING.is_file() else {}
-    again = rates.get(arm) != FULL.lr or ledger.of_arm(arm, root=root)
+    again = own_rates().get(arm) != FULL.lr or ledger.of_arm(arm, root=root)
     return arm if again else arm.removesuffix("-tuned")
 
 

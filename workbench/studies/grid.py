@@ -93,20 +93,15 @@ def study(
     places = ["--out", str(records), "--work", str(work), *(["--quick"] if quick else [])]
     cells = missing(arms, seeds, records)
     if any(arm.tuned for arm, _ in cells):
+        from workbench.studies.cell import at_common_rate
+
         tune_all(workers, work)
-        cells = [(arm, seed) for arm, seed in cells if not _at_common_rate(arm)]
+        cells = [(arm, seed) for arm, seed in cells if not at_common_rate(arm)]
     jobs = [["--cell", arm.cell(seed), *places] for arm, seed in cells]
     print(f"{len(jobs)} cells to make, {workers} at a time", flush=True)
     failures = in_processes(jobs, workers, lambda _, line: print(line, flush=True))
     if failures:
         raise WorkbenchError(f"{len(failures)} of {len(jobs)} cells failed: {'; '.join(failures)}")
-
-
-def _at_common_rate(arm: Arm) -> bool:
-    """Its own rate came out as the common one, at which it is run already."""
-    from workbench.studies.cell import FULL, tuned_rate
-
-    return arm.tuned and tuned_rate(arm.name) == FULL.lr
 
 
 def tune_all(workers: int, work: Path) -> None:

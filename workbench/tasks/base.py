@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from random import Random
 from typing import Any
 
-from workbench.core import Message, Problem, Step, WorkbenchError, refuse_if
+from workbench.core import Message, Problem, Step, Task, WorkbenchError, refuse_if
 from workbench.tasks import prompts
 from workbench.thoughts import spoken
 
@@ -140,6 +140,24 @@ class Reprompts:
     """A task that shows solutions, attempts and feedback as SDPO does."""
 
     reprompt = staticmethod(prompts.reprompt)
+
+
+@dataclass(frozen=True)
+class Among:
+    """A task whose training problems are those of ``rows``; all else is the task's."""
+
+    task: Task
+    rows: tuple[Problem, ...]
+
+    def __getattr__(self, name: str):
+        return getattr(self.task, name)
+
+    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
+        """Training problems at random, all different while there are enough."""
+        if split != "train":
+            return self.task.problems(split, n, seed)
+        rng = Random(seed)
+        return rng.sample(self.rows, n) if n <= len(self.rows) else rng.choices(self.rows, k=n)
 
 
 class FreeText(Reprompts):

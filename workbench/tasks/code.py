@@ -190,6 +190,12 @@ def _input(test: Test) -> str:
 _PYTHON = re.compile(r"(?:python[\d.]*|py3?)?(?!\S)", re.IGNORECASE)
 # A line before a block that is no program.
 _SHOWN = re.compile(r"\b(?:inputs?|outputs?|prints)\b[^\n]*\n?[ \t]*\Z", re.IGNORECASE)
+# "The program, which prints the answer:" is none, where the block calls itself Python.
+_SAYS_WHAT_IT_DOES = re.compile(
+    r"\b(?:program|code|solution|script|function|version)\b[^\n]*\b(?:which|that|to)\b"
+    r"[^\n]*\n?[ \t]*\Z",
+    re.IGNORECASE,
+)
 
 
 def extract(text: str) -> tuple[str, bool]:
@@ -206,7 +212,9 @@ def extract(text: str) -> tuple[str, bool]:
     programs, others = [], []
     for before, block in zip(pieces[::2], pieces[1::2]):
         info, newline, program = block.partition("\n")
-        is_program = _PYTHON.match(info.strip()) and not _SHOWN.search(before)
+        program_named = info.strip() and _SAYS_WHAT_IT_DOES.search(before)
+        shown = _SHOWN.search(before) and not program_named
+        is_program = _PYTHON.match(info.strip()) and not shown
         if newline:
             (programs if is_program else others).append(textwrap.dedent(program))
     blocks = programs or others

@@ -37,7 +37,8 @@ ASK = "Solve it step by step."
 ANSWER = "Answer: "
 WAIT = "Wait"
 _ANSWERS = re.compile(
-    r"(?:answer(?: is)?\s*:?|####|\\boxed\{)\s*(-?[$€£]?\d[\d,]*(?:\.\d+)?)",
+    r"(?:answer(?:\*\*)?(?: is)?(?:\s*:)?(?:\*\*)?|####|\\boxed\{)\s*(?:\*\*)?"
+    r"(-?[$€£]?\d[\d,]*(?:\.\d+)?)",
     re.IGNORECASE | re.ASCII,
 )
 

@@ -26,8 +26,6 @@ With LoRA it leaves an adapter, from which the next run goes on:
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -36,13 +34,11 @@ from random import Random
 
 from workbench.core import Message, Problem, Task, Verdict, coordinates, refuse_if
 from workbench.methods.sft import SFT
-from workbench.model.learner import Learner, OptimConfig
-from workbench.model.loading import load_policy
+from workbench.model.learner import Learner
 from workbench.model.policy import Policy
-from workbench.options import add_flags
 from workbench.rollouts.reconstructions import Construction, construct, eligible, pairs
 from workbench.rollouts.sampling import sample_groups
-from workbench.tasks import load_task
+from workbench.tasks.base import Among
 from workbench.tasks.prompts import parse_synthesis
 from workbench.training.run import TrainConfig, fit
 
@@ -51,7 +47,7 @@ MOST = 4  # of them that are rewritten
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Lessons(Among):
     """A task whose training problems are the lessons, for SFT.
 
     Its held-out problems are those of ``task``, so that a run is measured on them. A lesson is the
@@ -60,21 +56,9 @@ class Lessons:
     no lesson came.
     """
 
-    task: Task
-    rows: tuple[Problem, ...]
     generated: int = 0
 
     name = "cold start"
-
-    def __getattr__(self, name: str):
-        return getattr(self.task, name)
-
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """Lessons at random, all different while there are enough; other splits are the task's."""
-        if split != "train":
-            return self.task.problems(split, n, seed)
-        rng = Random(seed)
-        return rng.sample(self.rows, n) if n <= len(self.rows) else rng.choices(self.rows, k=n)
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """By the task; of a synthesis output, its reconstruction."""
@@ -216,39 +200,3 @@ class ColdStartConfig:
         problems = task.problems("train", self.problems, coordinates(plan.seed, "cold start"))
         taught = lessons(learner.policy, task, problems, plan.seed, share=self.share, writer=writer)
         return cold_start(learner, taught, out, epochs=self.epochs, plan=plan, **how)
-
-
-# ---- workbench cold-start
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--adapter", type=Path, help="a peft adapter to put on the model")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--writer", help="a model that writes the reconstructions instead")
-    add_flags(
-        parser,
-        task="arithmetic",
-        problems=(ColdStartConfig.problems, "how many to sample rollouts of"),
-        share=(ColdStartConfig.share, "synthesis lessons for each reflecting one"),
-        epochs=ColdStartConfig.epochs,
-        lr=1e-5,
-        lora=0,
-        seed=0,
-    )
-
-
-def main(args: argparse.Namespace) -> None:
-    settings = OptimConfig(lr=args.lr)
-    policy = load_policy(args.model, adapter=args.adapter)
-    learner = Learner(policy, settings, lora=args.lora, seed=args.seed)
-    out = ColdStartConfig(args.problems, args.share, args.epochs).follow(
-        learner,
-        load_task(args.task),
-        TrainConfig(seed=args.seed),
-        args.out,
-        writer=load_policy(args.writer) if args.writer else None,
-        config={"model": args.model, "task": args.task},
-    )
-    config = json.loads((out / "config.json").read_text())
-    print(f"{config['lessons']} lessons; the run is in {out}")

@@ -91,6 +91,10 @@ def fit(
     out = Path(out)
     method = method.for_task(task)
     refuse_unused(plan, method, learner)
+    refuse_if(
+        taken := sorted({"", *PARTS} & set(watch)),
+        f"a watched task cannot be called {', '.join(map(repr, taken))}: the task itself has that",
+    )
     settings = _settings(method, learner, plan)
     with sole_training(out):
         config = settings | same_prompts(out, learner, resume) | (config or {})
@@ -251,6 +255,9 @@ class Exam(NamedTuple):
         return cls(task, problems, plan.eval_samples)
 
 
+PARTS = ("avg", "low", "high", "length")  # of an evaluation, in the log
+
+
 def evaluate_now(learner: Learner, exams: Mapping[str, Exam]) -> dict[str, float]:
     """eval_avg, eval_low, eval_high, eval_length of the task; ``eval_NAME`` of those watched."""
     metrics = {}
@@ -260,7 +267,7 @@ def evaluate_now(learner: Learner, exams: Mapping[str, Exam]) -> dict[str, float
             if name:
                 metrics[f"eval_{name}"] = result.avg
                 continue
-            for part in ("avg", "low", "high", "length"):
+            for part in PARTS:
                 metrics[f"eval_{part}"] = getattr(result, part)
     return metrics
 
@@ -299,7 +306,7 @@ class _Log:
     def tell(self, what: str, *words) -> None:
         """Call ``begin``, ``warn`` or ``end`` of the writers that have it."""
         for writer in self.writers:
-            getattr(writer, what, _nothing)(*words)
+            getattr(writer, what, lambda *_: None)(*words)
 
     def out_of_patience(self, patience: int) -> bool:
         """Whether to stop, on all ranks: the first knows the history, and says so."""
@@ -326,10 +333,6 @@ class _Log:
         self.ended = collapse(self.history, self.method)
         if self.ended:
             self._say(f"step {step}: {self.ended}: the run may be collapsing")
-
-
-def _nothing(*words) -> None:
-    """What a writer does that has no such function."""
 
 
 def _bar(method: Method, plan: TrainConfig, start: int, progress: bool):

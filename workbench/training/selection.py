@@ -14,37 +14,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 
 from workbench.core import Group, Method, Problem, Task, coordinates, refuse_if, refuse_on
 from workbench.model.learner import Learner
 from workbench.records import dumps, write_atomic
 from workbench.rollouts.sampling import sample_groups
+from workbench.tasks.base import Among
 
 FILE = "filter.json"  # in the run's folder
 
 
 @dataclass(frozen=True)
-class Filtered:
-    """A task whose training problems are those of ``rows``; all else is the task's.
+class Filtered(Among):
+    """A task that keeps to training problems of medium difficulty.
 
     ``accuracy``: what the policy had, by problem, of all that were measured; ``generated``: tokens
     that it wrote for that.
     """
 
-    task: Task
-    rows: tuple[Problem, ...]
     accuracy: Mapping[str, float]
     generated: float
-
-    def __getattr__(self, name: str):
-        return getattr(self.task, name)
-
-    def problems(self, split: str, n: int, seed: int) -> list[Problem]:
-        """Training problems at random, all different."""
-        if split != "train":
-            return self.task.problems(split, n, seed)
-        return Random(seed).sample(self.rows, n)
 
     def save(self, out: Path) -> None:
         record = {"accuracy": dict(self.accuracy), "generated": self.generated}

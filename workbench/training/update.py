@@ -58,14 +58,13 @@ def update(
     ``dynamic_sampling``: how often groups without contrast are replaced (selection.py).
     """
     method = method.for_task(task)
-    clock = _Clock()
+    begin = time.perf_counter()
     with at_temperature(learner, temperature):
         with learner.gathered():
             graded = _Timed(task)
             groups = method.sample(learner, graded, problems, seed)
             groups = replaced(groups, method, learner, graded, seed, dynamic_sampling)
-            clock.lap("seconds_sample")
-            clock.laps["seconds_grade"] = graded.seconds
+            sampled = time.perf_counter()
             credits = method.credit(groups, learner)
         skipped, steps = learner.skipped, learner.steps
         parts = mini_batches(credits, groups, minibatches)
@@ -75,10 +74,10 @@ def update(
     if updates > 1:
         metrics |= {f"last_{name}": value for name, value in _added(last.losses).items()}
     metrics |= _follow(method, learner, skipped)
-    clock.lap("seconds_train")
+    seconds = {"seconds_sample": sampled - begin, "seconds_train": time.perf_counter() - sampled}
     metrics |= describe(groups) | dict(method.diagnose(groups, credits))
     metrics |= {"lr": learner.lr, "optimizer_steps": float(learner.steps - steps)}
-    metrics |= {"skipped": float(learner.skipped)} | clock.laps
+    metrics |= {"skipped": float(learner.skipped), "seconds_grade": graded.seconds} | seconds
     if learner.loss_scale:
         metrics["loss_scale"] = learner.loss_scale.value
     return StepRecord(step, metrics, tuple(groups), by_group(groups, credits, first.credit))
@@ -225,17 +224,6 @@ def _rows_a_rank(rows: int | None, credits: int) -> int | None:
     if distributed.size() == 1:
         return rows
     return min(rows or credits, -(-credits // distributed.size()))
-
-
-class _Clock:
-    def __init__(self):
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - self.last
-        self.last = now
 
 
 class _Timed:

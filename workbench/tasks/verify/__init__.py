@@ -26,6 +26,7 @@ from workbench.tasks.verify.answers import LONGEST, is_number, is_text, same, va
 from workbench.tasks.verify.notation import notation
 from workbench.tasks.verify.pool import SECONDS, Pool
 from workbench.tasks.verify.statements import final_answer, final_answers
+from workbench.thoughts import said_aloud
 
 __all__ = ["check_gold", "compare", "final_answer", "final_answers", "grade", "shown"]
 
@@ -90,6 +91,9 @@ def grade(gold: str, text: str, stated_only: bool = False) -> Verdict:
     if not gold.strip():
         return Verdict(math.nan, False, "There is no right answer to compare with.")
     answers = final_answers(text, stated_only)
+    if not answers and not stated_only:  # a word may be the whole text
+        word, said = gold.strip().casefold(), said_aloud(text).strip(" \n*.")
+        answers = [said] if said.casefold() in (word, f"({word})") else []
     if not answers:
         return Verdict(0.0, False, "There is no final answer.")
     given = " or ".join(reversed(answers))

@@ -256,6 +256,8 @@ class _Comparison:
         if quantity(gold) and quantity(given):
             return None
         left, right = values(gold), values(given)
+        if not left.parts or not right.parts:  # nothing but "and"
+            return False
         if len(left.parts) == 1 and not left.brackets:
             if right.brackets:
                 return False

@@ -26,6 +26,7 @@ _SIGNS = """
 √ ⇒ \\sqrt␣
 ∅ ⇒ \\emptyset␣
 θ ⇒ \\theta␣
+Ω ⇒ \\Omega␣
 α ⇒ \\alpha␣
 β ⇒ \\beta␣
 λ ⇒ \\lambda␣
@@ -51,7 +52,7 @@ _RULES = r"""
 (?<![\d.,])(\d{1,3})\.(\d{3})\.(\d{3})(?![\d.]) ⇒ \1\2\3
 \\(?:(?:text|math)(?:bf|it|rm|sf|tt|sc|normal)?|[mh]box|operatorname\*?)\s*\{([^{}]*)\} ⇒ ␣\1␣
 \\(?:emph|bf|rm|underline|ensuremath)\s*\{([^{}]*)\} ⇒ ␣\1␣
-(?<=\d)\s*\^?\s*\{?\s*(?:st|nd|rd|th)(?![a-zA-Z])\s*\}? ⇒
+(?<=\d)\s*(?:\^\s*)?(?:\{\s*)?(?:st|nd|rd|th)(?![a-zA-Z])\s*\}? ⇒
 (?<=\d)\s*[aA]\.?[mM](?![a-zA-Z])\.? ⇒ ␣am
 (?<=\d)\s*[pP]\.?[mM](?![a-zA-Z])\.? ⇒ ␣pm
 (?<![a-zA-Z])(?:USD|US\$)\s*(?=\d) ⇒ \$
@@ -59,7 +60,9 @@ _RULES = r"""
 (?<![a-zA-Z])[Aa]n? (?=(?:half|quarter|third|(?:four|fif|six|seven|eigh|nin|ten)th)\b) ⇒ one␣
 (?<![\w.])(\d+) and one half(?![a-zA-Z]) ⇒ \1 1/2
 \\(?:lor|vee)(?![a-zA-Z]) ⇒ ␣or␣
-\\(?:mathbb\s*\{?R\}?|R)(?![a-zA-Z^_\s]) ⇒ (-\\infty,\\infty)
+(?<![a-zA-Z\\])(ln|log|sin|cos|tan|exp)(?=\s*\(|\s+\\?[a-zA-Z0-9](?![a-zA-Z])) ⇒ \\\1
+\\Omega(?![a-zA-Z]) ⇒ ␣ohm
+\\(?:mathbb\s*(?:\{R\}|R)|R)(?![a-zA-Z]|\s*[\^_]) ⇒ (-\\infty,\\infty)
 \{\s*(\w+)\s*\\choose\s*(\w+)\s*\} ⇒ \\binom{\1}{\2}
 \^\s*\{\s*\\circ\s*\}|\^\s*\\circ|\\degree|\\circ(?=\s*$) ⇒ °
 \\(?:leqslant|leqq|leq|le)(?![a-zA-Z])|<=|≤ ⇒ ≤

@@ -106,7 +106,8 @@ def quantity(answer: str) -> Quantity | None:
 
 def _of_two_units(answer: str) -> Quantity | None:
     """What is over a whole number of large units, in small ones, is less than one large one."""
-    parts = _TWO_UNITS.fullmatch(answer)
+    # longer is no quantity, and what is left is looked at again
+    parts = len(answer) < 200 and _TWO_UNITS.fullmatch(answer)
     large = parts and _of_one_unit(parts[1])
     if not large or large.value < 0 or large.value.denominator > 1 or not large.unit.dimensions:
         return None

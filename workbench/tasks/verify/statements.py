@@ -15,13 +15,14 @@ TAIL = 100_000  # the answer is looked for in this many last characters
 NEAR = 80  # characters between two answers that belong together
 MOST = 10  # answers that are given together
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(r"(?:-|(?<!\d)[\u2212\u2013])?(?:\d[\d,]*(?:\.\d+)?|(?<![\w.])\.\d+)(?:/\d+)?")
 _MARKED = re.compile(
-    r"(?:####|<answer>|\b(?:[Aa]nswer|ANSWER)s?\**"
+    r"(?:(?:####|<answer>)\s*|\b(?:[Aa]nswer|ANSWER)s?\*{0,4}"
     r"(?:(?P<negated>[ \t]+(?:is|are|was|can|could)(?:n['\u2019]t|not|[ \t]+not)\b(?:[ \t]+be\b)?)"
     r"|(?:[ \t]+(?:to|for|in)[ \t][^\n.:,]{1,40}?)?[ \t]+"
     r"(?:is|are|must be|should be|equals)\b:?\**\s*"
     r"|\**:\**\s*|(?<=[^s])(?=[ \t]+[-$\d])))[* \t]*"
+    r"(?:(?:\\\[|\$\$)[ \t]*\n\s*)?"
 )
 _BRACES = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _BLANK = re.compile(r"\s*")
@@ -30,8 +31,8 @@ _BARE_BOX = re.compile(r"\\boxed\s+(-?[\w.]+)")
 _SENTENCE_END = re.compile(r"(?<=\S)[.?](?=\s)|!(?=\s+[A-Z])|</answer>")
 # What stands before an answer and takes it back.
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|cannot|doubt|wrong|incorrect|if|suppose|assume|whether|unless)\b|n['\u2019]t\b)"
-    r"[^.,;:!?\n]*$",
+    r"(?:\b(?:not|never|cannot|doubt|wrong|incorrect)\b|n['\u2019]t\b)[^.,;:!?\n]*$"
+    r"|\b(?:if|suppose|assume|whether|unless)\b(?:(?!\b(?:then|so|thus|hence)\b)[^.,;:!?\n])*$",
     re.IGNORECASE,
 )
 _NOT_THIS_BOX = re.compile(
@@ -50,21 +51,30 @@ _AND_BEFORE = re.compile(
 )
 # What makes a number a part of a formula or of a word, or only a bound.
 _BOUND_BEFORE = re.compile(
-    r"(?:[a-zA-Z^_{\\+/\xd7\xb7\u2264\u2265]|(?<!\*)\*\s*|(?<![<>])[<>]\s*"
+    r"(?:[a-zA-Z^_{\\]|[+/\xb1\xb7\xd7\u221a\u2260\u2264\u2265]\s*|(?<!\*)\*\s*|(?<![<>])[<>]\s*"
+    r"|\\(?:pm|times|cdot|[gln]eq?)\s+"
     r"|\b(?:(?:more|less|greater|fewer|other) than|at (?:least|most)|between|over|under|below"
     r"|above|up to|twice|half of)\s+)$",
     re.IGNORECASE,
 )
-_BOUND_AFTER = re.compile(r"-?[a-zA-Z]|\s*[!^}]|%\w|\W*(?:is|was|are|can)(?:n['\u2019]|no| no)t\b")
+_BOUND_AFTER = re.compile(
+    r"-?[a-zA-Z]|\s*[!^}\xbc-\xbe\u2150-\u215e]|%\w"
+    r"|\s*(?:dozen|hundred|thousand|[mbt]r?illion)s?\b"
+    r"|\W*(?:is|was|are|can)(?:n['\u2019]|no| no)t\b"
+)
 _CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _OR_AFTER = re.compile(
     r"[\s$\\)\]},.;*]*\(?(?:(?:or|alternatively|maybe|perhaps|possibly|otherwise|unless|and or)\b"
-    r"[^.\n\d]{0,60}|and\s+[$\\(]*)(-?\d[\d.,/]*)",
+    r"(?:[^\w.\n]{0,12}(-?\d[\d.,/]*)"
+    # a sum says how it came, and is no other answer
+    r"|[^.\n\d]{0,60}(-?\d[\d.,/]{0,40})(?![\d.,/])(?!\s{0,9}[-+*/=]\s{0,9}[\d(\\]))"
+    r"|and\s+[$\\(]*(-?\d[\d.,/]*))",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(
-    r"\b(?:(?:that|this|it|which)(?: is|['\u2019]s| was) (?:wrong|incorrect|not right|not correct)"
+    r"\b(?:(?<!if )(?<!you think )(?:that|this|it)(?: is|['\u2019]s| was) "
+    r"(?:wrong|incorrect|not right|not correct)"
     r"|(?:actually|oh|sorry|hmm),? no\b(?! need)"
     r"|(?<=[.!?\u2026] )no,? it(?: is|['\u2019]s) (?=[-$\\]*\d)"
     r"|scratch that|correction:|i made (?:a mistake|an error)|wait,? no\b(?! need)|no,? wait\b"
@@ -73,10 +83,12 @@ _TAKEN_BACK = re.compile(
 )
 
 
+# The same of the statement that it follows; of another number it takes back nothing.
+_WHICH = re.compile(r"[\s$.,*)]{0,9}\bwhich (?:is|was) (?:wrong|incorrect|not right|not correct)")
 _SAID_ANEW = re.compile(
     r"[\s,.;:\u2014-]*(?:(?:so|rather|instead)\W+)?(?:be\s+"
     r"|(?:it|that|this|(?:the |my )?(?:\w+ )?answer)(?:['\u2019]s| is| must be| should be)\s+)?"
-    r"(?P<claim>[^\n]*)",
+    r"(?P<claim>[^\n]{0,200})",
     re.IGNORECASE,
 )
 
@@ -151,7 +163,7 @@ def _marked(text: str) -> list[Statement]:
         end = stop.start() if stop else len(said)
         asked = said[end : end + 1] == "?" or said[:end].rstrip(" *$").endswith("?")
         denied = _DENIED.search(text[max(0, mark.start() - NEAR) : mark.start()])
-        claim = re.sub(r"\*+(?=\W*$)", "", said[:end]).strip("* \t")
+        claim = re.sub(r"\*+(?!\*)(?=\W*$)", "", said[:end]).strip("* \t")
         if mark["negated"]:
             claim = core("not " + claim)
         elif asked or denied:
@@ -161,7 +173,11 @@ def _marked(text: str) -> list[Statement]:
 
 
 def _abbreviates(said: str, stop: re.Match) -> bool:
-    return bool(re.search(r"\b(?:e\.g|i\.e|approx|ca|vs|sq|cu|Rs)$", said[: stop.start()]))
+    return bool(
+        re.search(
+            r"\b(?:e\.g|i\.e|approx|ca|vs|sq|cu|Rs|Dr|Mrs?|Ms|Mt|Prof)$|^St$", said[: stop.start()]
+        )
+    )
 
 
 def _last_number(text: str) -> list[str]:
@@ -179,11 +195,11 @@ def _last_number(text: str) -> list[str]:
     after = text[last.end() : last.end() + 12]
     if _DENIED.search(before) or _OPEN_BOX.search(before) or re.match(r"[*$)]*\?", after):
         return []
-    if not re.search(r"[a-zA-Z]|[^\W\d_\x00-\u03ff]", _COMMAND.sub("", line)):
+    alternative = _AND_BEFORE.search(before)
+    if not alternative and not re.search(r"[a-zA-Z]|[^\W\d_\x00-\u03ff]", _COMMAND.sub("", line)):
         return [line.strip(" $*.")]
     if _BOUND_BEFORE.search(before) or _BOUND_AFTER.match(after):
         return []
-    alternative = _AND_BEFORE.search(before)
     return [last[0], *([alternative[1]] if alternative else [])]
 
 
@@ -201,7 +217,8 @@ def _together(text: str, statements: list[Statement], later: list[Statement]) ->
     if not kept:
         return []
     last = kept[-1]
-    taken_back = list(_TAKEN_BACK.finditer(text, last.start))
+    which = _WHICH.search(text, last.start, last.end) or _WHICH.match(text, last.end)
+    taken_back = [*filter(None, [which]), *_TAKEN_BACK.finditer(text, last.start)]
     if taken_back:
         return _said_anew(text[taken_back[-1].end() :])
     answers, start = [last.said], last.start
@@ -212,7 +229,7 @@ def _together(text: str, statements: list[Statement], later: list[Statement]) ->
         start = earlier.start
     before = _OR_BEFORE.search(text[max(0, start - NEAR) : start])
     for alternative in (before, _OR_AFTER.match(text, last.end)):
-        answers += [alternative[1]] if alternative else []
+        answers += [alternative[alternative.lastindex]] if alternative else []
     for other in later:
         number = other.start >= last.end and quantity(notation(core(other.said)))
         if number and not same(last.said, other.said, lambda gold, given: False):

@@ -37,6 +37,8 @@ energy: joule 1; kj kilojoule 1000; kwh 3600000
 calories: calorie cal 1; kcal kilocalorie 1000
 power: watt 1; kw kilowatt 1000
 voltage: volt 1
+resistance: ohm 1
+charge: coulomb 1
 current: ampere amp 1
 frequency: hz hertz 1; khz kilohertz 1000; mhz megahertz 1000000
 pressure: pascal 1; kpa kilopascal 1000
