@@ -1,5 +1,6 @@
 """The grid: arms can be built, cells are made once, a killed cell goes on, a record is whole."""
 
+import itertools
 import json
 import re
 import shutil
@@ -158,20 +159,16 @@ def test_runs_that_end_together_are_all_kept(tmp_path, monkeypatch):
 
     def one(words, **_):
         arm, rate, seed = words[4:7]
-        line = {"arm": arm, "rate": float(rate), "seed": int(seed), "avg": 0.5}
+        avg = 0.7 if float(rate) == 1e-4 else 0.5  # no edge wins: the grid is all there is to try
+        line = {"arm": arm, "rate": float(rate), "seed": int(seed), "avg": avg}
         return subprocess.CompletedProcess(words, 0, json.dumps(line) + "\n", "")
 
     monkeypatch.setattr(grid.subprocess, "run", one)
     grid.tune_all(6, tmp_path)
-    runs = json.loads((tmp_path / "tuning.json").read_text())["runs"]
-    cells = {(run["arm"], run["rate"], run["seed"]) for run in runs}
-    # all alike: the smallest rate is taken each time, and the grid grows below it until it differs
-    assert len(cells) == len(runs) and cells >= {
-        (name, rate, seed)
-        for name in tuning.TUNED
-        for rate in tuning.RATES
-        for seed in tuning.SEEDS
-    }
+    record = json.loads((tmp_path / "tuning.json").read_text())
+    cells = [(run["arm"], run["rate"], run["seed"]) for run in record["runs"]]
+    assert sorted(cells) == sorted(itertools.product(tuning.TUNED, tuning.RATES, tuning.SEEDS))
+    assert record["rates"] == dict.fromkeys(tuning.TUNED, 1e-4)
 
 
 def test_the_grid_grows_beyond_an_edge_that_wins_and_a_rate_counts_with_all_its_seeds():
@@ -185,6 +182,8 @@ def test_the_grid_grows_beyond_an_edge_that_wins_and_a_rate_counts_with_all_its_
         *tuning.RATES,
         1e-5,
     }
+    harmed = {f"{3e-4 / 3**n:.1g}": 0.1 + 0.1 * n for n in range(6)}
+    assert tuning.wanted(tried(**harmed)) == set(map(float, harmed))  # not for ever
     one = [{"arm": "scope-tuned", "rate": 1e-4, "seed": 910, "avg": 0.9}]
     assert tuning.by_rate(one, "scope-tuned") == {}
     left = tuning.untried(one)

@@ -29,6 +29,7 @@ SEEDS = (910, 911, 912)
 STEPS = 50
 PROBLEMS, SAMPLES = 400, 4
 FACTOR = 3  # between neighbours of the grid
+MOST = 6  # rates
 TUNED = {arm.name: arm for arm in GRID if arm.tuned}
 
 
@@ -67,9 +68,11 @@ def choose(accuracies: dict[float, np.ndarray]) -> float:
 
 
 def wanted(accuracies: dict[float, np.ndarray]) -> set[float]:
-    """The rates to try: those of the grid, and one more beyond an edge that wins."""
+    """The rates to try: those of the grid, and one more beyond an edge that wins, up to ``MOST``:
+    of a method that only harms the smallest rate would win for ever.
+    """
     rates = set(RATES) | set(accuracies)
-    if set(RATES) <= set(accuracies):
+    if set(RATES) <= set(accuracies) and len(accuracies) < MOST:
         if choose(accuracies) == min(accuracies):
             rates.add(_beyond(min(accuracies) / FACTOR))
         if best(accuracies) == max(accuracies):
