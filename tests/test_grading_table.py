@@ -1072,6 +1072,8 @@ TABLE = r"""
 - 3 ¦ text:x ≠ 3
 - 3 ¦ text:It is ± 3
 - 3 ¦ text:2 × 3
+- 3 ¦ text:We get 5 - 3
++ 2 ¦ text:We get 5 - 3 = 2
 - 3 ¦ text:It is 2√3
 - 3 ¦ text:$2 \times 3$
 - 3 ¦ text:$x \neq 3$
