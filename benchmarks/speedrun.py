@@ -49,18 +49,16 @@ SETTLE = 0.3  # seconds until the idle threads of the evaluation stop spinning
 
 
 def ours(name: str, seed: int) -> None:
-    from workbench import methods
     from workbench.core import coordinates
     from workbench.model.learner import Learner, OptimConfig
     from workbench.model.loading import load_policy
     from workbench.tasks.arithmetic import Arithmetic
     from workbench.training.update import update
 
-    method = methods.find(name)(**{"k": GROUP} if name in ("opd", "kd") else {})
+    method, count = method_of(name)
     expert = load_policy(TEACHER) if method.needs_expert else None
     learner = Learner(load_policy(MODEL), OptimConfig(lr=RATE), seed=seed, expert=expert)
     task = Arithmetic()
-    count = PROMPTS if method.samples else PROMPTS * GROUP
     numbers = itertools.count()
     say({"ready": True})
     for line in sys.stdin:
@@ -74,6 +72,14 @@ def ours(name: str, seed: int) -> None:
         record = update(method, learner, task, problems, (seed, number), step=number)
         seconds = time.perf_counter() - began
         say({"seconds": seconds, "tokens": record.metrics["generated"]})
+
+
+def method_of(name: str) -> tuple:
+    """The method, and how many problems it gets a step."""
+    from workbench import methods
+
+    method = methods.find(name)(**{"k": GROUP} if name in ("opd", "kd") else {})
+    return method, PROMPTS * GROUP if name == "sft" else PROMPTS
 
 
 def theirs(seed: int) -> None:

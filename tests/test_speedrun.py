@@ -51,6 +51,18 @@ def test_an_entry_counts_when_every_seed_reached_the_target():
         assert standings(void) == {"grpo": None} and "void" in table(standings(void))
 
 
+def test_every_method_learns_from_as_many_texts_a_step():
+    from speedrun import GROUP, METHODS, PROMPTS, method_of
+
+    from workbench.methods.trapo import PRESETS
+
+    for name in METHODS:
+        method, problems = method_of(name)
+        of_trapo = sum(group.n for group in PRESETS["paper"])
+        texts = of_trapo if name == "trapo" else method.k
+        assert problems * texts == PROMPTS * GROUP, name
+
+
 def test_the_others_are_measured_by_trl():
     from speedrun import standings, table
 

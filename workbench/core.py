@@ -118,6 +118,11 @@ class Problem:
     solutions: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def key(self) -> str:
+        """Of two files' problems that have one id, each has its own."""
+        return repr((self.id, self.messages))
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -137,8 +137,7 @@ def groups(corrections: Sequence[Correction], policy: Policy) -> list[Group]:
             f"the correction of problem {correction.problem.id} was tokenised for "
             f"{correction.policy}, not for {policy.name}",
         )
-        key = repr((correction.problem.id, correction.problem.messages))
-        by_problem.setdefault(key, []).append(correction)
+        by_problem.setdefault(correction.problem.key, []).append(correction)
     return [
         Group(several[0].problem, tuple(one.rollout for one in several))
         for several in by_problem.values()

@@ -95,8 +95,7 @@ def rows(
     if form == "groups":
         records = [group_to_dict(_group(item)) for item in source]
     elif form == "verl":
-        # two questions may have one id: those of two files
-        problems = {repr((item.problem.id, item.problem.messages)): item.problem for item in source}
+        problems = {item.problem.key: item.problem for item in source}
         records = [_verl(index, problem) for index, problem in enumerate(problems.values())]
     elif form in FORMS:
         examples = (example for item in source for example in _examples(item, form == "dpo"))

@@ -82,6 +82,7 @@ class Policy:
 
     @property
     def layers(self) -> list[nn.Module]:
+        """Those that activations can be recomputed in, and weights sharded by."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         return [m for m in self.decoder.modules() if isinstance(m, GradientCheckpointingLayer)]

@@ -51,7 +51,8 @@ _AND_BEFORE = re.compile(
 )
 # What makes a number a part of a formula or of a word, or only a bound.
 _BOUND_BEFORE = re.compile(
-    r"(?:[a-zA-Z^_{\\]|[+/\xb1\xb7\xd7\u221a\u2260\u2264\u2265]\s*|\d\s*-\s+|(?<!\*)\*\s*|(?<![<>])[<>]\s*"
+    r"(?:[a-zA-Z^_{\\]|[+/\xb1\xb7\xd7\u221a\u2260\u2264\u2265]\s*|\d\s*-\s+"
+    r"|(?<!\*)\*\s*|(?<![<>])[<>]\s*"
     r"|\\(?:pm|times|cdot|[gln]eq?)\s+"
     r"|\b(?:(?:more|less|greater|fewer|other) than|at (?:least|most)|between|over|under|below"
     r"|above|up to|twice|half of)\s+)$",
